@@ -1,0 +1,45 @@
+# Two commands do everything: `make demo` and `make test`. Each sets itself up into .venv on its first run.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup demo test check lint bench simulate test-large clean help
+
+help:            ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## install into .venv
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)   ## the main job for real: five nodes, one of them lying, train, publish, lose the publisher, serve
+	$(BIN)/python -m simulations.demo
+
+test: lint       ## everything that must hold
+	$(BIN)/python -m pytest -m "not large"
+
+check: lint      ## the quick part of it: style, types, layers, unit and property tests
+	$(BIN)/python -m pytest -q tests/unit tests/property
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## measure against the limit or a peer in the same run
+	$(BIN)/python -m simulations.bench
+
+simulate: $(READY) ## the machines under a virtual clock, many seeded schedules
+	$(BIN)/python -m simulations.rounds --schedules 10000
+	$(BIN)/python -m simulations.membership --peers 1000
+
+test-large: $(READY) ## tests that need large assets
+	$(BIN)/python -m pytest -m large
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
