@@ -1,0 +1,72 @@
+"""The trainer port: one member's hands on the model during a run.
+
+The node drives a run through this port and never sees a tensor. `worker_trainer.py` implements it by a sandboxed
+worker process; `simulations/attacks` wraps it to build peers that lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class RunSetup:
+    """What a member trains: the same at all members but for `index`.
+
+    run: 32 bytes. spec: the architecture's JSON. parts: pieces an update is cut into, one reducer each.
+    """
+
+    run: bytes
+    spec: bytes
+    weights: Path
+    data: Path
+    partition: str
+    index: int
+    members: int
+    parts: int
+    inner_steps: int
+    batch: int
+    learning_rate: float
+    optimizer: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A member's update of one round in its wire form.
+
+    exponents: one for each part. mantissas: (dimension,) little-endian int16, parts in order.
+    """
+
+    exponents: tuple[int, ...]
+    mantissas: bytes
+    loss: float
+
+
+class Trainer(Protocol):
+    """Open for one run. Every method raises WorkerFailed when the process behind it ends."""
+
+    dimension: int
+    state_root: bytes
+
+    async def train(self, round_number: int) -> Update:
+        """Local steps from the public state; the state itself does not move."""
+
+    async def apply(self, round_number: int, exponents: tuple[int, ...], mantissas: bytes) -> bytes:
+        """The outer step with a certified aggregate. Returns the new state root, 32 bytes."""
+
+    async def state(self) -> bytes:
+        """The whole public state, for a member that was left behind."""
+
+    async def restore(self, round_number: int, state: bytes) -> bytes:
+        """Take over a state; returns its root, which the caller compares with a certificate."""
+
+    async def export(self) -> Path:
+        """The trained weights as a safetensors file in the run's scratch folder."""
+
+
+TrainerFactory = Callable[[RunSetup], AbstractAsyncContextManager[Trainer]]
