@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from celluler.aggregation.digests import part_hash, reduced_digest
+from celluler.aggregation.q16 import Quantised, decode, encode
+from celluler.aggregation.rules import RULES, rule_named
+from celluler.errors import LocalError
+
+
+def reduce_floats(name: str, rows: list[list[float]], f: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    parts = [encode(np.array(row, dtype=np.float32)) for row in rows]
+    exponents = np.array([part.exponent for part in parts], dtype=np.int16)
+    reduced = RULES[name](exponents, np.stack([part.mantissas for part in parts]), f)
+    return decode(Quantised(reduced.exponent, reduced.mantissas)), reduced.weights
+
+
+def test_one_update_times_minus_a_thousand_moves_the_mean_and_not_nk_or_the_median() -> None:
+    honest = [[1.0, 2.0], [1.1, 2.1], [0.9, 1.9], [1.0, 2.05]]
+    attack = [[-1000.0, -2000.0]]
+    for name in ("nk", "median"):
+        values, _ = reduce_floats(name, honest + attack, 2)
+        assert np.allclose(values, [1, 2], atol=0.15)
+    moved, weights = reduce_floats("mean", honest + attack, 2)
+    assert moved[0] < -190
+    assert weights == (1, 1, 1, 1, 1)
+
+
+def test_nk_weights_sum_to_the_square_of_the_trusted() -> None:
+    _, weights = reduce_floats("nk", [[1.0, 2.0], [1.1, 2.1], [0.9, 1.9], [1.0, 2.05], [-9.0, 4.0]], 2)
+    assert sum(weights) == 9
+    assert weights[4] == 0
+
+
+def test_only_zero_parts_give_a_zero_part() -> None:
+    for name in RULES:
+        values, _ = reduce_floats(name, [[0.0, 0.0]] * 4, 1)
+        assert not values.any()
+
+
+def test_the_median_of_an_even_number_is_the_middle_of_the_two() -> None:
+    values, _ = reduce_floats("median", [[1.0], [2.0], [3.0], [5.0]], 0)
+    assert values.tolist() == [2.5]
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("exponents", "mantissas", "f"),
+    [
+        (np.zeros(2, np.int16), np.zeros((3, 4), np.int16), 0),
+        (np.zeros(0, np.int16), np.zeros((0, 4), np.int16), 0),
+        (np.zeros(65, np.int16), np.zeros((65, 4), np.int16), 0),
+        (np.zeros(2, np.int16), np.zeros((2, 0), np.int16), 0),
+        (np.zeros(2, np.int16), np.zeros((2, 4), np.float32), 0),
+        (np.zeros(2, np.int32), np.zeros((2, 4), np.int16), 0),
+        (np.full(2, 114, np.int16), np.zeros((2, 4), np.int16), 0),
+        (np.full(2, -999, np.int16), np.zeros((2, 4), np.int16), 0),
+        (np.zeros(2, np.int16), np.zeros((2, 4), np.int16), -1),
+    ],
+)
+def test_inputs_of_another_shape_are_refused(name: str, exponents, mantissas, f: int) -> None:
+    with pytest.raises(LocalError):
+        RULES[name](exponents, mantissas, f)
+
+
+def test_an_unknown_rule_is_refused_by_name() -> None:
+    with pytest.raises(LocalError, match="krum"):
+        rule_named("krum")
+
+
+def test_values_of_another_type_are_refused() -> None:
+    with pytest.raises(LocalError):
+        encode(np.zeros(3, np.float64))  # type: ignore[arg-type]
+    with pytest.raises(LocalError):
+        encode(np.zeros((3, 1), np.float32))
+    with pytest.raises(LocalError):
+        decode(Quantised(200, np.ones(3, np.int16)))
+
+
+def test_the_largest_value_is_clamped_rather_than_wrapped() -> None:
+    top = np.nextafter(np.float32(1), np.float32(0))
+    part = encode(np.array([top, -top], dtype=np.float32))
+    assert part == Quantised(-15, part.mantissas)
+    assert part.mantissas.tolist() == [32767, -32767]
+
+
+def test_hashes_are_these_bytes() -> None:
+    """Golden values: another implementation must arrive at them."""
+    mantissas = np.array([1, -2, 32767], dtype=np.int16)
+    part = part_hash(bytes(range(32)), 7, b"k" * 32, part=2, exponent=-19, mantissas=mantissas)
+    digest = reduced_digest(
+        bytes(range(32)), 7, b"s" * 32, part=2, exponent=-19, used=0b1011, weights=(4, 3, 0, 2), mantissas=mantissas
+    )
+    assert part.hex() == "de8c4b7e029a12ca8333dfad12cb76e5c420be8145e4f5ea537d509eaa0c9568"
+    assert digest.hex() == "c63fa646a733ca7f6c7613d433e9d32b54aeefe7d62955bce6416106cc1b441f"
+
+
+THREADS_SCRIPT = """
+import hashlib, numpy as np
+from celluler.aggregation.rules import RULES
+random = np.random.default_rng(5)
+matrix = random.integers(-32768, 32768, (9, 120_001)).astype(np.int16)
+exponents = random.integers(-24, -16, 9).astype(np.int16)
+total = hashlib.sha256()
+for name in sorted(RULES):
+    reduced = RULES[name](exponents, matrix, 4)
+    total.update(repr((name, reduced.exponent, reduced.weights)).encode() + reduced.mantissas.tobytes())
+print(total.hexdigest())
+"""
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", THREADS_SCRIPT],
+            env={"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_CORETYPE": core},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for threads, core in (("1", "Haswell"), ("4", "Nehalem"))  # other kernels as well: another order of adding
+    }
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
