@@ -1,0 +1,50 @@
+"""What a node remembers across restarts besides its key and its content: one small JSON file, replaced atomically.
+
+Everything in it is either ours (head numbers, incarnation) or checked again when used (addresses, envelopes), so a
+lost or torn file costs a slower start and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+MAX_KNOWN_PEERS = 64
+
+
+@dataclass(slots=True)
+class NodeState:
+    """incarnation: the last one used. peers: full addresses to rejoin by. models: manifest digests, hex.
+    announcements: signed envelopes, hex."""
+
+    incarnation: int = 0
+    peers: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    announcements: list[str] = field(default_factory=list)
+
+
+def load_state(path: Path) -> NodeState:
+    """The state at `path`; an empty one when there is none or it cannot be read as one."""
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        state = NodeState(
+            incarnation=int(raw.get("incarnation", 0)),
+            peers=[str(peer) for peer in raw.get("peers", [])][:MAX_KNOWN_PEERS],
+            models=[str(model) for model in raw.get("models", [])],
+            announcements=[str(envelope) for envelope in raw.get("announcements", [])],
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return NodeState()
+    return state
+
+
+def save_state(path: Path, state: NodeState) -> None:
+    """Replace the file in one step: a crash leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(asdict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
