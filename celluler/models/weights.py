@@ -1,0 +1,175 @@
+"""The weights file of an architecture: safetensors, float32, exactly the tensors that the architecture names.
+
+The flat vector of a model is all its tensors, each in row-major order, one after another in the order of
+`Architecture.tensors`: layer by layer as they are written, weight before bias, a batch norm's running mean and
+variance behind its weight and bias. Knows no torch: a node checks and makes weights without an engine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from celluler.errors import InvalidSpec, LocalError
+from celluler.models.layers import FLOAT_BYTES, TensorSpec
+from celluler.models.spec import Architecture
+
+Vector = npt.NDArray[np.float32]
+
+MAX_HEADER_BYTES = 8 << 20
+SEED_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TensorView:
+    """Where one tensor's bytes lie in a safetensors file. dtype: as the format writes it (`F32`)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def initial_vector(architecture: Architecture, seed: bytes) -> Vector:
+    """Untrained weights as a flat vector: the same bytes for the same 32-byte seed, on any machine.
+
+    Weights are uniform within ±bound, drawn from BLAKE3 keyed by the seed with the tensor's name as input.
+    """
+    if len(seed) != SEED_BYTES:
+        raise LocalError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
+    vector = np.empty(architecture.dimension, dtype=np.float32)
+    start = 0
+    for tensor in architecture.tensors:
+        vector[start : start + tensor.elements] = _initial(tensor, seed)
+        start += tensor.elements
+    return vector
+
+
+def initial_weights(architecture: Architecture, seed: bytes, path: Path) -> None:
+    """Write untrained weights to `path`."""
+    save_vector(architecture, initial_vector(architecture, seed), path)
+
+
+def save_vector(architecture: Architecture, vector: Vector, path: Path) -> None:
+    """Write a flat vector as a weights file; equal vectors give equal files. `path` appears whole or not at all."""
+    if vector.shape != (architecture.dimension,) or vector.dtype != np.float32:
+        raise LocalError(f"{vector.dtype} of shape {vector.shape} is no vector of {architecture.dimension} float32")
+    header: dict[str, Any] = {}
+    start = 0
+    for tensor in architecture.tensors:
+        end = start + FLOAT_BYTES * tensor.elements
+        header[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)  # as the format asks: the data begins on a multiple of eight
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            vector.astype("<f4", copy=False).tofile(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_weights(architecture: Architecture, path: Path) -> dict[str, TensorView]:
+    """The file holds exactly the architecture's tensors. Reads the header alone.
+
+    Raises InvalidSpec that names the first tensor that is missing, unknown, or of another shape or dtype.
+    """
+    views = read_header(path, "weights")
+    expected = {tensor.name: tensor for tensor in architecture.tensors}
+    for name in views:
+        if name not in expected:
+            raise InvalidSpec(f"weights.{name[:64]}", "is not a tensor of this architecture")
+    for name, tensor in expected.items():
+        if name not in views:
+            raise InvalidSpec(f"weights.{name}", "is missing")
+        view = views[name]
+        if view.dtype != "F32" or view.shape != tensor.shape:
+            raise InvalidSpec(f"weights.{name}", f"is {view.dtype} {view.shape}, must be F32 {tensor.shape}")
+    return views
+
+
+def load_vector(architecture: Architecture, path: Path) -> Vector:
+    """The flat vector of a weights file. Raises InvalidSpec for a file that does not fit, or holds NaN or infinity."""
+    views = check_weights(architecture, path)
+    vector = np.empty(architecture.dimension, dtype=np.float32)
+    place = 0
+    with path.open("rb") as file:
+        for tensor in architecture.tensors:
+            file.seek(views[tensor.name].start)
+            values = np.fromfile(file, dtype="<f4", count=tensor.elements)
+            if values.size != tensor.elements:
+                raise InvalidSpec(f"weights.{tensor.name}", "ends early")
+            if not np.isfinite(values).all():
+                raise InvalidSpec(f"weights.{tensor.name}", "holds values that are not finite")
+            vector[place : place + tensor.elements] = values
+            place += tensor.elements
+    return vector
+
+
+def read_header(path: Path, what: str) -> dict[str, TensorView]:
+    """The table of a safetensors file, checked against the file's size. Raises InvalidSpec at `what`."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise InvalidSpec(what, f"is not a safetensors file: a header of {length} bytes in {size}")
+            document = json.loads(file.read(length).decode("utf-8"))
+    except OSError as error:
+        raise InvalidSpec(what, f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidSpec(what, "is not a safetensors file: the header is not JSON") from error
+    if not isinstance(document, dict):
+        raise InvalidSpec(what, "is not a safetensors file: the header is no object")
+    views = {
+        name: _view(entry, 8 + length, f"{what}.{name[:64]}") for name, entry in document.items() if name[:2] != "__"
+    }
+    _check_cover(views, 8 + length, size, what)
+    return views
+
+
+def _view(entry: Any, base: int, path: str) -> TensorView:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if len(entry) == 3:
+            if all(type(side) is int and 0 <= side < 1 << 48 for side in shape) and 0 <= start <= end:
+                return TensorView(dtype, tuple(shape), base + start, base + end)
+    raise InvalidSpec(path, "has no valid entry in the safetensors header")
+
+
+_ITEM_BYTES = {"F32": 4, "I64": 8}
+
+
+def _check_cover(views: dict[str, TensorView], base: int, size: int, what: str) -> None:
+    """Tensors lie one behind another, each as long as its shape says, and fill the file: no overlap, nothing hidden."""
+    place = base
+    for name, view in sorted(views.items(), key=lambda item: (item[1].start, item[1].end)):
+        item_bytes = _ITEM_BYTES.get(view.dtype)
+        if item_bytes is None:
+            raise InvalidSpec(f"{what}.{name[:64]}", f"is {view.dtype[:16]}; only {', '.join(_ITEM_BYTES)} are known")
+        if view.start != place or view.end - view.start != item_bytes * math.prod(view.shape):
+            raise InvalidSpec(f"{what}.{name[:64]}", "does not lie where its shape says")
+        place = view.end
+    if place != size:
+        raise InvalidSpec(what, f"has {size} bytes, its tensors end at {place}")
+
+
+def _initial(tensor: TensorSpec, seed: bytes) -> Vector | float:
+    if tensor.role in ("zero", "mean"):
+        return 0.0
+    if tensor.role in ("one", "variance"):
+        return 1.0
+    drawn = blake3(tensor.name.encode("ascii"), key=seed).digest(length=4 * tensor.elements)
+    # 24 bits fit float32 exactly, so every step below is exact but the last multiplication, which IEEE 754 fixes.
+    unit = (np.frombuffer(drawn, dtype="<u4") >> 8).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
+    return unit * np.float32(tensor.bound)
