@@ -1,0 +1,119 @@
+"""Yamux with what py-libp2p's leaves out: bounded memory, writes that cannot be torn, truncation that shows.
+
+- A frame is written whole or the connection ends. libp2p encrypts a frame and then awaits the socket; a task
+  cancelled there would leave the cipher's counter ahead of the wire and every later frame unreadable.
+- What a peer sends to streams nobody reads is bounded for the connection, and so is the number of streams it
+  leaves open: libp2p warns about an overrun window and goes on buffering.
+- A stream that ends because its connection ended is marked `torn`: libp2p reports a clean end of stream.
+  What had arrived before stays readable as `leftover`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.stream_muxer.yamux.yamux import (
+    GO_AWAY_NORMAL,
+    PROTOCOL_ID,
+    Yamux,
+)
+
+from celluler.errors import ProtocolViolation
+from celluler_protocols.host.limits import HostLimits
+
+_MAX_OPEN_STREAMS = 2048
+Overrun = Callable[[ID, Exception], None]
+"""Told once when a connection broke its bounds: whoever hears it must close the connection."""
+
+
+class _Buffer(bytearray):
+    """One stream's unread bytes, counted against its connection."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: BoundedYamux) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def extend(self, data: Any) -> None:
+        self._connection.admit(len(data))
+        super().extend(data)
+
+
+class _Buffers(dict[int, bytearray]):
+    """libp2p puts plain bytearrays here; ours take their place."""
+
+    def __init__(self, connection: BoundedYamux) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def __setitem__(self, stream: int, buffer: bytearray) -> None:
+        if len(self) >= _MAX_OPEN_STREAMS:
+            self._connection.overrun(f"more than {_MAX_OPEN_STREAMS} open streams")
+        super().__setitem__(stream, _Buffer(self._connection))
+
+
+class BoundedYamux(Yamux):
+    def __init__(self, secured: ISecureConn, peer: ID, limits: HostLimits, on_overrun: Overrun) -> None:
+        super().__init__(secured, peer, is_initiator=secured.is_initiator, on_close=_nothing)
+        self._limits, self._on_overrun = limits, on_overrun
+        self.stream_buffers = _Buffers(self)
+        self._overrun = False
+
+    def admit(self, more_bytes: int) -> None:
+        unread = sum(map(len, self.stream_buffers.values()))
+        if self._overrun or unread + more_bytes > self._limits.unread_bytes_a_connection:
+            self.overrun(f"{unread + more_bytes} bytes unread")
+
+    def overrun(self, reason: str) -> None:
+        """Has the connection ended, once. Raises, so that the frame at hand and all later ones are dropped."""
+        if not self._overrun:
+            self._overrun = True
+            self._on_overrun(self.peer_id, ProtocolViolation(reason))
+        raise ConnectionResetError(reason)
+
+    async def _write_frame(self, data: bytes) -> None:
+        deadline = trio.current_time() + self._limits.frame_write_s
+        with trio.CancelScope(shield=True, deadline=deadline) as scope:
+            async with self._write_lock:
+                await self.secured_conn.write(data)
+        if scope.cancelled_caught:
+            await self.secured_conn.close()  # the reading side notices and cleans up
+            raise ConnectionResetError("the peer's socket takes nothing")
+
+    async def _cleanup_on_error(self) -> None:
+        self._mark_torn()
+        await super()._cleanup_on_error()
+
+    async def close(self, error_code: int = GO_AWAY_NORMAL) -> None:
+        self._mark_torn()
+        await super().close(error_code)
+
+    def _mark_torn(self) -> None:
+        for number, stream in self.streams.items():
+            if stream.closed or getattr(stream, "torn", None) is not None:
+                continue
+            stream.leftover = bytes(self.stream_buffers.get(number, b""))  # type: ignore[attr-defined]
+            stream.torn = not stream.recv_closed  # type: ignore[attr-defined]
+
+
+class BoundedMuxer(MuxerMultistream):
+    """Negotiates the muxer of a new connection; the only one on offer is ours."""
+
+    def __init__(self, limits: HostLimits, on_overrun: Overrun) -> None:
+        super().__init__({PROTOCOL_ID: BoundedYamux})  # type: ignore[dict-item]
+        self._limits, self._on_overrun = limits, on_overrun
+
+    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        protocol, _ = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
+        muxed = BoundedYamux(conn, peer_id, self._limits, self._on_overrun)
+        return self._annotate_connection(muxed, conn, protocol)
+
+
+async def _nothing() -> None:
+    """Yamux wants a callback; the swarm sets its own when it takes the connection over."""
