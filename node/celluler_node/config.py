@@ -1,0 +1,356 @@
+"""Configuration: flag > `CELLULER_*` > TOML file > default, checked once, then frozen.
+
+One table, `SETTINGS`, says for every setting its place in the file, its variable, how it is read and what it is for;
+`docs/reference/configuration.md` is checked against it. The environment is handed in by the command line: nothing
+below it reads any.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from celluler.errors import InvalidSpec
+from celluler.home import NODE_FILE, places
+
+NICKNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", re.IGNORECASE)
+_ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/\w+)?")
+_POWERS = tuple(enumerate("kmgt", 1))
+_UNITS = {"b": 1} | {f"{u}b": 1000**n for n, u in _POWERS} | {f"{u}ib": 1024**n for n, u in _POWERS}
+ROLES = ("train", "serve")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """A node's whole configuration. `SETTINGS` explains each field; home and what follows from it are below.
+
+    nickname: "" means one derived from the peer id.
+    """
+
+    home: Path
+    store_folder: Path
+    nickname: str
+    roles: tuple[str, ...]
+    listen: tuple[str, ...]
+    join: tuple[str, ...]
+    api_host: str
+    api_port: int
+    api_allowed_hosts: tuple[str, ...]
+    store_quota_bytes: int
+    worker_memory_bytes: int
+    worker_threads: int
+    sandbox: bool
+    log_format: str
+    log_level: str
+
+    @property
+    def key_file(self) -> Path:
+        return self.home / "identity.key"
+
+    @property
+    def state_file(self) -> Path:
+        return self.home / "state.json"
+
+    @property
+    def node_file(self) -> Path:
+        return self.home / NODE_FILE
+
+    @property
+    def log_file(self) -> Path:
+        """Where a node started with `--detach` writes."""
+        return self.home / "node.log"
+
+    @property
+    def scratch_folder(self) -> Path:
+        """Working files of workers and averagers; emptied by a starting node."""
+        return self.home / "scratch"
+
+
+# --- readers: what a person wrote to a value; each raises ValueError with the reason ------------------------------
+
+
+def parse_bytes(value: Any) -> int:
+    """`10GiB`, `500 MB`, `1048576` or a number of bytes. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{value!r} is no size: write 512MiB, 10GiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
+
+
+def _text(pattern: re.Pattern[str], wanted: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ValueError(f"{value!r} is not {wanted}")
+        return value
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _between(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{value!r} is not a whole number in {low}..{high}")
+        return value
+
+    return read
+
+
+def _list_of(read_item: Callable[[Any], str], most: int) -> Callable[[Any], tuple[str, ...]]:
+    """A TOML array, or text with commas (as variables have it)."""
+
+    def read(value: Any) -> tuple[str, ...]:
+        if isinstance(value, str):
+            value = [item.strip() for item in value.split(",") if item.strip()]
+        if not isinstance(value, (list, tuple)) or len(value) > most:
+            raise ValueError(f"{value!r} is not a list of at most {most}")
+        return tuple(read_item(item) for item in value)
+
+    return read
+
+
+def _switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("on", "off", "true", "false"):
+        return value.lower() in ("on", "true")
+    raise ValueError(f"{value!r} is neither on nor off")
+
+
+def _address(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(
+        r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/\w+)?", value
+    ):
+        raise ValueError(f"{value!r} is not an address such as /ip4/127.0.0.1/tcp/4040")
+    _, family, host, _, port, *_ = value.split("/")
+    if int(port) > 65535:
+        raise ValueError(f"{value!r}: no such port")
+    if family in ("ip4", "ip6") and f"ip{ipaddress.ip_address(host).version}" != family:
+        raise ValueError(f"{value!r}: {host} is no {family} address")
+    return value
+
+
+def _bootstrap(value: Any) -> str:
+    address = _address(value)
+    if "/p2p/" not in address:
+        raise ValueError(f"{value!r} lacks the peer's id: it ends in /p2p/12D3KooW…, as `celluler status` prints it")
+    return address
+
+
+def _folder(value: Any) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no folder")
+    return Path(value).expanduser().absolute()
+
+
+_host = _text(re.compile(r"[A-Za-z0-9.:\[\]_-]{1,253}"), "a host name or address")
+
+
+# --- the settings ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """path: in the TOML file. field: in NodeConfig. read: what was written to the value. about: one line."""
+
+    path: str
+    field: str
+    read: Callable[[Any], Any]
+    default: Any
+    about: str
+
+    @property
+    def variable(self) -> str:
+        return "CELLULER_" + self.path.upper().replace(".", "_").replace("NETWORK_", "")
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "nickname",
+        "nickname",
+        _text(NICKNAME, "a nickname: a-z, 0-9 and -, at most 39"),
+        "",
+        "how others see this peer, and the author of its models; when empty, made from the peer id",
+    ),
+    Setting(
+        "roles",
+        "roles",
+        _list_of(_one_of(*ROLES), 2),
+        ROLES,
+        "what it does for the swarm: `train` joins training runs, `serve` answers predictions",
+    ),
+    Setting(
+        "network.listen",
+        "listen",
+        _list_of(_address, 8),
+        ("/ip4/127.0.0.1/tcp/0",),
+        "where peers reach it; the default is closed, only this machine gets in; `/ip4/0.0.0.0/tcp/4040` opens it",
+    ),
+    Setting(
+        "network.join",
+        "join",
+        _list_of(_bootstrap, 32),
+        (),
+        "addresses of peers to join by, ending in `/p2p/…`; none starts a swarm, or rejoins the last one",
+    ),
+    Setting(
+        "api.host",
+        "api_host",
+        _host,
+        "127.0.0.1",
+        "where the HTTP endpoint listens",
+    ),
+    Setting(
+        "api.port",
+        "api_port",
+        _between(0, 65535),
+        8787,
+        "its port; 0 takes any free one, told in node.json",
+    ),
+    Setting(
+        "api.allowed_hosts",
+        "api_allowed_hosts",
+        _list_of(_host, 16),
+        (),
+        "names besides loopback that the Host header of a request may bear",
+    ),
+    Setting(
+        "store.quota",
+        "store_quota_bytes",
+        parse_bytes,
+        "10GiB",
+        "the most that content may take on disk",
+    ),
+    Setting(
+        "store.folder",
+        "store_folder",
+        _folder,
+        None,
+        "where content lies; by default `store` under the data folder",
+    ),
+    Setting(
+        "worker.memory",
+        "worker_memory_bytes",
+        parse_bytes,
+        "8GiB",
+        "address space of one worker, the process that runs a model",
+    ),
+    Setting(
+        "worker.threads",
+        "worker_threads",
+        _between(1, 1024),
+        None,
+        "threads of one worker; by default the cores this process may use",
+    ),
+    Setting(
+        "worker.sandbox",
+        "sandbox",
+        _switch,
+        "on",
+        "`on` confines workers by all that the kernel offers; `off` leaves limits only",
+    ),
+    Setting(
+        "log.format",
+        "log_format",
+        _one_of("text", "json"),
+        "text",
+        "of the log on stderr",
+    ),
+    Setting(
+        "log.level",
+        "log_level",
+        _one_of("debug", "info", "warning", "error"),
+        "info",
+        "the least that is logged",
+    ),
+)
+
+
+def load_config(
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config_file: Path | None = None,
+) -> NodeConfig:
+    """The configuration. flags: values by a setting's path, None meaning not given.
+
+    config_file: must exist when named; else the one in the usual place is read if it is there.
+    Raises InvalidSpec naming the flag's path, the variable, or the key in the file.
+    """
+    where = places(environment)
+    written = _read_file(config_file or where.config_file, required=config_file is not None)
+    given = {path: value for path, value in (flags or {}).items() if value is not None}
+    if unknown := set(given) - {setting.path for setting in SETTINGS}:
+        raise InvalidSpec(min(unknown), "no such setting")
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        values[setting.field] = _resolve(setting, given, environment, written)
+    values["store_folder"] = values["store_folder"] or where.store
+    values["worker_threads"] = values["worker_threads"] or _usable_cores()
+    return NodeConfig(home=where.home, **values)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _resolve(
+    setting: Setting, flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]
+) -> Any:
+    for source, key, name in (
+        (flags, setting.path, setting.path),
+        (environment, setting.variable, setting.variable),
+        (file, setting.path, setting.path),
+    ):
+        if key in source and source[key] != "":
+            try:
+                return setting.read(source[key])
+            except ValueError as error:
+                raise InvalidSpec(name, str(error)) from None
+    return setting.default if setting.default in (None, "") else setting.read(setting.default)
+
+
+def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
+    """The file's settings by path. Raises InvalidSpec for a file that is no TOML, and for keys nobody knows."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise InvalidSpec("", f"no configuration file at {path}") from None
+        return {}
+    except (OSError, ValueError) as error:
+        raise InvalidSpec("", f"cannot read {path}: {error}") from None
+    known = {setting.path for setting in SETTINGS}
+    flat = dict(_flatten(document, "", {path.rpartition(".")[0] for path in known}))
+    for key in flat:
+        if key not in known:
+            raise InvalidSpec(key, f"no such setting in {path}", hint="see docs/reference/configuration.md")
+    return flat
+
+
+def _flatten(table: Mapping[str, Any], prefix: str, sections: set[str]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and path in sections:
+            yield from _flatten(value, f"{path}.", sections)
+        else:
+            yield path, value
