@@ -17,11 +17,12 @@ MAX_KNOWN_PEERS = 64
 @dataclass(slots=True)
 class NodeState:
     """incarnation: the last one used. peers: full addresses to rejoin by. models: manifest digests, hex.
-    announcements: signed envelopes, hex."""
+    heads: own model names and the digests of their newest index, hex. announcements: signed envelopes, hex."""
 
     incarnation: int = 0
     peers: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    heads: dict[str, str] = field(default_factory=dict)
     announcements: list[str] = field(default_factory=list)
 
 
@@ -33,6 +34,7 @@ def load_state(path: Path) -> NodeState:
             incarnation=int(raw.get("incarnation", 0)),
             peers=[str(peer) for peer in raw.get("peers", [])][:MAX_KNOWN_PEERS],
             models=[str(model) for model in raw.get("models", [])],
+            heads={str(name): str(digest) for name, digest in raw.get("heads", {}).items()},
             announcements=[str(envelope) for envelope in raw.get("announcements", [])],
         )
     except (OSError, ValueError, TypeError, AttributeError):
