@@ -1,0 +1,197 @@
+"""Starts a process of ours, speaks with it, knows why it ended, and leaves nothing of it behind.
+
+One for all kinds. What a process is and which words it knows stands in its `Program`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from celluler.errors import LocalError, ProtocolViolation, WorkerFailed
+from celluler_node.processes import launch
+from celluler_node.processes.channel import Channel, printable
+from celluler_node.processes.exits import kill_session, reason_of
+from celluler_node.processes.frames import Blob, encode
+from celluler_node.processes.stderr import Tail
+from celluler_node.processes.words import Isolation, Kind, Limits, Program, Reply
+
+POLITE_S = 2.0
+"""From the end of the channel to SIGTERM."""
+TERMINATE_S = 1.0
+"""From SIGTERM to SIGKILL."""
+REAP_S = 5.0
+"""From SIGKILL until we give up on a process that the kernel does not let go."""
+DRAIN_S = 0.5
+"""For what is still in the socket and in stderr once the process has ended."""
+
+_log = structlog.get_logger("celluler.processes")
+
+
+class Child:
+    """A process that runs. `events` holds what it says unasked. When it has gone `ended` is set, `reason` says why."""
+
+    def __init__(self, program: Program, pid: int, channel: Channel) -> None:
+        self.program, self.pid = program, pid
+        self.events: trio.MemoryReceiveChannel[Any] = channel.events
+        self.ended = trio.Event()
+        self.reason: str | None = None
+        self._channel = channel
+
+    @property
+    def isolation(self) -> Isolation:
+        """Which walls stand around it."""
+        assert self._channel.isolation is not None, "a child is handed out when it is ready"
+        return self._channel.isolation
+
+    async def call(self, request: Any, *blobs: Blob) -> Reply:
+        """Ask, and wait for the answer; calls may run side by side. The blobs must not change until this returns.
+
+        Raises WorkerFailed with the reason when the process answers with an error, or ends.
+        """
+        return await self._channel.call(request, *blobs)
+
+
+@asynccontextmanager
+async def open_process(
+    program: Program, *, limits: Limits, readable: Sequence[Path] = (), scratch: Path
+) -> AsyncIterator[Child]:
+    """Ready on entry, gone with all its descendants on exit.
+
+    readable: what a confined process may read beside Python and our own code. scratch: an existing folder, its
+    working and temporary folder and the only one that a confined process may write; the caller removes it.
+    Raises WorkerFailed when it does not become ready.
+    """
+    keeper = _Keeper(program, limits, readable, scratch)
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.attend)
+        try:
+            await keeper.ready()
+            yield keeper.child
+        except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
+            failure = error
+        await keeper.stop()
+    if failure is not None:
+        raise failure
+
+
+class _Keeper:
+    """Owns the process, its socket and its output."""
+
+    def __init__(self, program: Program, limits: Limits, readable: Sequence[Path], scratch: Path) -> None:
+        if not scratch.is_dir():
+            raise LocalError(f"no such folder: {scratch}")
+        boot = encode(Kind.BOOT, launch.boot(program, limits, readable, scratch))
+        self._program, self._limits = program, limits
+        self._scope = trio.CancelScope(shield=True)
+        self._exited, self._received = trio.Event(), trio.Event()
+        self._stopping, self._fault = False, ""
+        self._popen, self._channel = _start(program, limits, scratch)
+        self._log = _log.bind(process=program.name, pid=self._popen.pid)
+        assert self._popen.stdout is not None
+        with self._popen.stdout:
+            self._tail = Tail(self._popen.stdout.fileno(), self._log)
+        self.child = Child(program, self._popen.pid, self._channel)
+        self._channel.open(boot)
+
+    async def ready(self) -> None:
+        with trio.move_on_after(self._program.ready_s):
+            isolation = await self._channel.ready()
+            self._log.info("process.ready", isolated=isolation.full, missing=isolation.missing)
+            return
+        last = next(reversed(self._tail.lines), "")
+        raise WorkerFailed(
+            f"{self._program.name}: not ready within {self._program.ready_s:g} s" + (last and f": {last}")
+        )
+
+    async def attend(self) -> None:
+        """All that goes on beside the caller. Shielded: it ends when the process has, and `stop` sees to that."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tail.read)
+                nursery.start_soon(self._channel.send)
+                nursery.start_soon(self._receive)
+                await self._exit()
+                for drained in (self._received, self._tail.ended):  # a descendant may hold either open
+                    with trio.move_on_after(DRAIN_S):
+                        await drained.wait()
+                self._conclude(self._fault or reason_of(self._popen.returncode, self._tail.lines, self._limits))
+                nursery.cancel_scope.cancel()
+
+    async def stop(self) -> None:
+        """End of the channel, then SIGTERM, then SIGKILL, each under its deadline; then nothing of it is left."""
+        with trio.CancelScope(shield=True):
+            self._stopping = True
+            self._channel.finish()
+            for wait_s, then in ((POLITE_S, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL), (REAP_S, None)):
+                with trio.move_on_after(wait_s):
+                    await self.child.ended.wait()
+                    break
+                if then is not None:
+                    self._signal(then)
+            else:
+                self._log.warning("process.stuck")
+                self._conclude("the kernel does not let go of it")
+            self._channel.close()
+            self._scope.cancel()
+
+    async def _receive(self) -> None:
+        """Run the channel to its end. A process that ends it unasked, or breaks its rules, has to go."""
+        try:
+            await self._channel.receive()
+        except ProtocolViolation as error:
+            self._fault = f"broke the protocol of its channel: {printable(str(error))}"
+            self._signal(signal.SIGKILL)
+        self._received.set()
+        with trio.move_on_after(POLITE_S):
+            await self._exited.wait()
+        if not self._exited.is_set() and not self._stopping:
+            self._fault = self._fault or "closed its channel and stayed"
+            self._signal(signal.SIGKILL)
+
+    async def _exit(self) -> None:
+        """Wait until the process has ended, take its descendants with it, and only then give up its number."""
+        if hasattr(os, "pidfd_open"):
+            descriptor = os.pidfd_open(self._popen.pid)
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+            kill_session(self._popen.pid)
+            self._popen.wait()
+        else:
+            await trio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
+            kill_session(self._popen.pid)
+        self._exited.set()
+
+    def _conclude(self, reason: str) -> None:
+        self.child.reason = reason
+        self._channel.fail(f"{self._program.name}: {reason}")
+        self._log.info("process.ended", reason=reason, asked=self._stopping)
+        self.child.ended.set()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self._exited.is_set():
+            with contextlib.suppress(OSError):
+                os.killpg(self._popen.pid, number)
+
+
+def _start(program: Program, limits: Limits, scratch: Path) -> tuple[subprocess.Popen[bytes], Channel]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            return launch.start(program, limits, scratch, theirs), Channel(ours, program)
+        except BaseException:
+            ours.close()
+            raise
