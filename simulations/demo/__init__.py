@@ -1,0 +1,1 @@
+"""`make demo`: the main job for real, on five node processes, one of which lies."""
