@@ -128,7 +128,6 @@ class NewModel:
     spec: Mapping[str, Any]
     weights: str | None = None
     seed: int = 0
-    task: str = ""
     labels: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     parents: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Jobs: what a person may ask the swarm to do, and the states a job goes through."""

@@ -18,12 +18,10 @@ from typing import Any
 
 from celluler.errors import InvalidSpec
 from celluler.home import NODE_FILE, places
+from celluler.quantities import parse_bytes
 
 NICKNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?")
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", re.IGNORECASE)
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/\w+)?")
-_POWERS = tuple(enumerate("kmgt", 1))
-_UNITS = {"b": 1} | {f"{u}b": 1000**n for n, u in _POWERS} | {f"{u}ib": 1024**n for n, u in _POWERS}
 ROLES = ("train", "serve")
 
 
@@ -74,16 +72,6 @@ class NodeConfig:
 
 
 # --- readers: what a person wrote to a value; each raises ValueError with the reason ------------------------------
-
-
-def parse_bytes(value: Any) -> int:
-    """`10GiB`, `500 MB`, `1048576` or a number of bytes. Raises ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"{value!r} is no size: write 512MiB, 10GiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[(match[2] or "B").lower()])
 
 
 def _text(pattern: re.Pattern[str], wanted: str) -> Callable[[Any], str]:
