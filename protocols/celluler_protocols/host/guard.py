@@ -127,6 +127,5 @@ class _NoConnector:
 
 
 async def _reset(stream: INetStream) -> None:
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-        with suppress(Exception):  # it may be gone already
-            await stream.reset()
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1), suppress(Exception):
+        await stream.reset()  # it may be gone already

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -41,13 +41,14 @@ from celluler_protocols.host.ledger import Ledger, Meter
 from celluler_protocols.host.limits import HostLimits, Traffic, Violation
 from celluler_protocols.host.node import new_node
 from celluler_protocols.host.pubsub import PubSub
-from celluler_protocols.host.services import running
+from celluler_protocols.host.services import Runner, own_nursery
 from celluler_protocols.host.streams import HostStream
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[PeerId, trio.abc.Stream], Awaitable[None]]
 _PEERSTORE_TTL_S = 3600
+_PEERSTORE_SWEEP_S = 60
 _LINGERING_STREAMS = 256
 
 
@@ -71,19 +72,23 @@ async def open_host(
     wanted = [parse_address(text)[0] for text in listen]
     for address in wanted:
         _refuse_taken_port(address)
-    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+    async with own_nursery() as nursery:
         host = Host(identity, limits, nursery)
         server = bool(wanted) if serve_dht is None else serve_dht
         host.pubsub = PubSub(host._node, limits, host.penalise)
         host.dht = Dht(host._node, limits, validators or {}, server=server, opener=host._negotiate, learn=host._hear)
-        await stack.enter_async_context(running(host._swarm, grace_s=limits.close_s))
-        stack.push_async_callback(host._close)
-        await host._listen(wanted)
-        await stack.enter_async_context(host.pubsub.running())
-        await stack.enter_async_context(host.dht.running())
-        nursery.start_soon(host._node.get_peerstore().start_cleanup_task, 60)
-        stack.callback(nursery.cancel_scope.cancel)
-        yield host
+        swarm = Runner(host._swarm, nursery)
+        try:
+            await host._listen(wanted)
+            host.pubsub.start(nursery)
+            host.dht.start(nursery)
+            nursery.start_soon(host._node.get_peerstore().start_cleanup_task, _PEERSTORE_SWEEP_S)
+            yield host
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + limits.close_s):
+                host.pubsub.stop()
+                await host._node.close()
+                await swarm.wait_ended()
 
 
 class Host:
@@ -197,10 +202,6 @@ class Host:
         if missing:
             raise LocalError(f"cannot listen on {', '.join(missing)}")
 
-    async def _close(self) -> None:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.close_s):
-            await self._node.close()
-
     def _admits(self, peer: PeerId) -> bool:
         return not self._ledger.banned(peer, trio.current_time())
 
@@ -313,7 +314,12 @@ class Host:
             log.debug("disconnect_failed peer=%s error=%r", short(peer), error)
 
     def _on_overrun(self, identifier: ID, error: Exception) -> None:
-        self.penalise(PeerId(identifier.to_base58()), error)
+        peer = PeerId(identifier.to_base58())
+        if isinstance(error, PeerViolation):
+            self.penalise(peer, error)
+        else:
+            log.warning("connection_overrun peer=%s error=%s", short(peer), error)
+            self._nursery.start_soon(self._drop, peer)
 
     def _on_closed(self, stream: HostStream) -> None:
         if self._lingering >= _LINGERING_STREAMS:

@@ -6,8 +6,8 @@ Nobody is believed: a value counts when its namespace's validator accepts it, a 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import trio
@@ -23,7 +23,7 @@ from libp2p.records.validator import Validator as TheirValidator
 from celluler.errors import LocalError, PeerViolation, TimedOut
 from celluler.identity import PeerId
 from celluler_protocols.host.limits import MAX_VALUE_BYTES, HostLimits
-from celluler_protocols.host.services import running
+from celluler_protocols.host.services import Runner
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +76,8 @@ class Dht:
         self._kad.value_store = _Values(host, self._kad.local_peer_id)  # type: ignore[arg-type]
         self._kad.provider_store = _Providers(host, self._kad.peer_routing)  # type: ignore[arg-type]
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with running(self._kad):
-            yield
+    def start(self, nursery: trio.Nursery) -> None:
+        Runner(self._kad, nursery)
 
     async def meet(self, peer: ID) -> None:
         """A peer connected: it may hold part of the DHT."""

@@ -21,14 +21,26 @@ from libp2p.stream_muxer.yamux.yamux import (
     GO_AWAY_NORMAL,
     PROTOCOL_ID,
     Yamux,
+    YamuxStream,
 )
 
-from celluler.errors import ProtocolViolation
+from celluler.errors import ProtocolViolation, Unavailable
 from celluler_protocols.host.limits import HostLimits
 
+_WINDOW_BYTES = 1 << 20
 _MAX_OPEN_STREAMS = 2048
 Overrun = Callable[[ID, Exception], None]
-"""Told once when a connection broke its bounds: whoever hears it must close the connection."""
+"""Told once when a connection broke its bounds, with whose fault it was; the hearer must close the connection."""
+
+
+class _Stream(YamuxStream):
+    """A stream whose window grows to 1 MiB at most, not to 16."""
+
+    torn: bool | None = None
+    leftover: bytes = b""
+
+    def _apply_autotune_epoch(self, buffered: int) -> int:
+        return super()._apply_autotune_epoch(buffered) if self.target_recv_window < _WINDOW_BYTES else 0
 
 
 class _Buffer(bytearray):
@@ -41,21 +53,22 @@ class _Buffer(bytearray):
         self._connection = connection
 
     def extend(self, data: Any) -> None:
-        self._connection.admit(len(data))
+        self._connection.admit(len(self), len(data))
         super().extend(data)
 
 
 class _Buffers(dict[int, bytearray]):
-    """libp2p puts plain bytearrays here; ours take their place."""
+    """libp2p makes a buffer for each new stream here, just after the stream: ours take the place of both."""
 
     def __init__(self, connection: BoundedYamux) -> None:
         super().__init__()
         self._connection = connection
 
-    def __setitem__(self, stream: int, buffer: bytearray) -> None:
-        if len(self) >= _MAX_OPEN_STREAMS:
-            self._connection.overrun(f"more than {_MAX_OPEN_STREAMS} open streams")
-        super().__setitem__(stream, _Buffer(self._connection))
+    def __setitem__(self, number: int, buffer: bytearray) -> None:
+        self._connection.streams[number].__class__ = _Stream
+        super().__setitem__(number, _Buffer(self._connection))
+        if len(self) > _MAX_OPEN_STREAMS:
+            self._connection.overrun(ProtocolViolation(f"more than {_MAX_OPEN_STREAMS} open streams"))
 
 
 class BoundedYamux(Yamux):
@@ -65,17 +78,20 @@ class BoundedYamux(Yamux):
         self.stream_buffers = _Buffers(self)
         self._overrun = False
 
-    def admit(self, more_bytes: int) -> None:
-        unread = sum(map(len, self.stream_buffers.values()))
-        if self._overrun or unread + more_bytes > self._limits.unread_bytes_a_connection:
-            self.overrun(f"{unread + more_bytes} bytes unread")
+    def admit(self, unread_bytes: int, more_bytes: int) -> None:
+        """Raises when a stream, or the connection as a whole, may not hold that much unread."""
+        if unread_bytes + more_bytes > 2 * _WINDOW_BYTES:
+            self.overrun(ProtocolViolation(f"sent {unread_bytes + more_bytes} bytes into a window of {_WINDOW_BYTES}"))
+        total = sum(map(len, self.stream_buffers.values())) + more_bytes
+        if self._overrun or total > self._limits.unread_bytes_a_connection:
+            self.overrun(Unavailable(f"{total} bytes unread on one connection"))
 
-    def overrun(self, reason: str) -> None:
+    def overrun(self, error: Exception) -> None:
         """Has the connection ended, once. Raises, so that the frame at hand and all later ones are dropped."""
         if not self._overrun:
             self._overrun = True
-            self._on_overrun(self.peer_id, ProtocolViolation(reason))
-        raise ConnectionResetError(reason)
+            self._on_overrun(self.peer_id, error)
+        raise ConnectionResetError(str(error))
 
     async def _write_frame(self, data: bytes) -> None:
         deadline = trio.current_time() + self._limits.frame_write_s
@@ -96,10 +112,9 @@ class BoundedYamux(Yamux):
 
     def _mark_torn(self) -> None:
         for number, stream in self.streams.items():
-            if stream.closed or getattr(stream, "torn", None) is not None:
-                continue
-            stream.leftover = bytes(self.stream_buffers.get(number, b""))  # type: ignore[attr-defined]
-            stream.torn = not stream.recv_closed  # type: ignore[attr-defined]
+            if isinstance(stream, _Stream) and stream.torn is None and not stream.closed:
+                stream.leftover = bytes(self.stream_buffers.get(number, b""))
+                stream.torn = not stream.recv_closed
 
 
 class BoundedMuxer(MuxerMultistream):

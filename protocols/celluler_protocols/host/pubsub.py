@@ -6,8 +6,7 @@ For rare small announcements only: a message costs each node some 5 ms. Every me
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -19,7 +18,7 @@ from celluler.errors import LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import PeerId, short
 from celluler_protocols.host.addresses import peer_of
 from celluler_protocols.host.limits import MAX_MESSAGE_BYTES, HostLimits
-from celluler_protocols.host.services import running
+from celluler_protocols.host.services import Runner
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +51,14 @@ class PubSub:
         )
         self._channels: dict[str, trio.MemorySendChannel[tuple[PeerId, bytes]]] = {}
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with running(self._router), running(self._pubsub):
-            try:
-                yield
-            finally:
-                for channel in self._channels.values():
-                    channel.close()
+    def start(self, nursery: trio.Nursery) -> None:
+        Runner(self._router, nursery)
+        Runner(self._pubsub, nursery)
+
+    def stop(self) -> None:
+        """Ends the channels of the subscriptions."""
+        for channel in self._channels.values():
+            channel.close()
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Hand a message to the mesh. Delivery is likely, not certain. Raises LocalError over 64 KiB."""

@@ -21,9 +21,12 @@ class Runner:
     """The part of libp2p's ManagerAPI that its services use."""
 
     def __init__(self, service: Any, nursery: trio.Nursery) -> None:
+        """Starts the service in `nursery`, whose cancellation is the last resort to end it."""
         self._service, self._nursery = service, nursery
         self._stopping, self._ended = trio.Event(), trio.Event()
         self.is_started = True
+        service._manager = self
+        nursery.start_soon(self._run)
 
     @property
     def is_running(self) -> bool:
@@ -59,7 +62,7 @@ class Runner:
     async def wait_ended(self) -> None:
         await self._ended.wait()
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         try:
             await self._service.run()
         finally:
@@ -75,16 +78,14 @@ class Runner:
 
 
 @asynccontextmanager
-async def running(service: Any, *, grace_s: float = 0.0) -> AsyncIterator[None]:
-    """`service` runs inside the block. grace_s: how long it may clean up once told to stop."""
+async def own_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery for the length of a block, cancelled at its end; the block's own exception comes out ungrouped."""
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        runner = Runner(service, nursery)
-        service._manager = runner
-        nursery.start_soon(runner.run)
         try:
-            yield
-        finally:
-            runner.cancel()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + grace_s):
-                await runner.wait_ended()
-            nursery.cancel_scope.cancel()
+            yield nursery
+        except Exception as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

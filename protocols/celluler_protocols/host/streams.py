@@ -158,8 +158,9 @@ class HostStream(trio.abc.HalfCloseableStream):
             data = self._leftover(size)
             if not data:
                 self._ended = True
-                if getattr(self._net.muxed_stream, "torn", False):
-                    raise trio.BrokenResourceError(f"connection to {self.peer[-8:]} was lost") from error
+                muxed = self._net.muxed_stream
+                if muxed.reset_received or muxed.torn:
+                    raise trio.BrokenResourceError(f"stream from {self.peer[-8:]} was reset or lost") from error
         except Exception as error:
             raise trio.BrokenResourceError(f"stream from {self.peer[-8:]}: {error!r}") from error
         self._refuse_closed()
@@ -170,7 +171,7 @@ class HostStream(trio.abc.HalfCloseableStream):
     def _leftover(self, size: int) -> bytes:
         """What had arrived before the connection ended."""
         muxed = self._net.muxed_stream
-        kept: bytes = getattr(muxed, "leftover", b"")
+        kept: bytes = muxed.leftover
         muxed.leftover = kept[size:]
         return kept[:size]
 
