@@ -7,6 +7,7 @@ variance behind its weight and bias. Knows no torch: a node checks and makes wei
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ Vector = npt.NDArray[np.float32]
 
 MAX_HEADER_BYTES = 8 << 20
 SEED_BYTES = 32
+_NONE = np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +102,27 @@ def check_weights(architecture: Architecture, path: Path) -> dict[str, TensorVie
 
 
 def load_vector(architecture: Architecture, path: Path) -> Vector:
-    """The flat vector of a weights file. Raises InvalidSpec for a file that does not fit, or holds NaN or infinity."""
+    """The flat vector of a weights file, writable without changing the file.
+
+    A file whose tensors lie in the order of the vector, as `save_vector` writes it, is mapped and not copied.
+    Raises InvalidSpec for a file that does not fit, or holds NaN or infinity.
+    """
     views = check_weights(architecture, path)
-    vector = np.empty(architecture.dimension, dtype=np.float32)
-    place = 0
-    with path.open("rb") as file:
-        for tensor in architecture.tensors:
-            file.seek(views[tensor.name].start)
-            values = np.fromfile(file, dtype="<f4", count=tensor.elements)
-            if values.size != tensor.elements:
-                raise InvalidSpec(f"weights.{tensor.name}", "ends early")
-            if not np.isfinite(values).all():
-                raise InvalidSpec(f"weights.{tensor.name}", "holds values that are not finite")
-            vector[place : place + tensor.elements] = values
-            place += tensor.elements
+    order = [views[tensor.name] for tensor in architecture.tensors]
+    if order and all(one.end == other.start for one, other in itertools.pairwise(order)):
+        vector: Vector = map_floats(path, order[0].start, architecture.dimension)
+    else:
+        vector = np.concatenate(
+            [map_floats(path, view.start, (view.end - view.start) // 4) for view in order] or [_NONE]
+        )
+    if not np.isfinite(vector).all():
+        raise InvalidSpec("weights", "hold values that are not finite")
     return vector
+
+
+def map_floats(path: Path, start: int, count: int) -> Vector:
+    """`count` float32 at byte `start` of a file, copied on write. The caller has checked that they are there."""
+    return np.memmap(path, dtype="<f4", mode="c", offset=start, shape=(count,))
 
 
 def read_header(path: Path, what: str) -> dict[str, TensorView]:

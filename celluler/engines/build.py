@@ -1,0 +1,175 @@
+"""From an architecture to a torch module, over a closed table of kinds.
+
+Parameters of the module bear the names of `Architecture.tensors` and alias one flat vector, in its order: a round
+copies, subtracts and steps on that vector alone. Nothing is allocated but the vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from celluler.errors import LocalError
+from celluler.models.layers import (
+    Activation,
+    AvgPool2d,
+    BatchNorm,
+    Budget,
+    Conv2d,
+    Dense,
+    Dropout,
+    Embedding,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    LayerNorm,
+    Ledger,
+    MaxPool2d,
+    Place,
+    Repeat,
+    Reshape,
+    Residual,
+    Shape,
+    Signal,
+)
+from celluler.models.spec import Architecture
+
+_FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+_UNBOUNDED = Budget(parameter_bytes=1 << 62, activation_bytes=1 << 62, multiply_adds=1 << 62, layers=1 << 62)
+
+
+def build(architecture: Architecture, vector: Tensor) -> nn.Module:
+    """A module whose parameters and running statistics are views of `vector`: (dimension,) float32.
+
+    (batch, *input.shape) → (batch, *output).
+    """
+    with torch.device("meta"):
+        module, out = _sequence(architecture.layers, Signal(architecture.input.dtype, architecture.input.shape))
+    assert out.shape == architecture.output
+    attach(module, architecture, vector)
+    return module
+
+
+def attach(module: nn.Module, architecture: Architecture, vector: Tensor) -> None:
+    """Let the module's tensors be views of `vector`."""
+    if vector.shape != (architecture.dimension,) or vector.dtype != torch.float32:
+        raise LocalError(f"{vector.dtype} of shape {tuple(vector.shape)} is no vector of {architecture.dimension}")
+    views = views_of(architecture, vector)
+    assert set(module.state_dict()) == set(views)
+    for tensor in architecture.tensors:
+        place, _, name = tensor.name.rpartition(".")
+        view = views[tensor.name]
+        setattr(module.get_submodule(place), name, nn.Parameter(view) if tensor.trained else view)
+
+
+def views_of(architecture: Architecture, vector: Tensor) -> dict[str, Tensor]:
+    """Each tensor of the architecture as a view of the flat vector."""
+    views = {}
+    start = 0
+    for tensor in architecture.tensors:
+        views[tensor.name] = vector[start : start + tensor.elements].view(tensor.shape)
+        start += tensor.elements
+    return views
+
+
+# --- one module a layer; `given` is the shape of one sample ----------------------------------------------------------
+
+
+class _Reshape(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], *self.shape)
+
+
+class _GlobalAvgPool(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:  # (batch, c, h, w) → (batch, c)
+        return x.mean(dim=(2, 3))
+
+
+class _Residual(nn.Sequential):
+    def __init__(self, *layers: nn.Module, concat: bool) -> None:
+        super().__init__(*layers)
+        self.concat = concat
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return torch.cat((x, branch), dim=1) if self.concat else x + branch
+
+
+def _sequence(layers: tuple[Layer, ...], given: Signal) -> tuple[nn.Sequential, Signal]:
+    modules = []
+    for layer in layers:
+        module, given = _module(layer, given)
+        modules.append(module)
+    return nn.Sequential(*modules), given
+
+
+def _module(layer: Layer, given: Signal) -> tuple[nn.Module, Signal]:
+    """The module of one layer, and what comes out of it: the architecture was planned, so planning cannot fail here."""
+    match layer:
+        case Repeat():
+            copies = []
+            for _ in range(layer.times):
+                body, given = _sequence(layer.layers, given)
+                copies.append(body)
+            return nn.Sequential(*copies), given
+        case Residual():
+            body, _ = _sequence(layer.layers, given)
+            module: nn.Module = _Residual(*body, concat=layer.join == "concat")
+        case _:
+            module = _leaf(layer, given.shape)
+    return module, layer.plan(given, Place(), Ledger(_UNBOUNDED))
+
+
+def _leaf(layer: Layer, given: Shape) -> nn.Module:
+    match layer:
+        case Dense():
+            return nn.Linear(given[-1], layer.width, bias=layer.bias)
+        case Conv2d():
+            return nn.Conv2d(
+                given[0],
+                layer.channels,
+                layer.kernel,
+                stride=layer.stride,
+                padding=layer.padding,
+                groups=layer.groups,
+                bias=layer.bias,
+            )
+        case BatchNorm():
+            norm = nn.BatchNorm2d(given[0]) if len(given) == 3 else nn.BatchNorm1d(given[0])
+            norm.num_batches_tracked = None  # only a moving average without momentum reads it; all else is float32
+            return norm
+        case LayerNorm():
+            return nn.LayerNorm(given[-1])
+        case Embedding():
+            return nn.Embedding(layer.vocabulary, layer.width)
+        case Activation():
+            return _FUNCTIONS[layer.function]()
+        case Dropout():
+            return nn.Dropout(layer.rate)
+        case Flatten():
+            return nn.Flatten()
+        case Reshape():
+            return _Reshape(layer.shape)
+        case MaxPool2d():
+            return nn.MaxPool2d(layer.size, layer.stride)
+        case AvgPool2d():
+            return nn.AvgPool2d(layer.size, layer.stride)
+        case GlobalAvgPool():
+            return _GlobalAvgPool()
+    raise LocalError(f"no module for {layer!r}")

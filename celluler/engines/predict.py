@@ -1,0 +1,94 @@
+"""Predicting and evaluating with a built model. Synchronous; the caller pins threads and owns the process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from celluler.engines.build import build
+from celluler.engines.data import Dataset, check_input
+from celluler.errors import InvalidSpec
+from celluler.models.spec import Architecture, Classification
+
+OUTPUTS = ("raw", "probabilities", "labels")
+_BATCH_BYTES = 64 << 20
+_MAX_BATCH = 1024
+_WORST_LOSS = 1e30
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """count: samples. loss: mean over them. accuracy: share classified right; None for regression."""
+
+    count: int
+    loss: float
+    accuracy: float | None
+
+
+class Predictor:
+    """A model ready to answer."""
+
+    def __init__(self, architecture: Architecture, vector: Tensor) -> None:
+        """vector: (dimension,) float32; the model goes on reading it."""
+        self.architecture = architecture
+        self._module: nn.Module = build(architecture, vector).eval()
+        # Activations of a whole batch stay within a bound that depends on the architecture alone.
+        self._batch = max(1, min(_MAX_BATCH, _BATCH_BYTES // max(1, architecture.cost.activation_bytes)))
+
+    def predict(self, x: npt.NDArray[Any], output: str = "raw") -> npt.NDArray[Any]:
+        """x: (n, *input). raw: what the last layer gives (logits, or a regression's numbers), (n, *output) float32;
+        probabilities: (n, classes) float32; labels: (n,) int64. Raises InvalidSpec for an input that does not fit.
+        """
+        self._check_output(output)
+        check_input(self.architecture, x, "input")
+        pieces = [_shape_output(raw, output).numpy() for raw in self._batches(torch.from_numpy(x))]
+        return np.concatenate(pieces)
+
+    def evaluate(self, data: Dataset) -> Evaluation:
+        total, correct, place = 0.0, 0, 0
+        classifies = isinstance(self.architecture.objective, Classification)
+        for raw in self._batches(data.x):
+            y = data.y[place : place + raw.shape[0]]
+            place += raw.shape[0]
+            total += float(loss_of(self.architecture, raw, y)) * raw.shape[0]
+            correct += int((raw.argmax(dim=1) == y).sum()) if classifies else 0
+        return Evaluation(len(data), finite(total / len(data)), correct / len(data) if classifies else None)
+
+    def _batches(self, x: Tensor) -> Iterator[Tensor]:
+        with torch.inference_mode():
+            for start in range(0, x.shape[0], self._batch):
+                yield self._module(x[start : start + self._batch])
+
+    def _check_output(self, output: str) -> None:
+        allowed = OUTPUTS if isinstance(self.architecture.objective, Classification) else OUTPUTS[:1]
+        if output not in allowed:
+            raise InvalidSpec("output", f"is {output[:32]!r}; this model gives {', '.join(allowed)}")
+
+
+def loss_of(architecture: Architecture, raw: Tensor, y: Tensor) -> Tensor:
+    """Mean over the batch: cross-entropy of logits, or squared error."""
+    if isinstance(architecture.objective, Classification):
+        return nn.functional.cross_entropy(raw, y)
+    return nn.functional.mse_loss(raw, y)
+
+
+def finite(loss: float) -> float:
+    """A loss fit to be reported: one that is not finite becomes huge."""
+    return min(loss, _WORST_LOSS) if math.isfinite(loss) else _WORST_LOSS
+
+
+def _shape_output(raw: Tensor, output: str) -> Tensor:
+    match output:
+        case "probabilities":
+            return torch.softmax(raw, dim=1)
+        case "labels":
+            return raw.argmax(dim=1)
+        case _:
+            return raw

@@ -1,0 +1,184 @@
+"""The worker: the one process that runs models. Started confined, before this module and torch are imported.
+
+Does what it is asked, one request after another; holds the model, the data and the run's state, and no socket but
+the channel. Knows nothing of peers, rounds' votes or content: paths and arrays come in, arrays and paths go out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, encode_parts, part_slices
+from celluler.engines.data import load_dataset
+from celluler.engines.predict import Evaluation, Predictor
+from celluler.engines.train import TrainConfig, Trainer
+from celluler.engines.weights import load_tensor
+from celluler.errors import InvalidSpec, LocalError
+from celluler.models.spec import parse_spec
+from celluler.models.weights import load_vector
+from celluler_node.processes.serving import Link, serve_sync
+from celluler_node.processes.words import Reply
+from celluler_node.processes.worker_words import (
+    REPLIES,
+    REQUESTS,
+    Applied,
+    ApplyRound,
+    Evaluate,
+    Evaluated,
+    Export,
+    Exported,
+    GetState,
+    Loaded,
+    LoadModel,
+    Predict,
+    Predicted,
+    RunReady,
+    SetState,
+    StartRun,
+    State,
+    Trained,
+    TrainRound,
+)
+
+_DTYPES = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+Blobs = tuple[bytearray, ...]
+
+
+def main(link: Link) -> None:
+    torch.set_num_threads(max(1, link.boot.limits.threads))
+    torch.set_num_interop_threads(1)
+    worker = Worker(Path(link.boot.scratch))
+    serve_sync(link, REQUESTS, REPLIES, worker.handlers)
+
+
+class Worker:
+    """The state between two requests: at most one model and one run."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._model: Predictor | None = None
+        self._run: Trainer | None = None
+        self._parts = 1
+
+    @property
+    def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
+        return {
+            LoadModel: self.load_model,
+            Predict: self.predict,
+            StartRun: self.start_run,
+            TrainRound: self.train_round,
+            ApplyRound: self.apply_round,
+            Evaluate: self.evaluate,
+            Export: self.export,
+            GetState: self.get_state,
+            SetState: self.set_state,
+        }
+
+    def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
+        architecture = parse_spec(request.spec)
+        model = Predictor(architecture, load_tensor(architecture, Path(request.weights)))
+        model.predict(np.zeros((1, *architecture.input.shape), dtype=architecture.input.dtype))  # the first is slow
+        self._model = model
+        return Loaded(architecture.parameter_count, architecture.parameter_bytes)
+
+    def predict(self, request: Predict, blobs: Blobs) -> Reply:
+        if self._model is None:
+            raise LocalError("no model is loaded")
+        answer = self._model.predict(_array(request.dtype, request.shape, _only(blobs)), request.output)
+        return Reply(Predicted(answer.dtype.name, answer.shape), (_little_endian(answer),))
+
+    def start_run(self, request: StartRun, _: Blobs) -> RunReady:
+        architecture = parse_spec(request.spec)
+        part_slices(architecture.dimension, request.parts)  # refuses more parts than values
+        config = TrainConfig(
+            run=request.run,
+            index=request.index,
+            members=request.members,
+            inner_steps=request.inner_steps,
+            batch=request.batch,
+            learning_rate=request.learning_rate,
+            optimizer=request.optimizer,
+            partition=request.partition,
+            outer_learning_rate=request.outer_learning_rate,
+            outer_momentum=request.outer_momentum,
+        )
+        weights = load_vector(architecture, Path(request.weights))
+        data = load_dataset(architecture, Path(request.data))
+        self._run, self._parts = Trainer(architecture, weights, data, config), request.parts
+        return RunReady(self._run.dimension, self._run.state_root())
+
+    def train_round(self, request: TrainRound, _: Blobs) -> Reply:
+        run = self._need_run()
+        update, loss = run.train(request.round)
+        exponents, mantissas = encode_parts(update, self._parts)
+        run.sent(request.round, decode_parts(exponents, mantissas))
+        return Reply(Trained(loss, exponents), (_little_endian(mantissas),))
+
+    def apply_round(self, request: ApplyRound, blobs: Blobs) -> Applied:
+        run = self._need_run()
+        mantissas = _only(blobs)
+        if len(request.exponents) != self._parts or len(mantissas) != 2 * run.dimension:
+            raise LocalError(
+                f"an aggregate of {len(request.exponents)} parts and {len(mantissas)} bytes, "
+                f"must be {self._parts} and {2 * run.dimension}"
+            )
+        run.apply(request.round, decode_parts(request.exponents, np.frombuffer(mantissas, dtype=WIRE_DTYPE)))
+        return Applied(run.state_root())
+
+    def evaluate(self, request: Evaluate, _: Blobs) -> Evaluated:
+        evaluation: Evaluation
+        if self._run is not None:
+            evaluation = self._run.evaluate(load_dataset(self._run.architecture, Path(request.data)))
+        elif self._model is not None:
+            evaluation = self._model.evaluate(load_dataset(self._model.architecture, Path(request.data)))
+        else:
+            raise LocalError("no model is loaded and no run started")
+        return Evaluated(evaluation.accuracy, evaluation.loss, evaluation.count)
+
+    def export(self, request: Export, _: Blobs) -> Exported:
+        if Path(request.name).name != request.name or request.name.startswith("."):
+            raise InvalidSpec("name", f"{request.name!r} is no plain file name")
+        path = self._scratch / request.name
+        self._need_run().export(path)
+        return Exported(str(path), path.stat().st_size)
+
+    def get_state(self, _: GetState, __: Blobs) -> Reply:
+        run = self._need_run()
+        return Reply(State(run.applied + 1), (run.state(),))
+
+    def set_state(self, request: SetState, blobs: Blobs) -> Applied:
+        run = self._need_run()
+        run.restore(request.next_round - 1, _only(blobs))
+        return Applied(run.state_root())
+
+    def _need_run(self) -> Trainer:
+        if self._run is None:
+            raise LocalError("no run is started")
+        return self._run
+
+
+def _only(blobs: Blobs) -> bytearray:
+    if len(blobs) != 1:
+        raise LocalError(f"{len(blobs)} blobs, must be one")
+    return blobs[0]
+
+
+def _array(dtype: str, shape: tuple[int, ...], blob: bytearray) -> np.ndarray[Any, Any]:
+    """A view of the blob. Raises InvalidSpec when the bytes are not what dtype and shape say."""
+    if dtype not in _DTYPES:
+        raise InvalidSpec("input.dtype", f"is {dtype!r}, must be one of {', '.join(_DTYPES)}")
+    count = 1
+    for side in shape:
+        count *= side
+    if count * _DTYPES[dtype].itemsize != len(blob):
+        raise InvalidSpec("input.shape", f"{shape} of {dtype} is not {len(blob)} bytes")
+    return np.frombuffer(blob, dtype=_DTYPES[dtype]).reshape(shape)
+
+
+def _little_endian(array: np.ndarray[Any, Any]) -> memoryview:
+    return memoryview(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).tobytes())

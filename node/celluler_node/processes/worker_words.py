@@ -1,0 +1,171 @@
+"""What the node asks of a worker, and what it answers. Imports no torch: the node reads this too.
+
+A worker serves one loaded model, or one training run, or a run and then its result; files reach it as paths it was
+allowed to read when it was started. Arrays travel as blobs, little-endian, in row-major order. What cannot be done
+(a file that is no model, an input of another shape) is a failure of that call with its reason; the worker lives on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from celluler.wire import I16, U16, U64, Bytes32, Length, Name, Range
+from celluler_node.processes.words import PathText, Program
+
+MAX_PARTS = 64
+SpecBytes = Annotated[bytes, Length(2, 1 << 16)]
+Shape = Annotated[tuple[Annotated[int, Range(0, 1 << 40)], ...], Length(1, 8)]
+Exponents = Annotated[tuple[I16, ...], Length(1, MAX_PARTS)]
+Word = Annotated[str, Length(1, 32)]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Check, build and warm up a model. weights: a safetensors file. → Loaded"""
+
+    spec: SpecBytes
+    weights: PathText
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """parameters: trained ones. parameter_bytes: of all tensors."""
+
+    parameters: U64
+    parameter_bytes: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Predict:
+    """With the input as one blob. shape: with the batch axis. output: raw, probabilities or labels. → Predicted"""
+
+    dtype: Word
+    shape: Shape
+    output: Word
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """With the answer as one blob."""
+
+    dtype: Word
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class StartRun:
+    """Become member `index` of `members` in a run, at the public state before round 0. → RunReady
+
+    Equal at all members but for `index`. parts: into how many pieces an update is cut. partition: iid or shard.
+    optimizer: sgd or adam.
+    """
+
+    run: Bytes32
+    spec: SpecBytes
+    weights: PathText
+    data: PathText
+    partition: Word
+    index: U16
+    members: U16
+    parts: Annotated[int, Range(1, MAX_PARTS)]
+    inner_steps: Annotated[int, Range(1, 10_000)]
+    batch: Annotated[int, Range(1, 1 << 16)]
+    learning_rate: float
+    optimizer: Word
+    outer_learning_rate: float
+    outer_momentum: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunReady:
+    """dimension: values in an update. state_root: 32 bytes, equal at all members."""
+
+    dimension: U64
+    state_root: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRound:
+    """Local steps from the public state, which does not move. Asked again, gives the same. → Trained"""
+
+    round: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """With the mantissas of all parts in order as one blob: (dimension,) int16. exponents: one a part."""
+
+    loss: float
+    exponents: Exponents
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyRound:
+    """The outer step with an aggregate: its mantissas as one blob, (dimension,) int16. → Applied"""
+
+    round: U64
+    exponents: Exponents
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """state_root: of the public state as it is now."""
+
+    state_root: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """The run's public state, or else the loaded model, on a dataset file. → Evaluated"""
+
+    data: PathText
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """accuracy: None for regression. loss: mean over `count` samples."""
+
+    accuracy: float | None
+    loss: float
+    count: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Write the run's public weights into the scratch folder under this file name. → Exported"""
+
+    name: Name
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    path: PathText
+    file_bytes: U64
+
+
+@dataclass(frozen=True, slots=True)
+class GetState:
+    """The whole public state, for a member that was left behind. → State"""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """With weights and velocity as one blob: (2·dimension,) float32. next_round: the first one not applied to it."""
+
+    next_round: U64
+
+
+@dataclass(frozen=True, slots=True)
+class SetState:
+    """Take over a state, which comes as one blob. → Applied"""
+
+    next_round: U64
+
+
+REQUESTS = (LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState)
+REPLIES = (Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State)
+
+WORKER = Program(
+    name="worker", module="celluler_node.processes.worker", requests=REQUESTS, replies=REPLIES, confined=True
+)
