@@ -1,0 +1,91 @@
+"""The averager: a process that holds one run's averaging sockets and sees nothing but arrays of integers.
+
+Runs no model, knows no key but its own, and imports hivemind, which the node must not. asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+from celluler.errors import LocalError
+from celluler_node.processes.averager_words import (
+    AVERAGER,
+    Admit,
+    Admitted,
+    Check,
+    Checked,
+    Close,
+    Closed,
+    Exchange,
+    Exchanged,
+    Open,
+    Opened,
+)
+from celluler_node.processes.serving import Link
+from celluler_node.processes.serving_asyncio import AsyncHandler, serve_async
+from celluler_node.processes.words import Reply
+from celluler_protocols.averaging import Averager, open_averager
+
+
+def main(link: Link) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("hivemind").setLevel(logging.ERROR)
+    asyncio.run(_serve(link))
+
+
+async def _serve(link: Link) -> None:
+    async with _Run(Path(link.boot.scratch)) as run:
+        await serve_async(link, AVERAGER.requests, AVERAGER.replies, run.handlers())
+
+
+class _Run:
+    """The averager of one run, opened by the first request and closed with the process."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._stack = contextlib.AsyncExitStack()
+        self._averager: Averager | None = None
+        self._opening = False
+
+    async def __aenter__(self) -> _Run:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def handlers(self) -> dict[type, AsyncHandler]:
+        return {Open: self._open, Admit: self._admit, Exchange: self._exchange, Check: self._check, Close: self._close}
+
+    async def _open(self, request: Open, _: tuple[bytearray, ...]) -> Opened:
+        if self._opening:
+            raise LocalError("open already: one averager a run")
+        self._opening = True
+        opening = open_averager(request.seed, listen=request.listen, scratch=self._scratch)
+        self._averager = await self._stack.enter_async_context(opening)
+        return Opened(self._averager.peer_id, self._averager.addresses)
+
+    async def _admit(self, request: Admit, _: tuple[bytearray, ...]) -> Admitted:
+        await self._opened().admit(request.members)
+        return Admitted()
+
+    async def _exchange(self, request: Exchange, blobs: tuple[bytearray, ...]) -> Reply:
+        own = blobs[0] if blobs else bytearray()
+        outcome, aggregate = await self._opened().exchange(request.plan, own)
+        return Reply(Exchanged(outcome), (aggregate,))
+
+    async def _check(self, request: Check, _: tuple[bytearray, ...]) -> Checked:
+        return Checked(await self._opened().check(request.plan, request.result))
+
+    async def _close(self, _: Close, __: tuple[bytearray, ...]) -> Closed:
+        self._averager = None
+        await self._stack.aclose()
+        return Closed()
+
+    def _opened(self) -> Averager:
+        if self._averager is None:
+            raise LocalError("the averager is not open")
+        return self._averager

@@ -1,0 +1,89 @@
+"""What the node asks of its averager, one for each training run, and what it answers. No network library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from celluler.wire import Bytes32, Length, PeerName
+from celluler_node.processes.words import Program
+from celluler_protocols.averaging_messages import MAX_MEMBERS, Address, Member, Outcome, PartOutcome, Plan
+
+Addresses = Annotated[tuple[Address, ...], Length(0, 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Listen. seed: of the averager's own key, which is not the node's. listen: multiaddrs, port 0 for any."""
+
+    seed: Bytes32
+    listen: Annotated[tuple[Address, ...], Length(1, 8)]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """addresses: each ends in `/p2p/<peer>`; what the roster entry says."""
+
+    peer: PeerName
+    addresses: Addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Once the roster is known: listen to these and connect to them. Hashes and exponents may be empty."""
+
+    members: Annotated[tuple[Member, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One exchange. Its blob: our mantissas of the assigned parts in their order, or none if we committed to none."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """Its blob: the reduced mantissas of the assigned parts in their order, zeros where one is missing."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Reduce one part of a recent exchange anew and compare."""
+
+    plan: Plan
+    result: PartOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """equal: bit for bit. An input that could not be had is an error of the call instead."""
+
+    equal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Send what others still lack, then end. The process ends with its channel too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    pass
+
+
+AVERAGER = Program(
+    "averager",
+    "celluler_node.processes.averager",
+    requests=(Open, Admit, Exchange, Check, Close),
+    replies=(Opened, Admitted, Exchanged, Checked, Closed),
+    max_blob_bytes=1 << 32,
+    ready_s=60.0,
+)

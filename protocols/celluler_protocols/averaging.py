@@ -1,0 +1,563 @@
+"""The network's half of /celluler/averaging/1, over hivemind's P2P: the only module that imports hivemind. asyncio.
+
+hivemind gives us authenticated streams between averagers through its p2pd and nothing else: no DHT, no matchmaking,
+no trusted leader, no protobuf. Who takes part and who reduces what comes in a `Plan`; what the bytes are worth is
+decided by `averaging_exchange.Exchange`.
+
+A sender announces (`Part`, `Reduced`) and waits for `Ready` before it sends bytes, so that a peer ahead of us waits
+in its own memory, not in ours. Never imported into a process that imports libp2p: both register the same protobuf
+symbols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import sys
+import tempfile
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, raise_if_failed, read_pbmsg_safe, write_pbmsg
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr
+
+from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation, TimedOut, Unavailable
+from celluler.identity import Identity, public_key_of, short
+from celluler.wire import LENGTH_PREFIX_BYTES
+from celluler_protocols import p2pd_guard
+from celluler_protocols.averaging_exchange import Delivery, Exchange, Late, Slot, check_aggregate
+from celluler_protocols.averaging_messages import (
+    FRAME_LIMIT,
+    MAX_MEMBERS,
+    PROTOCOL_ID,
+    VALUE_BYTES,
+    FaultKind,
+    Have,
+    Member,
+    Outcome,
+    Part,
+    PartOutcome,
+    Plan,
+    Ready,
+    Reduced,
+    Refused,
+    Taken,
+    Want,
+    frames,
+)
+
+DEFAULT_LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+START_S = 20.0
+CONNECT_S = 10.0
+ANNOUNCE_S = 10.0
+"""For the first message of a stream."""
+STALL_S = 20.0
+"""Without a byte on a stream that should be flowing."""
+HOLD_S = 60.0
+"""How long an announcement may wait for an exchange that we have not begun."""
+DRAIN_S = 5.0
+"""At the end, for aggregates that others still lack."""
+MAX_HELD_PER_PEER = 2 * MAX_MEMBERS
+MAX_STREAMS_PER_PEER = 4 * MAX_MEMBERS
+MAX_VIOLATIONS = 16
+"""Then a peer is not listened to any more in this run."""
+KEPT_ROUNDS = 2
+"""Exchanges whose inputs are kept for those who check."""
+RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
+
+_CHUNK_BYTES = 1 << 18
+_READ_BYTES = 1 << 18
+
+Key = tuple[bytes, int, int]
+_log = logging.getLogger("celluler.averaging")
+
+
+@asynccontextmanager
+async def open_averager(
+    seed: bytes, *, listen: Sequence[str] = DEFAULT_LISTEN, scratch: Path | None = None
+) -> AsyncIterator[Averager]:
+    """An averager that listens; on exit its p2pd and its files are gone.
+
+    seed: 32 bytes of the averager's own key. scratch: where to keep its folder; the system's temporary folder when
+    that would make the path of a socket too long. Raises Unavailable when p2pd does not start.
+    """
+    identity = Identity(seed)
+    folder = _private_folder(scratch)
+    daemon = await _start_daemon(identity, listen, folder)
+    averager = Averager(daemon, tuple(str(address) for address in await daemon.get_visible_maddrs()))
+    try:
+        if averager.peer_id != identity.peer_id:
+            raise Unavailable("p2pd runs under another identity")
+        await daemon.add_binary_stream_handler(PROTOCOL_ID, averager._handle)
+        yield averager
+    finally:
+        await averager._close()
+        await daemon.shutdown()
+
+
+@dataclass(slots=True)
+class _Running:
+    exchange: Exchange
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Announcements of an exchange that we have not begun."""
+
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    count: int = 0
+
+
+class Averager:
+    """One member of a run. `admit` says whom to listen to; `exchange` does one exchange; `check` redoes a part."""
+
+    def __init__(self, daemon: P2P, addresses: tuple[str, ...]) -> None:
+        self.peer_id: str = daemon.peer_id.to_base58()
+        self.addresses = addresses
+        self._daemon = daemon
+        self._admitted: dict[str, tuple[str, ...]] = {}
+        self._running: dict[Key, _Running] = {}
+        self._kept: OrderedDict[Key, Exchange] = OrderedDict()
+        self._waiting: dict[Key, _Waiting] = {}
+        self._newest: Key | None = None
+        self._held: Counter[str] = Counter()
+        self._streams: Counter[str] = Counter()
+        self._served: Counter[tuple[str, Key, int, int]] = Counter()
+        self._violations: Counter[str] = Counter()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._handlers: set[asyncio.Task[Any]] = set()
+
+    async def admit(self, members: Sequence[Member]) -> None:
+        """Listen to these peers and to no others, and connect to them in advance, as far as they can be reached."""
+        for member in members:
+            public_key_of(member.peer)
+        self._admitted = {m.peer: m.addresses for m in members if m.peer != self.peer_id}
+        for peer in self._admitted:
+            self._spawn(self._connect(peer))
+
+    async def exchange(self, plan: Plan, own: bytes | bytearray | memoryview) -> tuple[Outcome, bytearray]:
+        """Send our parts, reduce those assigned to us, receive all; (what came of it, the reduced mantissas).
+
+        Returns when every aggregate is here, or at the deadline with what there is. Aggregates that others still
+        lack are sent on in the background until the deadline. Raises LocalError for a plan that contradicts itself.
+        """
+        if self._newest is not None and (plan.run != self._newest[0] or plan.key <= self._newest):
+            raise LocalError(f"round {plan.round} view {plan.view} does not follow on what was begun before")
+        if plan.members[plan.me].peer != self.peer_id:
+            raise LocalError("the plan gives our place to somebody else")
+        running = _Running(await asyncio.to_thread(Exchange, plan, own))
+        for member in plan.members:
+            if member.peer != self.peer_id:
+                self._admitted[member.peer] = member.addresses
+        until = asyncio.get_running_loop().time() + plan.deadline_s
+        self._running[plan.key] = running
+        self._newest = plan.key
+        if plan.key in self._waiting:
+            self._waiting[plan.key].begun.set()
+        try:
+            self._start(running, until)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    while not running.exchange.complete:
+                        running.changed.clear()
+                        await running.changed.wait()
+        finally:
+            await self._end(running)
+        return running.exchange.outcome(), running.exchange.aggregate
+
+    async def check(self, plan: Plan, result: PartOutcome) -> bool:
+        """Fetch the inputs that the reducer says it used and reduce them anew: whether every bit is the same.
+
+        Inputs come from the reducer, else from the member itself. Raises Unavailable when one cannot be had,
+        ProtocolViolation when one is not what its member committed to; the caller sets the deadline.
+        """
+        reducer = next(each.reducer for each in plan.assignments if each.part == result.part)
+        inputs: dict[int, bytes | bytearray | memoryview] = {}
+        for member in range(len(plan.members)):
+            if result.used >> member & 1:
+                inputs[member] = await self._input(plan, result.part, member, reducer)
+        return await asyncio.to_thread(check_aggregate, plan, result, inputs)
+
+    # --- sending ---
+
+    def _start(self, running: _Running, until: float) -> None:
+        for delivery in running.exchange.parts_to_send():
+            self._attach(running, self._deliver(running, delivery, until))
+        for part in running.exchange.gatherings:
+            self._attach(running, self._reduce(running, part, until))
+
+    async def _reduce(self, running: _Running, part: int, until: float) -> None:
+        exchange, loop = running.exchange, asyncio.get_running_loop()
+        gathering = exchange.gatherings[part]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(exchange.plan.gather_s):
+                while not gathering.complete:
+                    running.changed.clear()
+                    await running.changed.wait()
+        if not exchange.close_gathering(part):
+            _log.info("averaging.too_few part=%d", part)
+            return
+        used, result = await asyncio.to_thread(gathering.reduce)
+        deliveries = await asyncio.to_thread(exchange.publish, part, used, result)
+        running.changed.set()
+        if loop.time() < until:
+            for delivery in deliveries:
+                self._spawn(self._deliver(running, delivery, until))
+
+    async def _deliver(self, running: _Running, delivery: Delivery, until: float) -> None:
+        """Try until it is taken, refused for good, or the exchange is over."""
+        member = running.exchange.plan.members[delivery.member]
+        problem = "no answer"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                for pause_s in itertools.chain(RETRY_S, itertools.repeat(RETRY_S[-1])):
+                    try:
+                        answer = await self._send(member.peer, delivery)
+                    except (OSError, EOFError, P2PDaemonError, PeerViolation) as error:
+                        problem = f"{type(error).__name__}: {error}"
+                    else:
+                        if isinstance(answer, Taken):
+                            return
+                        problem = answer.reason
+                        if answer.final:
+                            break
+                    await asyncio.sleep(pause_s)
+        _log.info("averaging.undelivered peer=%s problem=%s", short(member.peer), problem[:200])
+        running.exchange.fault(FaultKind.UNREACHABLE, delivery.member, delivery.message.part, problem)
+
+    async def _send(self, peer: str, delivery: Delivery) -> Taken | Refused:
+        async with self._open(peer) as stream:
+            await stream.say(delivery.message)
+            match await stream.hear():
+                case Ready():
+                    await stream.send_bytes(delivery.body)
+                case Refused() as refused:
+                    return refused
+                case _:
+                    raise ProtocolViolation("neither Ready nor Refused")
+            match await stream.hear():
+                case Taken() | Refused() as answer:
+                    return answer
+                case _:
+                    raise ProtocolViolation("neither Taken nor Refused")
+
+    async def _input(self, plan: Plan, part: int, member: int, reducer: int) -> bytes | bytearray | memoryview:
+        size = plan.values_in(part) * VALUE_BYTES
+        for place in dict.fromkeys((reducer, member)):
+            if place == plan.me:
+                kept = self._kept.get(plan.key)
+                held = kept.input_of(part, member) if kept is not None else None
+                if held is not None:
+                    return held
+                continue
+            with contextlib.suppress(OSError, EOFError, P2PDaemonError, Unavailable):
+                async with self._open(plan.members[place].peer) as stream:
+                    await stream.say(Want(plan.run, plan.round, part, member))
+                    match await stream.hear():
+                        case Have(found) if found == size:
+                            data = bytearray(size)
+                            await stream.receive_into(memoryview(data))
+                            return data
+                        case Refused():
+                            continue
+                        case _:
+                            raise ProtocolViolation("an input of another size", peer=plan.members[place].peer)
+        raise Unavailable(f"the input of member {member} for part {part}")
+
+    @asynccontextmanager
+    async def _open(self, peer: str) -> AsyncIterator[_Stream]:
+        if peer not in self._admitted:
+            raise LocalError(f"{short(peer)} is not of this run")
+        await self._connect(peer)
+        async with asyncio.timeout(CONNECT_S):
+            stream = _Stream(*await self._open_stream(peer))
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    async def _open_stream(self, peer: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As hivemind's `call_binary_stream_handler`, which leaves the socket open when the peer cannot be reached."""
+        reader, writer = await self._daemon._client.control.daemon_connector.open_connection()
+        opening = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer).to_bytes(), proto=[PROTOCOL_ID])
+        try:
+            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening))
+            response = p2pd_pb2.Response()
+            await read_pbmsg_safe(reader, response)
+            raise_if_failed(response)
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
+
+    async def _connect(self, peer: str) -> None:
+        # hivemind connects to given addresses only when it starts; its daemon can at any time.
+        addresses = [Multiaddr(address) for address in self._admitted.get(peer, ())]
+        if addresses:
+            async with asyncio.timeout(CONNECT_S):
+                await self._daemon._client.connect(PeerID.from_base58(peer), addresses)
+
+    # --- receiving ---
+
+    async def _handle(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The boundary: nothing that a remote does escapes from here."""
+        peer, stream = info.peer_id.to_base58(), _Stream(reader, writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        self._streams[peer] += 1
+        try:
+            await self._answer(peer, stream)
+        except (OSError, EOFError, TimeoutError, TimedOut):
+            pass  # the remote's connection; what it cost is noted where it was awaited
+        except PeerViolation as error:
+            self._violations[peer] += 1
+            _log.info("averaging.violation peer=%s reason=%s", short(peer), error)
+        except Exception:
+            _log.exception("averaging.handler_failed peer=%s", short(peer))
+        finally:
+            self._handlers.discard(task)
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+            stream.close()
+
+    async def _answer(self, peer: str, stream: _Stream) -> None:
+        if self._violations[peer] >= MAX_VIOLATIONS or self._streams[peer] > MAX_STREAMS_PER_PEER:
+            return None
+        async with asyncio.timeout(ANNOUNCE_S):
+            message = await stream.hear()
+        if peer not in self._admitted:  # it may know the roster before we do, so it may ask again
+            return await stream.refuse("not admitted", final=False)
+        match message:
+            case Part() | Reduced():
+                await self._take(peer, stream, message)
+            case Want():
+                await self._serve(peer, stream, message)
+            case _:
+                raise ProtocolViolation(f"{type(message).__name__} begins no stream", peer=peer)
+        return None
+
+    async def _take(self, peer: str, stream: _Stream, message: Part | Reduced) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            running = await self._exchange_of(peer, (message.run, message.round, message.view))
+            running.tasks.add(task)
+            try:
+                await self._receive(running, stream, running.exchange.begin(peer, message))
+            finally:
+                running.tasks.discard(task)
+                running.changed.set()
+        except PeerViolation as error:
+            with contextlib.suppress(OSError):
+                await stream.refuse(str(error), final=True)
+            raise
+        except Unavailable as error:
+            await stream.refuse(str(error), final=isinstance(error, Late))
+
+    async def _receive(self, running: _Running, stream: _Stream, slot: Slot) -> None:
+        try:
+            await stream.say(Ready())
+            await stream.receive_into(slot.target)
+        except BaseException:
+            running.exchange.broken(slot)
+            raise
+        running.exchange.finish(slot)
+        running.changed.set()
+        await stream.say(Taken())
+
+    async def _exchange_of(self, peer: str, key: Key) -> _Running:
+        """The exchange a message belongs to, awaited for a while when the peer is ahead of us.
+
+        Raises Late when it is over, TimedOut when we did not begin it, ProtocolViolation for another run's.
+        """
+        if self._newest is not None and key[0] != self._newest[0]:
+            raise ProtocolViolation("of another run", peer=peer)
+        if key not in self._running:
+            if self._newest is not None and key <= self._newest:
+                raise Late("the exchange is over")
+            await self._hold(peer, key)
+        if key not in self._running:
+            raise Late("the exchange is over")
+        return self._running[key]
+
+    async def _hold(self, peer: str, key: Key) -> None:
+        if self._held[peer] >= MAX_HELD_PER_PEER:
+            raise Busy("too many announcements ahead of time")
+        waiting = self._waiting.setdefault(key, _Waiting())
+        waiting.count += 1
+        self._held[peer] += 1
+        try:
+            async with asyncio.timeout(HOLD_S):
+                await waiting.begun.wait()
+        except TimeoutError:
+            raise TimedOut("not begun here") from None
+        finally:
+            self._held[peer] -= 1
+            waiting.count -= 1
+            if not waiting.count:
+                self._waiting.pop(key, None)
+
+    async def _serve(self, peer: str, stream: _Stream, want: Want) -> None:
+        for key, exchange in reversed(self._kept.items()):
+            if key[:2] != (want.run, want.round):
+                continue
+            held = exchange.input_of(want.part, want.member) if want.member < len(exchange.plan.members) else None
+            if held is None:
+                continue
+            self._served[peer, key, want.part, want.member] += 1
+            if self._served[peer, key, want.part, want.member] > 2:
+                raise ProtocolViolation("asks for the same input again and again", peer=peer)
+            await stream.say(Have(len(held)))
+            return await stream.send_bytes(held)
+        return await stream.refuse("not here", final=True)
+
+    # --- the end of things ---
+
+    async def _end(self, running: _Running) -> None:
+        key = running.exchange.plan.key
+        del self._running[key]
+        self._kept[key] = running.exchange
+        for task in list(running.tasks):
+            task.cancel()
+        await asyncio.gather(*running.tasks, return_exceptions=True)
+        while len(self._kept) > KEPT_ROUNDS:
+            forgotten, _ = self._kept.popitem(last=False)
+            self._served = Counter({place: count for place, count in self._served.items() if place[1] != forgotten})
+
+    async def _close(self) -> None:
+        if self._background:
+            await asyncio.wait(self._background, timeout=DRAIN_S)
+        tasks = [*self._background, *self._handlers]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _attach(self, running: _Running, work: Coroutine[Any, Any, None]) -> None:
+        """A task of an exchange: it ends with it."""
+        task = asyncio.create_task(work)
+        running.tasks.add(task)
+        task.add_done_callback(running.tasks.discard)
+        task.add_done_callback(_report)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task of the averager: bounded by its own deadline, or by our end."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(_report)
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        if isinstance(error, (OSError, P2PDaemonError)):
+            _log.info("averaging.unreachable reason=%s", error)
+        else:
+            _log.error("averaging.task_failed", exc_info=error)
+
+
+class _Stream:
+    """Frames of the protocol and raw bytes on one stream of p2pd."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._frames = frames()
+
+    async def say(self, message: Any) -> None:
+        self._writer.write(self._frames.encode(message))
+        await self._drain()
+
+    async def hear(self) -> Any:
+        """One message, and not a byte beyond it."""
+        prefix = await self._reader.readexactly(LENGTH_PREFIX_BYTES)
+        size = int.from_bytes(prefix, "big")
+        if not 0 < size <= FRAME_LIMIT:
+            raise ProtocolViolation(f"frame of {size} bytes, limit {FRAME_LIMIT}")
+        (message,) = self._frames.feed(prefix + await self._reader.readexactly(size))
+        return message
+
+    async def refuse(self, reason: str, *, final: bool) -> None:
+        await self.say(Refused(reason.encode()[:180].decode("utf-8", "ignore"), final))
+
+    async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _CHUNK_BYTES):
+            self._writer.write(view[start : start + _CHUNK_BYTES])
+            await self._drain()
+
+    async def receive_into(self, target: memoryview) -> None:
+        filled = 0
+        while filled < len(target):
+            async with asyncio.timeout(STALL_S):
+                chunk = await self._reader.read(min(_READ_BYTES, len(target) - filled))
+            if not chunk:
+                raise EOFError("the stream ended within the bytes")
+            target[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+
+    async def _drain(self) -> None:
+        async with asyncio.timeout(STALL_S):
+            await self._writer.drain()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+# --- p2pd ----------------------------------------------------------------------------------------------------------
+
+
+async def _start_daemon(identity: Identity, listen: Sequence[str], folder: Path) -> P2P:
+    key = folder / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(b"\x08\x01\x12\x40" + identity.seed + identity.public_key)  # libp2p's protobuf of a private key
+    try:
+        return await _daemon_class(folder).create(
+            host_maddrs=list(listen),
+            identity_path=str(key),
+            dht_mode="none",
+            check_if_identity_free=False,
+            nat_port_map=False,
+            auto_nat=False,
+            use_relay=False,
+            use_auto_relay=False,
+            use_ipfs=False,
+            startup_timeout=START_S,
+        )
+    except (P2PDaemonError, OSError) as error:
+        raise Unavailable(f"p2pd does not start: {error}") from error
+    finally:
+        key.unlink(missing_ok=True)
+
+
+def _daemon_class(folder: Path) -> type[P2P]:
+    """hivemind's P2P with its sockets in our own folder, no DHT, and our guard in front of p2pd."""
+
+    class Daemon(P2P):  # type: ignore[misc]  # hivemind ships no types
+        _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
+        DHT_MODE_MAPPING: dict[str, dict[str, int]] = {"none": {}}  # noqa: RUF012  its own name and type
+
+        @staticmethod
+        def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+            guard = [sys.executable, "-I", "-S", p2pd_guard.__file__, str(os.getpid()), str(folder)]
+            return guard + list(P2P._make_process_args(*args, **kwargs))
+
+    return Daemon
+
+
+def _private_folder(scratch: Path | None) -> Path:
+    """A folder only we may enter; the path of a Unix socket has at most 107 bytes."""
+    if scratch is None or len(str(scratch.resolve())) > 50:
+        scratch = Path("/tmp")  # noqa: S108  mkdtemp makes it safe
+    return Path(tempfile.mkdtemp(prefix="celluler-averager-", dir=scratch)).resolve()
