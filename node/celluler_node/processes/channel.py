@@ -6,6 +6,7 @@ a ProtocolViolation of `receive`, upon which the supervisor kills the process. K
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Channel:
         while True:
             try:
                 while not self._outbox.flush():
-                    await trio.lowlevel.wait_writable(self._sock)
+                    await trio.lowlevel.wait_writable(self._sock.fileno())
             except OSError:
                 return
             await self._unsent.park()
@@ -115,7 +116,7 @@ class Channel:
             try:
                 count = self._sock.recv_into(self._reader.space())
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
+                await trio.lowlevel.wait_readable(self._sock.fileno())
                 continue
             except ConnectionError:
                 return
@@ -137,10 +138,8 @@ class Channel:
 
     def finish(self) -> None:
         """Tell the process that no request will follow."""
-        try:
+        with contextlib.suppress(OSError):  # it has gone already
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it has gone already
 
     def close(self) -> None:
         self._sock.close()

@@ -1,4 +1,4 @@
-"""What every process of ours submits to, sandboxed or not: it dies with its node and takes no more than it was given."""
+"""What every process of ours submits to, sandboxed or not: it dies with its node and takes only what it was given."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _answer(
 
 
 def _end_with_node(sock: socket.socket, busy: threading.Event) -> None:
-    """Wait, without reading, until the node has closed its end; a handler may run for minutes and must not outlive it."""
+    """Wait, without reading, until the node has closed its end: a handler that runs for minutes must not outlive it."""
     poll = select.poll()
     poll.register(sock, getattr(select, "POLLRDHUP", 0))  # POLLHUP is always reported
     poll.poll()

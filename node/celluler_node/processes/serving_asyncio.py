@@ -26,7 +26,7 @@ async def serve_async(
     handlers: Mapping[type, AsyncHandler],
     events: tuple[type, ...] = (),
 ) -> None:
-    """Answer requests as they come, each in a task of its own, until the node ends the channel; then cancel the rest."""
+    """Answer requests as they come, each in its own task, until the node ends the channel; cancel the rest then."""
     serving = _Serving(link, requests, replies, handlers)
     link.events = events
     link.transmit = serving.transmit

@@ -1,4 +1,4 @@
-"""What a process writes to its stdout and stderr: the last lines are kept for the reason of its end, the first logged."""
+"""What a process writes to stdout and stderr: the last lines are kept for the reason of its end, the first logged."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ REAP_S = 5.0
 DRAIN_S = 0.5
 """For what is still in the socket and in stderr once the process has ended."""
 
+_POLL_S = 0.05
+
 _log = structlog.get_logger("celluler.processes")
 
 
@@ -171,7 +173,8 @@ class _Keeper:
             kill_session(self._popen.pid)
             self._popen.wait()
         else:
-            await trio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
+            while self._popen.poll() is None:  # noqa: ASYNC110  there is no event to wait for on this system
+                await trio.sleep(_POLL_S)
             kill_session(self._popen.pid)
         self._exited.set()
 
