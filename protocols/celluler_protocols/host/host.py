@@ -173,6 +173,16 @@ class Host:
 
         self._node.set_stream_handler(protocol, answer)
 
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Every protocol answered here, libp2p's own included."""
+        return tuple(str(name) for name in self._node.get_mux().handlers if name)
+
+    @property
+    def inbound_streams(self) -> int:
+        """Streams of peers being answered at this moment."""
+        return self._guard.streams
+
     # --- judgement ---------------------------------------------------------------------------------------------
 
     def penalise(self, peer: PeerId, error: Exception) -> None:

@@ -147,6 +147,11 @@ class Dht:
         return tuple(found)[:_PROVIDERS]
 
     @property
+    def stored_values(self) -> int:
+        """Values held here, our own among them."""
+        return len(self._kad.value_store.store)
+
+    @property
     def _validator(self) -> NamespacedValidator:
         assert self._kad.validator is not None
         return self._kad.validator

@@ -93,6 +93,11 @@ class BoundedYamux(Yamux):
             self._on_overrun(self.peer_id, error)
         raise ConnectionResetError(str(error))
 
+    async def _read_data_body(self, length: int) -> bytes:
+        if length > _WINDOW_BYTES:  # refused when announced: libp2p would first collect up to 16 MiB
+            self.overrun(ProtocolViolation(f"frame of {length} bytes, window {_WINDOW_BYTES}"))
+        return await super()._read_data_body(length)
+
     async def _write_frame(self, data: bytes) -> None:
         deadline = trio.current_time() + self._limits.frame_write_s
         with trio.CancelScope(shield=True, deadline=deadline) as scope:
