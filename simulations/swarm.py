@@ -155,7 +155,13 @@ def celluler(*arguments: str, home: Path, timeout_s: float = 60.0) -> Any:
     """
     command = [sys.executable, *SHIPPED, *arguments, "--json"]
     done = subprocess.run(
-        command, env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+        command,
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     if done.returncode:
         raise CommandFailed(arguments, done.returncode, done.stderr)

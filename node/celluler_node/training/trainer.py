@@ -32,7 +32,6 @@ class RunSetup:
     batch: int
     learning_rate: float
     optimizer: str
-    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +51,22 @@ class Trainer(Protocol):
 
     dimension: int
     state_root: bytes
+    isolation: str
 
-    async def train(self, round_number: int) -> Update:
-        """Local steps from the public state; the state itself does not move."""
+    async def train(self, round_number: int, *, fresh: bool) -> Update:
+        """Local steps from the public state; the state itself does not move.
+
+        fresh: our update of the round before was not in the certified set, so carry no momentum over from it.
+        """
+        ...
 
     async def apply(self, round_number: int, exponents: tuple[int, ...], mantissas: bytes) -> bytes:
         """The outer step with a certified aggregate. Returns the new state root, 32 bytes."""
-
-    async def state(self) -> bytes:
-        """The whole public state, for a member that was left behind."""
-
-    async def restore(self, round_number: int, state: bytes) -> bytes:
-        """Take over a state; returns its root, which the caller compares with a certificate."""
+        ...
 
     async def export(self) -> Path:
         """The trained weights as a safetensors file in the run's scratch folder."""
+        ...
 
 
 TrainerFactory = Callable[[RunSetup], AbstractAsyncContextManager[Trainer]]

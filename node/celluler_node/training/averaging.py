@@ -1,0 +1,143 @@
+"""The averager of one run, seen from the node: a process that speaks with the other members' averagers.
+
+Translates between what the round machine says (roster places, commits, parts) and what an exchange needs (averagers,
+hashes, assignments). Moves arrays as bytes and looks at none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from celluler.aggregation.q16 import part_slices
+from celluler.identity import PeerId, public_key_of
+from celluler.learning.effects import Exchange
+from celluler.learning.messages import Part
+from celluler.learning.roster import RosterMember, RosterView
+from celluler_node.processes import averager_words as words
+from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.processes.words import Limits
+from celluler_protocols.averaging_messages import VALUE_BYTES, Assignment, Fault, FaultKind, Member, Outcome, Plan
+
+LINK_FAULTS = frozenset({FaultKind.MISSING, FaultKind.UNREACHABLE, FaultKind.NOT_REDUCED})
+"""Faults of a link, so of either end; every other one is the member's own doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One reduced part as it came. mantissas: its little-endian int16."""
+
+    part: Part
+    mantissas: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """A fault of an exchange, in words. violation: no honest member does it."""
+
+    peer: PeerId
+    reason: str
+    violation: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """results: one a part, None where it did not come."""
+
+    results: tuple[Reduction | None, ...]
+    blames: tuple[Blame, ...]
+
+
+class Averaging:
+    """Made by `open_averaging`. moved_bytes: mantissas sent and received so far."""
+
+    def __init__(self, child: Child, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        self._child, self.peer, self.addresses = child, peer, addresses
+        self.sent_bytes = self.received_bytes = 0
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    async def admit(self, roster: RosterView) -> None:
+        """Listen to the members of a roster and to nobody else."""
+        await self._child.call(words.Admit(tuple(_member(member, (), ()) for member in roster.members)))
+
+    async def exchange(
+        self, roster: RosterView, me: int, effect: Exchange, dimension: int, mantissas: bytes
+    ) -> Exchanged:
+        """One exchange among the members of a set, of which roster place `me` is one.
+
+        mantissas: (dimension,) little-endian int16, our update as committed.
+        """
+        plan = plan_of(roster, me, effect, dimension)
+        reply = await self._child.call(words.Exchange(plan), mantissas)
+        outcome: Outcome = reply.record.outcome
+        self._count(plan, outcome)
+        return Exchanged(
+            _results(outcome, dimension, memoryview(reply.blobs[0])),
+            tuple(_blame(roster, effect.members, fault) for fault in outcome.faults),
+        )
+
+    def _count(self, plan: Plan, outcome: Outcome) -> None:
+        """What the exchange moved beside its frames: inputs to and from reducers, aggregates from and to them."""
+        others = len(plan.members) - 1
+        own = {each.part for each in plan.assignments if each.reducer == plan.me}
+        for each in plan.assignments:
+            size = plan.values_in(each.part) * VALUE_BYTES
+            came = each.part not in outcome.missing
+            self.sent_bytes += size * others * came if each.part in own else size
+            self.received_bytes += size * others if each.part in own else size * came
+
+
+@asynccontextmanager
+async def open_averaging(listen: Sequence[str], limits: Limits, scratch: Path) -> AsyncIterator[Averaging]:
+    """Start an averager under a fresh key of its own. Raises WorkerFailed."""
+    async with open_process(words.AVERAGER, limits=limits, scratch=scratch) as child:
+        opened = (await child.call(words.Open(os.urandom(32), tuple(listen)))).record
+        yield Averaging(child, PeerId(opened.peer), opened.addresses)
+
+
+def plan_of(roster: RosterView, me: int, effect: Exchange, dimension: int) -> Plan:
+    """The exchange as all members of the set must see it: places in the plan are places in the set."""
+    rules = roster.rules
+    members = zip(effect.members, effect.commits, strict=True)
+    return Plan(
+        run=roster.run,
+        round=effect.round,
+        view=effect.view,
+        set_hash=effect.set_hash,
+        me=effect.members.index(me),
+        members=tuple(_member(roster.members[place], c.hashes, c.exponents) for place, c in members),
+        dimension=dimension,
+        parts=rules.parts,
+        assignments=tuple(Assignment(j, effect.members.index(place)) for j, place in enumerate(effect.reducers)),
+        rule=rules.rule,
+        f=rules.f,
+        quorum=max(1, len(effect.members) - rules.b),
+        gather_s=effect.within_s / 2,
+        deadline_s=effect.within_s,
+    )
+
+
+def _member(member: RosterMember, hashes: tuple[bytes, ...], exponents: tuple[int, ...]) -> Member:
+    return Member(member.averager, public_key_of(member.peer), member.averager_addresses, hashes, exponents)
+
+
+def _results(outcome: Outcome, dimension: int, aggregate: memoryview) -> tuple[Reduction | None, ...]:
+    pieces = part_slices(dimension, len(outcome.reduced) + len(outcome.missing))
+    results: list[Reduction | None] = [None] * len(pieces)
+    for one in outcome.reduced:
+        piece = pieces[one.part]
+        mantissas = bytes(aggregate[piece.start * VALUE_BYTES : piece.stop * VALUE_BYTES])
+        results[one.part] = Reduction(Part(one.digest, one.exponent, one.used, one.weights), mantissas)
+    return tuple(results)
+
+
+def _blame(roster: RosterView, members: Sequence[int], fault: Fault) -> Blame:
+    peer = roster.members[members[fault.member]].peer
+    violation = fault.kind not in LINK_FAULTS
+    return Blame(peer, f"averaging, {fault.kind}: {fault.detail}"[:200], violation)

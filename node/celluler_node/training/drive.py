@@ -1,0 +1,273 @@
+"""Drives one member's `Run`: carries out what the machine asks for and tells it what came of it. Decides nothing.
+
+    streams ─ receive ─▶ ┌─────┐ ─ Send ────▶ streams to the members
+    worker ── trained ─▶ │ Run │ ─ Train ───▶ worker
+    averager  exchanged▶ │     │ ─ Exchange ▶ averager
+    members ─ fetched ─▶ │     │ ─ Fetch ───▶ a member that holds the part
+    worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+import trio
+
+from celluler.aggregation.digests import mantissas_of, part_hash, reduced_digest
+from celluler.aggregation.q16 import part_slices
+from celluler.errors import CellulerError, LocalError, PeerViolation, ProtocolViolation, Unavailable
+from celluler.identity import PeerId, public_key_of, short
+from celluler.learning.effects import (
+    Apply,
+    Certified,
+    Diverged,
+    Effect,
+    Exchange,
+    Exclude,
+    Fault,
+    Fetch,
+    Finished,
+    Send,
+    Stalled,
+    Train,
+)
+from celluler.learning.messages import Part
+from celluler.learning.report import RoundReport
+from celluler.learning.run import Run
+from celluler_node.training.averaging import Averaging, Reduction
+from celluler_node.training.trainer import Trainer, Update
+
+FETCH_S = 15.0
+KEPT_ROUNDS = 2
+"""Rounds whose reduced parts are kept for members that lag."""
+
+log = structlog.get_logger()
+
+
+class Members(Protocol):
+    """Direct streams to the roster (`celluler_protocols.rounds`)."""
+
+    def send(self, to: PeerId, data: bytes) -> None:
+        """Queue a message; a full queue loses it."""
+
+    def broadcast(self, data: bytes, *, skip: tuple[PeerId, ...] = ()) -> None: ...
+
+    def incoming(self) -> AsyncIterator[tuple[PeerId, bytes]]: ...
+
+    async def fetch(self, peer: PeerId, round_number: int, part: int, digest: bytes) -> bytes:
+        """The reduced part a member holds, as `Reduced` wrote it. Raises Unavailable."""
+        ...
+
+
+class RunStalled(Unavailable):
+    """The run ended without a result; the message is the reason."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a member may tell of a certified round. loss: its own mean training loss of it, if it trained."""
+
+    report: RoundReport
+    loss: float | None
+
+
+class Driver:
+    """One run at one member. `run` it once."""
+
+    def __init__(
+        self,
+        run: Run,
+        members: Members,
+        trainer: Trainer,
+        averaging: Averaging,
+        *,
+        on_progress: Callable[[Progress], None],
+        on_violation: Callable[[PeerId, Exception], None],
+    ) -> None:
+        self._run, self._members, self._trainer, self._averaging = run, members, trainer, averaging
+        self._on_progress, self._on_violation = on_progress, on_violation
+        self._update: tuple[int, Update] | None = None
+        self._reduced: dict[int, dict[bytes, Reduction]] = {}  # by round, by digest
+        self._losses: dict[int, float] = {}
+        self._round_scope: trio.CancelScope | None = None
+        self._fetching: set[bytes] = set()
+        self._changed = trio.Event()
+        self._done = trio.Event()
+        self._stalled: str | None = None
+
+    async def run(self, *, finished: trio.Event) -> None:
+        """Until the run is over and the caller cancels; sets `finished` when the final state is certified.
+
+        After that it goes on answering members that lag. Raises RunStalled, WorkerFailed.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._listen)
+                nursery.start_soon(self._watch_done, finished)
+                self._perform(self._run.start(trio.current_time()))
+                await self._keep_time()
+                raise RunStalled(self._stalled or "the run ended")
+        except BaseExceptionGroup as group:
+            raise _plain(group) from None
+
+    async def reduced(self, round_number: int, digest: bytes) -> Reduction:
+        """A part that another member asks us for. Raises Unavailable."""
+        held = self._reduced.get(round_number, {}).get(digest)
+        if held is None:
+            raise Unavailable("that part is not here")
+        return held
+
+    # --- in -----------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for peer, data in self._members.incoming():
+            self._perform(self._run.receive(peer, data, trio.current_time()))
+
+    async def _keep_time(self) -> None:
+        while self._stalled is None:
+            self._changed = trio.Event()
+            deadline = self._run.next_deadline()
+            with trio.move_on_at(math.inf if deadline is None else deadline):
+                await self._changed.wait()
+                continue
+            self._perform(self._run.tick(trio.current_time()))
+
+    async def _watch_done(self, finished: trio.Event) -> None:
+        await self._done.wait()
+        finished.set()
+
+    # --- out ----------------------------------------------------------------------------------------------------
+
+    def _perform(self, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            self._carry_out(effect)
+        self._changed.set()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(None, data, skip):
+                self._members.broadcast(data, skip=skip)
+            case Send(to, data, _) if to is not None:
+                self._members.send(to, data)
+            case Train(number, fresh):
+                self._nursery.start_soon(self._train, number, fresh)
+            case Exchange():
+                self._begin(self._exchange, effect)
+            case Fetch(number, parts, holders):
+                for part, digest in parts:
+                    if digest not in self._fetching:
+                        self._fetching.add(digest)
+                        self._nursery.start_soon(self._fetch, number, part, digest, holders)
+            case Apply():
+                self._begin(self._apply, effect)
+            case Certified(_, report):
+                self._on_progress(Progress(report, self._losses.pop(report.round, None)))
+            case Fault(peer, reason):
+                log.info("round_fault", peer=short(peer), reason=reason)
+            case Exclude(peer, reason, _):
+                log.info("member_excluded", peer=short(peer), reason=reason)
+                self._on_violation(peer, ProtocolViolation(reason, peer=peer))
+            case Diverged(number, own, agreed):
+                log.warning("state_diverged", round=number, own=own.hex()[:16], agreed=agreed.hex()[:16])
+            case Finished():
+                self._done.set()
+            case Stalled(reason):
+                self._stalled = reason
+
+    def _begin(self, work: Callable[..., object], effect: Effect) -> None:
+        """Exchange and Apply each cancel the one before."""
+        if self._round_scope is not None:
+            self._round_scope.cancel()
+        self._round_scope = trio.CancelScope()
+        self._nursery.start_soon(self._within, self._round_scope, work, effect)
+
+    async def _within(self, scope: trio.CancelScope, work: Callable[..., object], effect: Effect) -> None:
+        with scope:
+            await work(effect)  # type: ignore[misc]
+
+    async def _train(self, number: int, fresh: bool) -> None:
+        root = self._trainer.state_root
+        update = await self._trainer.train(number, fresh=fresh)
+        if math.isfinite(update.loss):
+            self._losses[number] = update.loss
+        self._update = number, update
+        hashes = await trio.to_thread.run_sync(self._hashes, number, update)
+        self._perform(self._run.trained(number, hashes, update.exponents, root, trio.current_time()))
+
+    def _hashes(self, number: int, update: Update) -> tuple[bytes, ...]:
+        roster, whole = self._run.roster, mantissas_of(update.mantissas)
+        author = public_key_of(roster.members[self._run.me].peer)
+        pieces = part_slices(self._trainer.dimension, roster.rules.parts)
+        return tuple(
+            part_hash(
+                roster.run, number, author, part=part, exponent=update.exponents[part], mantissas=whole[piece]
+            )
+            for part, piece in enumerate(pieces)
+        )
+
+    async def _exchange(self, effect: Exchange) -> None:
+        if self._update is None or self._update[0] != effect.round:
+            raise LocalError(f"an exchange of round {effect.round}, for which we have no update")
+        run = self._run
+        exchanged = await self._averaging.exchange(
+            run.roster, run.me, effect, self._trainer.dimension, self._update[1].mantissas
+        )
+        for blame in exchanged.blames:
+            run.report.fault(blame.peer, blame.reason)
+            log.info("averaging_fault", peer=short(blame.peer), reason=blame.reason)
+            if blame.violation:
+                self._on_violation(blame.peer, ProtocolViolation(blame.reason, peer=blame.peer))
+        for one in exchanged.results:
+            if one is not None:
+                self._keep(effect.round, one)
+        parts = tuple(None if one is None else one.part for one in exchanged.results)
+        self._perform(run.exchanged(effect.round, effect.view, parts, trio.current_time()))
+
+    async def _fetch(self, number: int, part: int, digest: bytes, holders: tuple[PeerId, ...]) -> None:
+        """From one holder after the other. What hashes to the digest is the part, whoever sent it."""
+        try:
+            for holder in holders:
+                try:
+                    with trio.fail_after(FETCH_S):
+                        reduction = await self._ask(holder, number, part, digest)
+                except (Unavailable, trio.TooSlowError) as error:
+                    log.debug("part_not_fetched", peer=short(holder), error=str(error))
+                    continue
+                except PeerViolation as error:
+                    self._on_violation(holder, error)
+                    continue
+                self._keep(number, reduction)
+                self._perform(self._run.fetched(number, digest, trio.current_time()))
+                return
+        finally:
+            self._fetching.discard(digest)
+
+    async def _apply(self, effect: Apply) -> None:
+        held = self._reduced.get(effect.round, {})
+        mantissas = b"".join(held[part.digest].mantissas for part in effect.parts)
+        exponents = tuple(part.exponent for part in effect.parts)
+        root = await self._trainer.apply(effect.round, exponents, mantissas)
+        for old in [number for number in self._reduced if number <= effect.round - KEPT_ROUNDS]:
+            del self._reduced[old]
+        self._perform(self._run.applied(effect.round, root, trio.current_time()))
+
+    def _keep(self, number: int, reduction: Reduction) -> None:
+        self._reduced.setdefault(number, {})[reduction.part.digest] = reduction
+
+
+def _plain(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of our own errors in a group; the group itself when there is none."""
+    ours = group.split(CellulerError)[0]
+    while isinstance(ours, BaseExceptionGroup):
+        ours = ours.exceptions[0]  # type: ignore[assignment]
+    return group if ours is None else ours
+
+
+__all__ = ["Driver", "Members", "Part", "Progress", "RunStalled", "reduced_digest"]
