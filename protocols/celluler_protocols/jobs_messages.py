@@ -1,0 +1,365 @@
+"""Words of /celluler/jobs/1: the signed records, the messages, and what they are to a job's life.
+
+Knows the shape of a message and who signed it, not what a node makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from celluler.content.digest import Digest, cid_of, digest_of
+from celluler.errors import (
+    Busy,
+    CellulerError,
+    Denied,
+    InvalidSpec,
+    LocalError,
+    NoPeers,
+    NotFound,
+    QuotaExceeded,
+    TimedOut,
+    Unavailable,
+)
+from celluler.identity import Identity, PeerId, Signed, open_envelope, public_key_of, seal, short
+from celluler.jobs.spec import MAX_SPEC_BYTES, TrainJob, canonical_job, parse_canonical_job
+from celluler.jobs.states import MAX_METRIC_NAME_BYTES, MAX_METRICS, MAX_REASON_BYTES, JobEvent, JobState
+from celluler.learning.roster import MAX_ENTRY_BYTES, MAX_MEMBERS, MAX_ROSTER_BYTES
+from celluler.wire import U8, U16, U32, U64, Bytes32, Frames, Length, Name, PeerName, Range
+
+PROTOCOL_ID = "/celluler/jobs/1"
+MAX_ORDER_BYTES = MAX_SPEC_BYTES + 1024
+MAX_CANCEL_BYTES = 1024
+MAX_EVENTS_AN_ANSWER = 64
+MAX_LISTED = 256
+MAX_WAIT_MS = 30_000
+MAX_FRAME_BYTES = 1 << 19
+MAX_LIFE_S = 31 * 86400
+CLOCK_SKEW_S = 300
+
+
+# --- signed records ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JobOrder:
+    """What a submitter signs. The digest of its envelope is the job's identity.
+
+    client_id: the submitter's own name for the job; a second order with the same one is the same job. coordinator: the
+    only node it is meant for, so that nobody runs it again elsewhere. spec: canonical form. model: digest of the
+    signed manifest that the spec's `model` meant to the submitter. Times: Unix seconds.
+    """
+
+    KIND: ClassVar[str] = "celluler/jobs/order/1"
+    client_id: Name
+    coordinator: PeerName
+    spec: Annotated[bytes, Length(2, MAX_SPEC_BYTES)]
+    model: Bytes32
+    created_s: U64
+    expires_s: U64
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOrder:
+    """Signed by the job's submitter."""
+
+    KIND: ClassVar[str] = "celluler/jobs/cancel/1"
+    job: Bytes32
+    issued_s: U64
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedOrder:
+    """An order whose signature and spec were checked. job: digest of `signed.raw`, the job's identity."""
+
+    signed: Signed[JobOrder]
+    spec: TrainJob
+    job: Digest
+
+    @property
+    def submitter(self) -> PeerId:
+        return self.signed.signer
+
+    @property
+    def id(self) -> str:
+        """The job's identity as people see it."""
+        return cid_of(self.job)
+
+
+def seal_order(
+    identity: Identity,
+    spec: TrainJob,
+    *,
+    client_id: str,
+    coordinator: str,
+    model: bytes,
+    created_s: int,
+    expires_s: int,
+) -> bytes:
+    """A signed order, which is also the block under which the job is found."""
+    return seal(identity, JobOrder(client_id, coordinator, canonical_job(spec), model, created_s, expires_s))
+
+
+def open_order(raw: bytes) -> OpenedOrder:
+    """Verify and parse. Raises BadSignature, ProtocolViolation."""
+    signed = open_envelope(JobOrder, raw, limit=MAX_ORDER_BYTES)
+    public_key_of(signed.record.coordinator)
+    return OpenedOrder(signed, parse_canonical_job(signed.record.spec), digest_of(raw))
+
+
+def check_order(order: OpenedOrder, *, coordinator: str, now: float) -> None:
+    """Refuse an order meant for another node, outlived, or dated ahead. Raises Denied."""
+    record = order.signed.record
+    if record.coordinator != coordinator:
+        raise Denied(f"the order is for {short(record.coordinator)}, not for {short(coordinator)}")
+    if record.created_s > now + CLOCK_SKEW_S:
+        raise Denied(f"the order is dated {record.created_s - now:.0f} s ahead of this node's clock")
+    if not now < record.expires_s <= record.created_s + MAX_LIFE_S:
+        raise Denied(f"the order has expired, or lives longer than {MAX_LIFE_S} s")
+
+
+def seal_cancel(identity: Identity, job: bytes, *, issued_s: int) -> bytes:
+    return seal(identity, CancelOrder(job, issued_s))
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """order: envelope of a JobOrder."""
+
+    order: Annotated[bytes, Length(1, MAX_ORDER_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The coordinator has the order and holds everything the job needs: the submitter may go."""
+
+    job: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A node would take part. entry: envelope of a RosterEntry (rounds protocol), opaque here."""
+
+    job: Bytes32
+    entry: Annotated[bytes, Length(1, MAX_ENTRY_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The offer is noted. It is no promise of a place."""
+
+
+@dataclass(frozen=True, slots=True)
+class RosterReady:
+    """The coordinator to each member. roster: envelope of a Roster (rounds protocol), opaque here."""
+
+    job: Bytes32
+    roster: Annotated[bytes, Length(1, MAX_ROSTER_BYTES + 512)]
+
+
+@dataclass(frozen=True, slots=True)
+class RosterTaken:
+    """The member is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Events after `cursor`; when there are none, wait for one up to `wait_ms`."""
+
+    job: Bytes32
+    cursor: U64
+    wait_ms: Annotated[int, Range(0, MAX_WAIT_MS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """`loss`, 0.31."""
+
+    name: Annotated[str, Length(1, MAX_METRIC_NAME_BYTES)]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A JobEvent. state: place in JobState."""
+
+    cursor: U64
+    at_s: float
+    state: Annotated[int, Range(0, len(JobState) - 1)]
+    reason: Annotated[str, Length(0, MAX_REASON_BYTES)]
+    figures: Annotated[tuple[Figure, ...], Length(0, MAX_METRICS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A member whose update was not used in a round, with the reason. round: None when not in any."""
+
+    peer: PeerName
+    round: U16 | None
+    reason: Annotated[str, Length(1, 256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Bytes of a member's streams and averaging during the job."""
+
+    peer: PeerName
+    sent_bytes: U64
+    received_bytes: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the job left. model: `author/name:version`. manifest: digest of the signed manifest. weights: content."""
+
+    model: Annotated[str, Length(1, 256)]
+    manifest: Bytes32
+    weights: Bytes32
+    figures: Annotated[tuple[Figure, ...], Length(0, MAX_METRICS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a job besides its events."""
+
+    members: Annotated[tuple[PeerName, ...], Length(0, MAX_MEMBERS)] = ()
+    excluded: Annotated[tuple[Excluded, ...], Length(0, MAX_MEMBERS)] = ()
+    moved: Annotated[tuple[Moved, ...], Length(0, MAX_MEMBERS)] = ()
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The oldest events after the cursor asked for, ascending; ask again with the last one's."""
+
+    events: Annotated[tuple[Event, ...], Length(0, MAX_EVENTS_AN_ANSWER)]
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """order: envelope of a CancelOrder."""
+
+    order: Annotated[bytes, Length(1, MAX_CANCEL_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The state it is in now: Cancelled, or how it had ended before."""
+
+    state: Annotated[int, Range(0, len(JobState) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class ListJobs:
+    """The coordinator's jobs, newest first; `before`: of those older than this Unix time in milliseconds."""
+
+    before: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """order: the job is the block of this digest; fetch it as content to learn its spec and its submitter."""
+
+    job: Bytes32
+    submitter: PeerName
+    name: Name
+    state: Annotated[int, Range(0, len(JobState) - 1)]
+    reason: Annotated[str, Length(0, MAX_REASON_BYTES)]
+    created_s: float
+    updated_s: float
+    client_id: Name
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    jobs: Annotated[tuple[Listed, ...], Length(0, MAX_LISTED)]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """code: place in REFUSALS. retry_s: when asking again may help; 0 for never or unknown."""
+
+    code: U8
+    message: Annotated[str, Length(0, MAX_REASON_BYTES)]
+    retry_s: U32 = 0
+
+
+Request = Submit | Offer | RosterReady | Watch | Cancel | ListJobs
+Answer = Accepted | Offered | RosterTaken | Events | Cancelled | Listing
+ANSWERS: Mapping[type, type] = {
+    Submit: Accepted,
+    Offer: Offered,
+    RosterReady: RosterTaken,
+    Watch: Events,
+    Cancel: Cancelled,
+    ListJobs: Listing,
+}
+REFUSALS: tuple[type[CellulerError], ...] = (
+    LocalError,
+    InvalidSpec,
+    Denied,
+    QuotaExceeded,
+    Unavailable,
+    NotFound,
+    Busy,
+    TimedOut,
+    NoPeers,
+)
+_STATES = tuple(JobState)
+
+
+def frames() -> Frames:
+    return Frames(
+        (
+            *(Submit, Accepted, Offer, Offered, RosterReady, RosterTaken, Watch, Events, Cancel, Cancelled),
+            *(ListJobs, Listing, Refused),
+        ),
+        limit=MAX_FRAME_BYTES,
+    )
+
+
+def to_event(event: JobEvent) -> Event:
+    figures = tuple(Figure(name, value) for name, value in event.metrics.items())
+    return Event(event.cursor, event.at_s, place_of(event.state), event.reason, figures)
+
+
+def from_event(event: Event) -> JobEvent:
+    return JobEvent(event.cursor, event.at_s, _STATES[event.state], event.reason, from_figures(event.figures))
+
+
+def to_figures(metrics: Mapping[str, float]) -> tuple[Figure, ...]:
+    return tuple(Figure(name, float(value)) for name, value in list(metrics.items())[:MAX_METRICS])
+
+
+def from_figures(figures: tuple[Figure, ...]) -> dict[str, float]:
+    return {figure.name: figure.value for figure in figures}
+
+
+def to_listed(order: OpenedOrder, event: JobEvent, reason: str) -> Listed:
+    """A line of a listing. event: the job's newest. reason: of the state it is in."""
+    record = order.signed.record
+    return Listed(
+        job=order.job,
+        submitter=order.submitter,
+        name=order.spec.name,
+        state=place_of(event.state),
+        reason=reason,
+        created_s=float(record.created_s),
+        updated_s=event.at_s,
+        client_id=record.client_id,
+    )
+
+
+def place_of(state: JobState) -> int:
+    """How a message names a state."""
+    return _STATES.index(state)
+
+
+def state_of(place: int) -> JobState:
+    """The state that a message names by its place."""
+    return _STATES[place]
