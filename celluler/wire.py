@@ -107,8 +107,10 @@ class Frames:
         """All messages that `chunk` completes, in order. Raises ProtocolViolation; then the stream is lost."""
         self._buffer += chunk
         messages = []
-        while (body := self._next_body()) is not None:
-            messages.append(self._decode(body))
+        while end := self._next_end():
+            with memoryview(self._buffer)[LENGTH_PREFIX_BYTES:end] as body:
+                messages.append(self._decode(body))
+            del self._buffer[:end]
         return messages
 
     @property
@@ -116,20 +118,17 @@ class Frames:
         """True between messages: the only place where a stream may end."""
         return not self._buffer
 
-    def _next_body(self) -> bytes | None:
+    def _next_end(self) -> int:
+        """Where the first frame ends in the buffer; 0 while it is incomplete."""
         if len(self._buffer) < LENGTH_PREFIX_BYTES:
-            return None
+            return 0
         size = int.from_bytes(self._buffer[:LENGTH_PREFIX_BYTES], "big")
         if not 0 < size <= self._limit:
             raise ProtocolViolation(f"frame of {size} bytes, limit {self._limit}")
         end = LENGTH_PREFIX_BYTES + size
-        if len(self._buffer) < end:
-            return None
-        body = bytes(memoryview(self._buffer)[LENGTH_PREFIX_BYTES:end])
-        del self._buffer[:end]
-        return body
+        return end if len(self._buffer) >= end else 0
 
-    def _decode(self, body: bytes) -> Any:
+    def _decode(self, body: memoryview) -> Any:
         match _parse(body, self._limit):
             case [int(tag), list(plain)] if not isinstance(tag, bool) and 0 <= tag < len(self._types):
                 cls = self._types[tag]
@@ -138,7 +137,7 @@ class Frames:
                 raise ProtocolViolation("not a message of this protocol")
 
 
-def _parse(data: bytes, limit: int) -> Any:
+def _parse(data: bytes | memoryview, limit: int) -> Any:
     if len(data) > limit:
         raise ProtocolViolation(f"{len(data)} bytes, limit {limit}")
     try:
