@@ -11,6 +11,8 @@ import logging
 import sys
 from pathlib import Path
 
+import uvloop
+
 from celluler.errors import LocalError
 from celluler_node.processes.averager_words import (
     AVERAGER,
@@ -34,7 +36,8 @@ from celluler_protocols.averaging import Averager, open_averager
 def main(link: Link) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("hivemind").setLevel(logging.ERROR)
-    asyncio.run(_serve(link))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(link))
 
 
 async def _serve(link: Link) -> None:
@@ -80,7 +83,9 @@ class _Run:
     async def _check(self, request: Check, _: tuple[bytearray, ...]) -> Checked:
         return Checked(await self._opened().check(request.plan, request.result))
 
-    async def _close(self, _: Close, __: tuple[bytearray, ...]) -> Closed:
+    async def _close(self, request: Close, _: tuple[bytearray, ...]) -> Closed:
+        if self._averager is not None:
+            await self._averager.drain(request.drain_s)
         self._averager = None
         await self._stack.aclose()
         return Closed()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from celluler.wire import Bytes32, Length, PeerName
-from celluler_node.processes.words import Program
+from celluler_node.processes.words import Limits, Program
 from celluler_protocols.averaging_messages import MAX_MEMBERS, Address, Member, Outcome, PartOutcome, Plan
 
 Addresses = Annotated[tuple[Address, ...], Length(0, 16)]
@@ -71,7 +71,9 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send what others still lack, then end. The process ends with its channel too."""
+    """Send what others still lack, for at most `drain_s`, and stop listening. The end of the channel ends it too."""
+
+    drain_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +89,7 @@ AVERAGER = Program(
     max_blob_bytes=1 << 32,
     ready_s=60.0,
 )
+
+AVERAGER_LIMITS = Limits(open_files=4096)
+"""Two sockets a stream, and a stream for each member and direction. p2pd inherits them: no limit of address space, of
+which Go reserves far more than it uses."""
