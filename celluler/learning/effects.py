@@ -1,0 +1,116 @@
+"""What a run asks of the world. The machine does none of it itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celluler.identity import PeerId
+from celluler.learning.messages import Certificate, Commit, Part
+from celluler.learning.report import RoundReport
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send bytes to one member, or (to=None) to every member but those in `skip`. Losing it is allowed."""
+
+    to: PeerId | None
+    data: bytes
+    skip: tuple[PeerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train from the present state and answer `trained`. Any effect of a later round cancels it.
+
+    fresh: start the momentum anew, because our update of the round before was not in the certified set.
+    """
+
+    round: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Move the parts and answer `exchanged` within `within_s`. A later Exchange or Apply cancels it.
+
+    members: roster places of the set, ascending; commits: theirs, in that order. reducers: roster place, one a part.
+    """
+
+    round: int
+    view: int
+    set_hash: bytes
+    members: tuple[int, ...]
+    commits: tuple[Commit, ...]
+    reducers: tuple[int, ...]
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Get reduced parts by digest from those who hold them, answer `fetched` for each. Repeated while they lack."""
+
+    round: int
+    parts: tuple[tuple[int, bytes], ...]
+    """(part, digest)"""
+    holders: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Apply a certified round, all parts of which are here, and answer `applied`. Final: never taken back."""
+
+    round: int
+    members: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """A round is decided."""
+
+    certificate: Certificate
+    report: RoundReport
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A member did what no honest one does, or did not do its part; no proof that others would accept."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exclude:
+    """A member signed two things of which an honest one signs one. evidence: both envelopes."""
+
+    peer: PeerId
+    reason: str
+    evidence: tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """Our own state is not the one that a quorum trains from. We go on watching, but neither train nor vote."""
+
+    round: int
+    own_root: bytes
+    agreed_root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All rounds are applied and a quorum certified the final state. Keep answering for a while: others may lag."""
+
+    certificate: Certificate
+    state_root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The run is over without a result."""
+
+    reason: str
+
+
+Effect = Send | Train | Exchange | Fetch | Apply | Certified | Fault | Exclude | Diverged | Finished | Stalled

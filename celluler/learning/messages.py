@@ -1,0 +1,262 @@
+"""The signed messages of a round, and the proofs made of several signatures.
+
+Each message binds run, round and, where there is one, view. Members are named by their place in the roster. Sets of
+members or parts are 64-bit masks: bit k for member or part k.
+
+Knows the shape of a message and who signed it, not whether it makes sense now: that is the machine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Protocol
+
+from blake3 import blake3
+
+from celluler.errors import ProtocolViolation
+from celluler.identity import Envelope, Signed, open_envelope, public_key_of
+from celluler.learning.roster import MAX_MEMBERS, MAX_PARTS, MAX_ROUNDS, RosterView
+from celluler.wire import I16, U16, U32, U64, Bytes32, Bytes64, Length, Range, pack, unpack
+
+MAX_MESSAGE_BYTES = 1 << 16
+_ENVELOPE_BYTES = 320
+_CACHED_MESSAGES = 1024
+
+Round = Annotated[int, Range(0, MAX_ROUNDS)]
+"""0 for the first; the number of rounds for the closing height, which only certifies the final state."""
+Place = Annotated[int, Range(0, MAX_MEMBERS - 1)]
+Bits = U64
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A member's promise of its update. prev: hash of the body certified before, at round 0 the roster's digest.
+
+    state_root: the state the update starts from. hashes, exponents: one a part. fresh: no momentum was carried over.
+    """
+
+    KIND: ClassVar[str] = "celluler/rounds/commit/1"
+    run: Bytes32
+    round: Round
+    prev: Bytes32
+    state_root: Bytes32
+    hashes: Annotated[tuple[Bytes32, ...], Length(0, MAX_PARTS)]
+    exponents: Annotated[tuple[I16, ...], Length(0, MAX_PARTS)]
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One commit, named: by the member and the hash of its Commit."""
+
+    member: Place
+    commit: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class SetProposal:
+    """The leader's choice of inputs, ascending by member. barred: members that contribute but do not reduce."""
+
+    KIND: ClassVar[str] = "celluler/rounds/set/1"
+    run: Bytes32
+    round: Round
+    view: U16
+    entries: Annotated[tuple[Entry, ...], Length(1, MAX_MEMBERS)]
+    barred: Bits
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One reduced part. used and weights go by place in the set, not in the roster."""
+
+    digest: Bytes32
+    exponent: I16
+    used: Bits
+    weights: Annotated[tuple[U16, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """A reducer's statement of its result: what a later fraud proof is held against."""
+
+    KIND: ClassVar[str] = "celluler/rounds/reduced/1"
+    run: Bytes32
+    round: Round
+    view: U16
+    set_hash: Bytes32
+    part: Annotated[int, Range(0, MAX_PARTS - 1)]
+    result: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What is voted on. Holds no view: the same set reduced again in a later view is the same body.
+
+    members: mask of the set. state_root: the state *before* this round; a member cannot know the one after it until
+    it has applied what is being voted on.
+    """
+
+    KIND: ClassVar[str] = "celluler/rounds/body/1"
+    round: Round
+    prev: Bytes32
+    set_hash: Bytes32
+    members: Bits
+    state_root: Bytes32
+    parts: Annotated[tuple[Part, ...], Length(0, MAX_PARTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One member's signature under something that the reader can write down himself."""
+
+    member: Place
+    signature: Bytes64
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Votes of one phase and view for one body, without repeating it; ascending by member."""
+
+    view: U16
+    marks: Annotated[tuple[Mark, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyProposal:
+    """The leader's body. Fresh: `statements` holds the reducer's signature under each part's Reduced of this view.
+
+    Again: `proof` holds the phase-1 quorum that the body had in an earlier view.
+    """
+
+    KIND: ClassVar[str] = "celluler/rounds/proposal/1"
+    run: Bytes32
+    round: Round
+    view: U16
+    body: Body
+    statements: Annotated[tuple[Bytes64, ...], Length(0, MAX_PARTS)]
+    proof: Quorum | None
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """body: hash, or None for "not in this view". lacking: on such a vote, mask of the parts that did not come."""
+
+    KIND: ClassVar[str] = "celluler/rounds/vote/1"
+    run: Bytes32
+    round: Round
+    view: U16
+    phase: Annotated[int, Range(1, 2)]
+    body: Bytes32 | None
+    lacking: Bits
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Proves itself: a body and a quorum of phase-2 votes for it. Whoever passes it on signs only the envelope."""
+
+    KIND: ClassVar[str] = "celluler/rounds/certificate/1"
+    run: Bytes32
+    body: Body
+    quorum: Quorum
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a member stands and what it holds, so that others can send what it lacks. Never passed on.
+
+    incarnation, sequence: tell a new status from an old one. commits, reduced, votes: masks, the last three for
+    `view`. wanted: commits named by the set that it does not hold.
+    heard: members it has heard from lately. certified: it holds this round's certificate already.
+    """
+
+    KIND: ClassVar[str] = "celluler/rounds/status/1"
+    run: Bytes32
+    round: Round
+    view: U16
+    incarnation: U64
+    sequence: U32
+    certified: bool
+    commits: Bits
+    has_set: bool
+    has_body: bool
+    reduced: Bits
+    votes_1: Bits
+    votes_2: Bits
+    heard: Bits
+    wanted: Annotated[tuple[Entry, ...], Length(0, MAX_MEMBERS)]
+
+
+Message = Commit | SetProposal | Reduced | BodyProposal | Vote | Certificate | Status
+MESSAGES: tuple[Any, ...] = (Commit, SetProposal, Reduced, BodyProposal, Vote, Certificate, Status)
+_BY_KIND = {cls.KIND: cls for cls in MESSAGES}
+
+
+class Hashed(Protocol):
+    KIND: ClassVar[str]
+
+
+def record_hash(record: Hashed) -> bytes:
+    """BLAKE3 of kind, NUL and canonical bytes: 32 bytes. Of what was said, not of who signed it."""
+    return blake3(record.KIND.encode() + b"\0" + pack(record)).digest()
+
+
+def set_hash(entries: tuple[Entry, ...]) -> bytes:
+    """The name of a set of inputs, the same in every view."""
+    return blake3(b"celluler/rounds/inputs/1\0" + b"".join(bytes((e.member,)) + e.commit for e in entries)).digest()
+
+
+def mask(places: Iterable[int]) -> int:
+    return sum(1 << place for place in set(places))
+
+
+def places(bits: int) -> tuple[int, ...]:
+    return tuple(place for place in range(bits.bit_length()) if bits >> place & 1)
+
+
+@lru_cache(maxsize=_CACHED_MESSAGES)
+def open_message(raw: bytes) -> Signed[Any]:
+    """Verify and parse one message. Raises PeerViolation.
+
+    Remembers the last ones: a message arrives once from its author and once from every member that passes it on.
+    """
+    kind = unpack(Envelope, raw, limit=MAX_MESSAGE_BYTES + _ENVELOPE_BYTES).kind
+    cls = _BY_KIND.get(kind)
+    if cls is None:
+        raise ProtocolViolation(f"envelope of kind {kind!r} is no message of a round")
+    return open_envelope(cls, raw, limit=MAX_MESSAGE_BYTES)
+
+
+def signature_of(raw: bytes) -> bytes:
+    """The signature in an envelope."""
+    return unpack(Envelope, raw, limit=len(raw)).signature
+
+
+def check_signature(roster: RosterView, member: int, record: Any, signature: bytes) -> bytes:
+    """Raises BadSignature unless this member signed this record; returns the envelope that says so."""
+    signer = public_key_of(roster.members[member].peer)
+    raw = pack(Envelope(record.KIND, signer, pack(record), signature))
+    open_message(raw)
+    return raw
+
+
+def check_quorum(roster: RosterView, round_number: int, phase: int, body: bytes, quorum: Quorum) -> None:
+    """Raises PeerViolation unless q members signed this vote."""
+    members = [mark.member for mark in quorum.marks]
+    if len(members) < roster.rules.q or any(one >= two for one, two in pairwise(members)):
+        raise ProtocolViolation(f"{len(members)} marks are no quorum of {roster.rules.q} members in order")
+    if members[-1] >= len(roster):
+        raise ProtocolViolation(f"no member {members[-1]} in a roster of {len(roster)}")
+    vote = Vote(roster.run, round_number, quorum.view, phase, body, 0)
+    for mark in quorum.marks:
+        check_signature(roster, mark.member, vote, mark.signature)
+
+
+def check_certificate(roster: RosterView, certificate: Certificate) -> None:
+    """Raises PeerViolation unless the certificate is of this run and its quorum is one. Says nothing of `prev`."""
+    if certificate.run != roster.run:
+        raise ProtocolViolation("certificate of another run")
+    body = certificate.body
+    check_quorum(roster, body.round, 2, record_hash(body), certificate.quorum)

@@ -1,0 +1,207 @@
+"""Who takes part in a run, and under which rules: entries signed by the members, a roster signed by the coordinator.
+
+The coordinator chooses who is in; it cannot put words in a member's mouth, because every entry carries the member's
+own signature over the run. After the roster is signed the coordinator has no further say.
+
+Knows nothing of how entries are collected, nor of the job beyond its digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from blake3 import blake3
+
+from celluler.errors import LocalError, PeerViolation, ProtocolViolation
+from celluler.identity import Identity, PeerId, open_envelope, public_key_of, seal, short
+from celluler.wire import U8, Bytes32, Length, PeerName, Range
+
+MAX_MEMBERS = 64
+MAX_PARTS = 64
+MAX_ROUNDS = 1024
+MAX_ENTRY_BYTES = 4096
+MAX_ROSTER_BYTES = MAX_MEMBERS * (MAX_ENTRY_BYTES + 8) + 1024
+MAX_WAIT_MS = 24 * 3600 * 1000
+
+Address = Annotated[str, Length(1, 256)]
+Milliseconds = Annotated[int, Range(1, MAX_WAIT_MS)]
+_RawEntry = Annotated[bytes, Length(1, MAX_ENTRY_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class RosterEntry:
+    """One member's offer to take part, signed by its node's key: it introduces the averager, which has its own key."""
+
+    KIND: ClassVar[str] = "celluler/rounds/roster-entry/1"
+    run: Bytes32
+    averager: PeerName
+    averager_addresses: Annotated[tuple[Address, ...], Length(0, 8)]
+    nickname: Annotated[str, Length(0, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRules:
+    """What all members go by. b: arbitrary members tolerated; q: a quorum; f: bad updates the rule tolerates.
+
+    delta_ms: how long a step of the protocol may take before the members give up on it (grows with each view).
+    exchange_ms: the same for moving the parts. train_ms: the longest a round's training may take.
+    stall_ms: how long a run without progress is kept alive.
+    """
+
+    rounds: Annotated[int, Range(1, MAX_ROUNDS)]
+    parts: Annotated[int, Range(1, MAX_PARTS)]
+    rule: Annotated[str, Length(1, 32)]
+    f: U8
+    b: U8
+    q: U8
+    delta_ms: Milliseconds
+    exchange_ms: Milliseconds
+    train_ms: Milliseconds
+    stall_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Signed by the coordinator. entries: envelopes of RosterEntry, ascending by the signer's public key."""
+
+    KIND: ClassVar[str] = "celluler/rounds/roster/1"
+    run: Bytes32
+    job: Bytes32
+    entries: Annotated[tuple[_RawEntry, ...], Length(1, MAX_MEMBERS)]
+    rules: RoundRules
+
+
+@dataclass(frozen=True, slots=True)
+class RosterMember:
+    """A verified entry. index: its place, by which every message of the run names it."""
+
+    index: int
+    peer: PeerId
+    averager: PeerId
+    averager_addresses: tuple[str, ...]
+    nickname: str
+
+
+@dataclass(frozen=True, slots=True)
+class RosterView:
+    """A roster whose every signature was verified. digest: BLAKE3 of `raw`, the first link of the chain."""
+
+    run: bytes
+    job: bytes
+    coordinator: PeerId
+    rules: RoundRules
+    members: tuple[RosterMember, ...]
+    digest: bytes
+    raw: bytes
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def index_of(self, peer: str) -> int | None:
+        """The member's place; None for a stranger."""
+        return next((member.index for member in self.members if member.peer == peer), None)
+
+
+def tolerated(members: int) -> int:
+    """b: how many members may do anything at all. None of fewer than four."""
+    return (members - 1) // 3
+
+
+def quorum(members: int) -> int:
+    """q: any two sets of this many share more than b members, and so at least one honest one."""
+    return members - tolerated(members)
+
+
+def bad_updates(members: int, *, iid: bool) -> int:
+    """f, always the maximum: under-estimating it costs the accuracy that the rule is there to keep."""
+    return (members - 1) // 2 if iid else members // 5
+
+
+def rules_for(
+    members: int,
+    *,
+    rounds: int,
+    rule: str = "nk",
+    iid: bool = True,
+    parts: int | None = None,
+    delta_ms: int = 10_000,
+    exchange_ms: int = 30_000,
+    train_ms: int = 600_000,
+    stall_ms: int = 60_000,
+) -> RoundRules:
+    """The rules of a run of so many members. parts: as many as members unless given."""
+    if not 1 <= members <= MAX_MEMBERS:
+        raise LocalError(f"a group has 1..{MAX_MEMBERS} members, not {members}")
+    return RoundRules(
+        rounds=rounds,
+        parts=members if parts is None else parts,
+        rule=rule,
+        f=bad_updates(members, iid=iid),
+        b=tolerated(members),
+        q=quorum(members),
+        delta_ms=delta_ms,
+        exchange_ms=exchange_ms,
+        train_ms=train_ms,
+        stall_ms=stall_ms,
+    )
+
+
+def seal_roster(
+    coordinator: Identity, *, run: bytes, job: bytes, entries: tuple[bytes, ...], rules: RoundRules
+) -> bytes:
+    """The coordinator's half: sorts and signs. Raises what `open_roster` would, so nothing wrong leaves here."""
+    ordered = sorted(entries, key=lambda raw: public_key_of(_open_entry(raw, run).peer))
+    raw = seal(coordinator, Roster(run, job, tuple(ordered), rules))
+    open_roster(raw, coordinator.peer_id)
+    return raw
+
+
+def open_roster(raw: bytes, coordinator: str) -> RosterView:
+    """Verify a roster and every entry in it.
+
+    Raises BadSignature or ProtocolViolation, naming in `peer` the coordinator or the member whose entry is wrong.
+    """
+    signed = open_envelope(Roster, raw, limit=MAX_ROSTER_BYTES, signer=coordinator)
+    roster = signed.record
+    members = tuple(
+        RosterMember(index, entry.peer, entry.averager, entry.averager_addresses, entry.nickname)
+        for index, entry in enumerate(_open_entry(raw_entry, roster.run) for raw_entry in roster.entries)
+    )
+    keys = [public_key_of(member.peer) for member in members]
+    for place in range(1, len(keys)):
+        if keys[place - 1] >= keys[place]:
+            peer = members[place].peer
+            raise ProtocolViolation(f"roster: entry of {short(peer)} is twice there or out of order", peer=peer)
+    if len({member.averager for member in members}) != len(members):
+        raise ProtocolViolation("roster: two members name one averager", peer=coordinator)
+    _check_rules(roster.rules, len(members), coordinator)
+    return RosterView(roster.run, roster.job, signed.signer, roster.rules, members, blake3(raw).digest(), raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    peer: PeerId
+    averager: PeerId
+    averager_addresses: tuple[str, ...]
+    nickname: str
+
+
+def _open_entry(raw: bytes, run: bytes) -> _Entry:
+    signed = open_envelope(RosterEntry, raw, limit=MAX_ENTRY_BYTES)
+    entry = signed.record
+    try:
+        public_key_of(entry.averager)
+    except PeerViolation as error:
+        raise ProtocolViolation(f"roster entry of {short(signed.signer)}: {error}", peer=signed.signer) from error
+    if entry.run != run:
+        raise ProtocolViolation(f"roster entry of {short(signed.signer)} is for another run", peer=signed.signer)
+    return _Entry(signed.signer, PeerId(entry.averager), entry.averager_addresses, entry.nickname)
+
+
+def _check_rules(rules: RoundRules, members: int, coordinator: str) -> None:
+    """b and q follow from the size; a coordinator that could choose them could choose a fork."""
+    if (rules.b, rules.q) != (tolerated(members), quorum(members)):
+        raise ProtocolViolation(f"roster: b={rules.b} and q={rules.q} do not fit {members} members", peer=coordinator)
+    if rules.f > bad_updates(members, iid=True):
+        raise ProtocolViolation(f"roster: f={rules.f} is more than {members} members can bear", peer=coordinator)

@@ -1,0 +1,715 @@
+"""One height: from the members' commits to one certificate, whatever up to b of them do.
+
+A round is decided in views. Each view has a leader, who names the set of inputs; the members exchange and reduce;
+the leader proposes the body that came out; two phases of votes decide it. The vote is Tendermint's: q votes of
+phase 1 lock a member on a body, q votes of phase 2 are the certificate, and a locked member votes for another body
+only when shown a later phase-1 quorum for it. Source: Buchman, Kwon, Milosevic 2018, algorithm 1; here the value is
+not known to the leader when the view opens, so the set comes first and the body after the exchange.
+
+Two things turn with the view beside the leader: who reduces what, and whom the leader bars from reducing because
+its part did not come. Nobody's word is needed for that: an honest leader bars those who failed it.
+
+Knows nothing of training, arrays, sockets, or of other heights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+from celluler.errors import PeerViolation, ProtocolViolation
+from celluler.identity import Record, Signed
+from celluler.learning.effects import Diverged, Effect, Exchange, Exclude, Fault, Fetch, Send
+from celluler.learning.inputs import Inputs, check_part, check_set, inputs_of
+from celluler.learning.messages import (
+    Body,
+    BodyProposal,
+    Certificate,
+    Commit,
+    Entry,
+    Part,
+    Quorum,
+    Reduced,
+    SetProposal,
+    Status,
+    Vote,
+    check_quorum,
+    check_signature,
+    mask,
+    open_message,
+    record_hash,
+    signature_of,
+)
+from celluler.learning.roster import RosterView
+from celluler.learning.tally import Tally
+
+VIEW_WINDOW = 8
+"""Messages of views further ahead are not kept; they are asked for again once we are there."""
+MAX_COMMIT_VARIANTS = 4
+"""Commits kept of a member that signed several: any of them may be in the leader's set."""
+
+
+class Step(Enum):
+    COMMITS = auto()
+    """Fewer than q commits from one state: no clock runs."""
+    SET = auto()
+    EXCHANGE = auto()
+    VOTE_1 = auto()
+    VOTE_2 = auto()
+    DECIDED = auto()
+
+
+class _Wait(Enum):
+    WAIT = auto()
+
+
+WAIT: Final = _Wait.WAIT
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    view: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a height is given. leaders: places of the members that take turns. parts: 0 at the closing height.
+
+    mute: follow without signing anything. suspects (latest last) and excluded outlive the height.
+    """
+
+    roster: RosterView
+    me: int
+    round: int
+    prev: bytes
+    state_root: bytes
+    parts: int
+    leaders: tuple[int, ...]
+    mute: bool
+    seal: Callable[[Record], bytes]
+    expected: Callable[[int], bool]
+    suspects: dict[int, None]
+    excluded: set[int]
+
+
+class Height:
+    """Feed it with what arrives, then `take` what it wants done. Every call brings `now`, in seconds."""
+
+    def __init__(self, setting: Setting, now: float) -> None:
+        self.setting = setting
+        self.round = setting.round
+        self.step = Step.COMMITS
+        self.view = 0
+        self.certificate: Certificate | None = None
+        self.diverged = False
+        self._rules = setting.roster.rules
+        self._size = len(setting.roster)
+        self._delta_s = self._rules.delta_ms / 1000
+        self._exchange_s = self._rules.exchange_ms / 1000
+        self._now = now
+        self._out: list[Effect] = []
+        self._commits: dict[int, dict[bytes, Signed[Commit]]] = {}
+        self._sets: dict[int, Signed[SetProposal]] = {}
+        self._reduced: dict[tuple[int, int, int], Signed[Reduced]] = {}  # by view, part, author
+        self._proposals: dict[int, Signed[BodyProposal]] = {}
+        self._tallies: dict[tuple[int, int], Tally] = {}  # by view, phase
+        self._bodies: dict[bytes, Body] = {}
+        self._claims: dict[int, int] = {}  # the highest view each member was seen in
+        self._held: set[bytes] = set()
+        self._locked: Lock | None = None
+        self._valid: tuple[Lock, Quorum] | None = None
+        self._inputs: Inputs | None = None  # of this view
+        self._bad_set = False
+        self._sound: bool | None = None  # whether the leader's fresh body was checked, and how it came out
+        self._exchanging = False
+        self._lacking = 0
+        self._grace = self._deadline = now
+        self._timer: float | None = None
+        self._fetch_at: float | None = None
+        self._fetching: tuple[tuple[int, bytes], ...] = ()
+        self._fetches = 0
+
+    # --- what happens ------------------------------------------------------------------------------------------
+
+    def commit(self, hashes: tuple[bytes, ...], exponents: tuple[int, ...], fresh: bool, now: float) -> None:
+        """Our own training is done."""
+        self._now = now
+        setting = self.setting
+        if setting.me not in self._commits and self._may_sign:
+            run = setting.roster.run
+            self._broadcast(Commit(run, self.round, setting.prev, setting.state_root, hashes, exponents, fresh))
+        self._advance()
+
+    def receive(self, member: int, signed: Signed[Any], now: float) -> bool:
+        """A message of this round, signed by `member`. True if it was new. Raises PeerViolation, blaming `member`."""
+        self._now = now
+        claimed = self._claims.get(member)
+        new = self._store(member, signed)
+        if new or claimed != self._claims.get(member):
+            self._advance()
+        return new
+
+    def claim(self, member: int, view: int, now: float) -> None:
+        """A member says in which view it is."""
+        self._now = now
+        if view > self._claims.get(member, -1):
+            self._claims[member] = view
+            self._advance()
+
+    def exchanged(self, view: int, results: Sequence[Part | None], now: float) -> None:
+        """The exchange of a view is over. None: that part did not come."""
+        self._now = now
+        self._held |= {result.digest for result in results if result is not None}
+        inputs = self._inputs
+        if self._exchanging and inputs is not None and inputs.view == view:
+            self._exchanging = False
+            self._state_results(inputs, results)
+        self._advance()
+
+    def fetched(self, digest: bytes, now: float) -> None:
+        """A reduced part that hashes to this digest is here."""
+        self._now = now
+        self._held.add(digest)
+        self._advance()
+
+    def certify(self, certificate: Certificate, now: float) -> bool:
+        """A certificate whose quorum was checked. Raises ProtocolViolation if it is of another history."""
+        self._now = now
+        if self.certificate is not None:
+            return False
+        self._check_body(certificate.body)
+        self._decide(certificate)
+        self._advance()
+        return True
+
+    def tick(self, now: float) -> None:
+        self._now = now
+        self._advance()
+
+    def take(self) -> tuple[Effect, ...]:
+        """What is to be done since the last call."""
+        effects, self._out = tuple(self._out), []
+        return effects
+
+    def next_deadline(self) -> float | None:
+        times = [self._fetch_at]
+        match self.step:
+            case Step.SET | Step.EXCHANGE:
+                times += [self._deadline, self._grace if self._now < self._grace and self._leading else None]
+            case Step.VOTE_1 | Step.VOTE_2:
+                times.append(self._timer)
+        return min((time for time in times if time is not None), default=None)
+
+    @property
+    def complete(self) -> bool:
+        """Decided, and every part of the certified body is here."""
+        return self.certificate is not None and all(part.digest in self._held for part in self.certificate.body.parts)
+
+    # --- what we tell each other -------------------------------------------------------------------------------
+
+    def status(self, incarnation: int, sequence: int, heard: int) -> Status:
+        return Status(
+            run=self.setting.roster.run,
+            round=self.round,
+            view=self.view,
+            incarnation=incarnation,
+            sequence=sequence,
+            certified=self.certificate is not None,
+            commits=mask(self._commits),
+            has_set=self.view in self._sets,
+            has_body=self.view in self._proposals,
+            reduced=self._reduced_mask(),
+            votes_1=self._tally(self.view, 1).mask,
+            votes_2=self._tally(self.view, 2).mask,
+            heard=heard,
+            wanted=self._wanted(),
+        )
+
+    def answer(self, status: Status) -> list[bytes]:
+        """Everything we hold that a member of this round and view says it lacks."""
+        view = status.view
+        answers = [next(iter(kept.values())).raw for m, kept in self._commits.items() if not status.commits >> m & 1]
+        for entry in status.wanted:
+            known = self._commits.get(entry.member, {}).get(entry.commit)
+            if known is not None:
+                answers.append(known.raw)
+        if not status.has_set and view in self._sets:
+            answers.append(self._sets[view].raw)
+        if not status.has_body and view in self._proposals:
+            answers.append(self._proposals[view].raw)
+        answers += [
+            s.raw for (at, part, _), s in self._reduced.items() if at == view and not status.reduced >> part & 1
+        ]
+        for phase, known_votes in ((1, status.votes_1), (2, status.votes_2)):
+            tally = self._tallies.get((view, phase))
+            if tally is not None:
+                answers += [signed.raw for member, signed in tally.votes.items() if not known_votes >> member & 1]
+        return answers
+
+    def obstacle(self) -> str:
+        """In words, what this height waits for: the reason given when a run stalls here."""
+        where = f"round {self.round}, view {self.view}"
+        match self.step:
+            case Step.COMMITS:
+                return f"{where}: {len(self._group()[1])} of the {self._rules.q} updates needed from one state"
+            case Step.SET:
+                return f"{where}: no set of inputs from the leader {self._nickname(self._leader(self.view))}"
+            case Step.EXCHANGE:
+                return f"{where}: {self._lacking_now().bit_count()} of {self.setting.parts} parts missing"
+            case Step.DECIDED:
+                return f"{where}: decided, but {len(self._fetching)} of its parts could not be fetched"
+            case _:
+                votes = self._tally(self.view, 1 if self.step is Step.VOTE_1 else 2).votes
+                return f"{where}: {len(votes)} votes without a quorum of {self._rules.q} for one result"
+
+    # --- keeping what arrives ----------------------------------------------------------------------------------
+
+    def _store(self, member: int, signed: Signed[Any]) -> bool:
+        record = signed.record
+        if isinstance(record, Commit):
+            return self._store_commit(member, record, signed)
+        self._claims[member] = max(record.view, self._claims.get(member, -1))
+        if record.view > self.view + VIEW_WINDOW:
+            return False
+        match record:
+            case SetProposal():
+                self._check_leader(member, record.view)
+                check_set(self.setting.roster, record)
+                return self._keep(self._sets, record.view, member, signed)
+            case Reduced():
+                if record.part >= self.setting.parts:
+                    raise ProtocolViolation(f"no part {record.part} in a round of {self.setting.parts}")
+                return self._keep(self._reduced, (record.view, record.part, member), member, signed)
+            case BodyProposal():
+                return self._store_proposal(member, record, signed)
+            case Vote():
+                return self._store_vote(member, record, signed)
+        raise ProtocolViolation(f"{type(record).__name__} is no message of a height")
+
+    def _store_commit(self, member: int, commit: Commit, signed: Signed[Commit]) -> bool:
+        if commit.prev != self.setting.prev:
+            raise ProtocolViolation("a commit that follows another history")
+        if not len(commit.hashes) == len(commit.exponents) == self.setting.parts:
+            raise ProtocolViolation(f"a commit of {len(commit.hashes)} parts in a round of {self.setting.parts}")
+        name = record_hash(commit)
+        kept = self._commits.setdefault(member, {})
+        if name in kept:
+            return False
+        if kept:
+            self._equivocated(member, "two updates in one round", next(iter(kept.values())), signed)
+        if len(kept) >= 2 and (Entry(member, name) not in self._wanted() or len(kept) >= MAX_COMMIT_VARIANTS):
+            return False
+        kept[name] = signed
+        return True
+
+    def _store_proposal(self, member: int, proposal: BodyProposal, signed: Signed[BodyProposal]) -> bool:
+        self._check_leader(member, proposal.view)
+        if proposal.view in self._proposals:
+            return self._keep(self._proposals, proposal.view, member, signed)
+        body, proof = proposal.body, proposal.proof
+        self._check_body(body)
+        if proof is None:
+            if len(proposal.statements) != self.setting.parts:
+                raise ProtocolViolation("a body without its reducers' signatures")
+        else:
+            if proof.view >= proposal.view or proposal.statements:
+                raise ProtocolViolation("a body proposed again without an earlier quorum")
+            check_quorum(self.setting.roster, self.round, 1, record_hash(body), proof)
+        self._bodies[record_hash(body)] = body
+        return self._keep(self._proposals, proposal.view, member, signed)
+
+    def _store_vote(self, member: int, vote: Vote, signed: Signed[Vote]) -> bool:
+        if vote.body is not None and vote.lacking:
+            raise ProtocolViolation("a vote for a body that lacks parts")
+        tally = self._tally(vote.view, vote.phase)
+        known = tally.votes.get(member)
+        if known is None:
+            tally.add(member, signed)
+            return True
+        if known.record != vote:
+            self._equivocated(member, f"two votes in phase {vote.phase} of one view", known, signed)
+        return False
+
+    def _keep(self, table: dict[Any, Signed[Any]], key: Any, member: int, signed: Signed[Any]) -> bool:
+        """The first of its kind stays; a different second one is proof against its author."""
+        known = table.get(key)
+        if known is None:
+            table[key] = signed
+            return True
+        if known.record != signed.record:
+            self._equivocated(member, f"two different {_PLURAL[type(signed.record)]} in one view", known, signed)
+        return False
+
+    def _equivocated(self, member: int, what: str, first: Signed[Any], second: Signed[Any]) -> None:
+        if member not in self.setting.excluded:
+            self.setting.excluded.add(member)
+            self._out.append(Exclude(self.setting.roster.members[member].peer, what, (first.raw, second.raw)))
+
+    def _check_leader(self, member: int, view: int) -> None:
+        if member != self._leader(view):
+            raise ProtocolViolation("a proposal from a member that does not lead this view")
+
+    def _check_body(self, body: Body) -> None:
+        setting = self.setting
+        if body.round != self.round or body.prev != setting.prev:
+            raise ProtocolViolation("a body that follows another history")
+        size = body.members.bit_count()
+        if size < self._rules.q or body.members >> self._size:
+            raise ProtocolViolation("a body from less than a quorum, or with strangers")
+        if len(body.parts) != setting.parts:
+            raise ProtocolViolation(f"a body of {len(body.parts)} parts in a round of {setting.parts}")
+        for part in body.parts:
+            check_part(part, size, self._rules.b)
+
+    # --- the machine: rules tried in order until none applies --------------------------------------------------
+
+    def _advance(self) -> None:
+        rules = (
+            self._count_decision, self._open, self._jump, self._propose_set, self._accept_set, self._propose_body,
+            self._vote_1, self._lock, self._give_up_phase_1, self._give_up_phase_2,
+        )  # fmt: skip
+        while self.step is not Step.DECIDED and any(rule() for rule in rules):
+            pass
+        self._fetch()
+
+    def _open(self) -> bool:
+        """View 0 opens with the q-th commit: how long training takes is nobody's fault before that."""
+        if self.step is not Step.COMMITS or len(self._group()[1]) < self._rules.q:
+            return False
+        self._enter(0)
+        return True
+
+    def _jump(self) -> bool:
+        """b+1 members in a later view hold an honest one: follow."""
+        ahead = sorted((view for view in self._claims.values() if view > self.view), reverse=True)
+        if len(ahead) <= self._rules.b:
+            return False
+        self._enter(ahead[self._rules.b])
+        return True
+
+    def _enter(self, view: int) -> None:
+        if self.step is not Step.COMMITS:
+            self._note_suspects()
+        self.view, self.step = view, Step.SET
+        self._inputs, self._exchanging, self._lacking, self._bad_set = None, False, 0, False
+        self._timer = self._sound = None
+        self._grace = self._now + (self._delta_s / 2 if view == 0 else 0.0)
+        self._deadline = self._now + self._delta_s * (1 + view)
+
+    def _note_suspects(self) -> None:
+        """Reducers whose part we did not get, or b+1 members say they did not."""
+        if self._inputs is None:
+            return
+        complaints = [signed.record.lacking for signed in self._tally(self.view, 1).votes.values()]
+        for part, reducer in enumerate(self._inputs.reducers):
+            told = sum(lacking >> part & 1 for lacking in complaints)
+            if (self._lacking >> part & 1 or told > self._rules.b) and reducer != self.setting.me:
+                self.setting.suspects.pop(reducer, None)
+                self.setting.suspects[reducer] = None
+
+    def _propose_set(self) -> bool:
+        """The leader's first word: a body with an earlier quorum again, or else a set of inputs."""
+        if not self._leading or self.step is not Step.SET or self.view in self._sets or self.view in self._proposals:
+            return False
+        run = self.setting.roster.run
+        if self._valid is not None:
+            lock, proof = self._valid
+            self._broadcast(BodyProposal(run, self.round, self.view, self._bodies[lock.body], (), proof))
+            return True
+        members = self._chosen()
+        if members is None:
+            return False
+        entries = tuple(Entry(member, next(iter(self._commits[member]))) for member in members)
+        self._broadcast(SetProposal(run, self.round, self.view, entries, self._barred(members)))
+        return True
+
+    def _chosen(self) -> tuple[int, ...] | None:
+        """Whose commits to propose; None while it is worth waiting for more."""
+        group, quorum = self._group()[1], self._rules.q
+        if len(group) < quorum:
+            return None
+        missing = [m for m in range(self._size) if m not in self._commits and self.setting.expected(m)]
+        if missing and self._now < self._grace:
+            return None
+        trusted = [member for member in group if member not in self.setting.excluded]
+        chosen = trusted if len(trusted) >= quorum else group
+        if self.view > 0:  # the view before failed: do without those that have fallen silent since they committed
+            present = [member for member in chosen if self.setting.expected(member)]
+            chosen = present if len(present) >= quorum else chosen
+        return tuple(chosen)
+
+    def _group(self) -> tuple[bytes, list[int]]:
+        """(state, members): the largest group of commits from one state, ascending."""
+        groups: dict[bytes, list[int]] = {}
+        for member in sorted(self._commits):
+            kept = self._commits[member]
+            if kept:
+                groups.setdefault(next(iter(kept.values())).record.state_root, []).append(member)
+        return max(groups.items(), key=lambda group: (len(group[1]), group[0]), default=(b"", []))
+
+    def _barred(self, members: tuple[int, ...]) -> int:
+        """At most b, so that a lying leader cannot keep the work among its friends."""
+        latest_first = [*sorted(self.setting.excluded), *reversed(self.setting.suspects)]
+        return mask(list(dict.fromkeys(member for member in latest_first if member in members))[: self._rules.b])
+
+    def _accept_set(self) -> bool:
+        signed = self._sets.get(self.view)
+        if self.step is not Step.SET or signed is None or self._bad_set or self._missing_commits(signed.record):
+            return False
+        proposal = signed.record
+        commits = [self._commits[entry.member][entry.commit] for entry in proposal.entries]
+        try:
+            self._inputs = inputs = inputs_of(self.setting.roster, proposal, commits, self.setting.parts)
+        except ProtocolViolation as error:
+            self._blame_leader(error)
+            return True
+        self._compare_state(inputs.state_root)
+        self.step = Step.EXCHANGE
+        wait_s = self._exchange_s * (1 + self.view)
+        self._deadline = self._now + wait_s + (0.0 if self._leading else self._delta_s * (1 + self.view))
+        if inputs.reducers and self.setting.me in inputs.members and self._may_sign:
+            self._exchanging = True
+            self._out.append(
+                Exchange(self.round, self.view, inputs.hash, inputs.members, inputs.commits, inputs.reducers, wait_s)
+            )
+        return True
+
+    def _state_results(self, inputs: Inputs, results: Sequence[Part | None]) -> None:
+        """Sign what we reduced ourselves."""
+        for part, (reducer, result) in enumerate(zip(inputs.reducers, results, strict=True)):
+            if reducer == self.setting.me and result is not None and self._may_sign:
+                check_part(result, len(inputs.members), self._rules.b)
+                self._broadcast(inputs.states(self.setting.roster, self.round, part, result))
+
+    def _stated(self, part: int) -> Signed[Reduced] | None:
+        """The assigned reducer's statement on a part in this view, if it came and makes sense."""
+        inputs = self._inputs
+        if inputs is None:
+            return None
+        signed = self._reduced.get((self.view, part, inputs.reducers[part]))
+        if signed is None or signed.record.set_hash != inputs.hash:
+            return None
+        try:
+            check_part(signed.record.result, len(inputs.members), self._rules.b)
+        except ProtocolViolation:
+            return None
+        return signed
+
+    def _propose_body(self) -> bool:
+        """The leader's second word. It holds every part itself, so that it can serve those who lack one."""
+        inputs = self._inputs
+        if inputs is None or not self._leading or self.step is not Step.EXCHANGE or self.view in self._proposals:
+            return False
+        stated = [signed for part in range(self.setting.parts) if (signed := self._stated(part)) is not None]
+        if len(stated) < self.setting.parts or any(s.record.result.digest not in self._held for s in stated):
+            return False
+        body = Body(
+            self.round, self.setting.prev, inputs.hash, inputs.mask, inputs.state_root,
+            tuple(signed.record.result for signed in stated),
+        )  # fmt: skip
+        signatures = tuple(signature_of(signed.raw) for signed in stated)
+        self._broadcast(BodyProposal(self.setting.roster.run, self.round, self.view, body, signatures, None))
+        return True
+
+    def _vote_1(self) -> bool:
+        if self.step not in (Step.SET, Step.EXCHANGE):
+            return False
+        signed = self._proposals.get(self.view)
+        choice = WAIT if signed is None else self._judge(signed.record)
+        if choice is WAIT:
+            if self._now < self._deadline and not self._leader_resigned() and not self._bad_set:
+                return False
+            choice = None
+        self._lacking = self._lacking_now() if choice is None else 0
+        self.step = Step.VOTE_1
+        self._cast(1, choice, self._lacking)
+        return True
+
+    def _judge(self, proposal: BodyProposal) -> bytes | _Wait | None:
+        """The hash to vote for, None to vote against, WAIT while something may still come."""
+        name, proof = record_hash(proposal.body), proposal.proof
+        if proof is not None:
+            self._compare_state(proposal.body.state_root)  # a quorum compared it with its own
+        elif self._inputs is None:
+            return WAIT
+        else:
+            if self._sound is None:
+                self._sound = self._from_inputs(proposal, self._inputs)
+            if not self._sound:
+                return None
+        free = (
+            self._locked is None or self._locked.body == name or (proof is not None and proof.view >= self._locked.view)
+        )
+        if not free or self.diverged:
+            return None
+        return name if all(part.digest in self._held for part in proposal.body.parts) else WAIT
+
+    def _from_inputs(self, proposal: BodyProposal, inputs: Inputs) -> bool:
+        """Whether a fresh body is what the reducers of this view signed for this view's set."""
+        body, roster = proposal.body, self.setting.roster
+        try:
+            if (body.set_hash, body.members, body.state_root) != (inputs.hash, inputs.mask, inputs.state_root):
+                raise ProtocolViolation("a body that is not of the leader's own set")
+            for number, (part, signature) in enumerate(zip(body.parts, proposal.statements, strict=True)):
+                reducer = inputs.reducers[number]
+                raw = check_signature(roster, reducer, inputs.states(roster, self.round, number, part), signature)
+                self._keep(self._reduced, (self.view, number, reducer), reducer, open_message(raw))
+        except PeerViolation as error:
+            self._blame_leader(error)
+            return False
+        return True
+
+    def _lock(self) -> bool:
+        """A phase-1 quorum: lock, and say so in phase 2. The parts need not be here: b+1 honest voters hold them."""
+        name = self._tally(self.view, 1).body_with(self._rules.q)
+        if self.step not in (Step.VOTE_1, Step.VOTE_2) or name is None or name not in self._bodies:
+            return False
+        lock = Lock(self.view, name)
+        if self._valid is not None and self._valid[0].view >= lock.view:
+            return False
+        self._valid = (lock, self._tally(self.view, 1).proof(name))
+        if self.step is Step.VOTE_1:
+            self._locked = lock
+            self._to_phase_2(name)
+        return True
+
+    def _give_up_phase_1(self) -> bool:
+        if self.step is not Step.VOTE_1 or not self._time_is_up(self._tally(self.view, 1)):
+            return False
+        self._to_phase_2(None)
+        return True
+
+    def _to_phase_2(self, choice: bytes | None) -> None:
+        self.step, self._timer = Step.VOTE_2, None
+        self._cast(2, choice, 0)
+
+    def _give_up_phase_2(self) -> bool:
+        if self.step is not Step.VOTE_2 or not self._time_is_up(self._tally(self.view, 2)):
+            return False
+        self._enter(self.view + 1)
+        return True
+
+    def _time_is_up(self, tally: Tally) -> bool:
+        """No body can win any more, or a quorum has voted and the rest had their time."""
+        if tally.hopeless(self._size, self._rules.q):
+            return True
+        if self._timer is None and len(tally.votes) >= self._rules.q:
+            self._timer = self._now + self._delta_s * (1 + self.view)
+        return self._timer is not None and self._now >= self._timer
+
+    def _count_decision(self) -> bool:
+        for (_, phase), tally in self._tallies.items():
+            name = tally.body_with(self._rules.q) if phase == 2 else None
+            if name is not None and name in self._bodies:
+                self._decide(Certificate(self.setting.roster.run, self._bodies[name], tally.proof(name)))
+                return True
+        return False
+
+    def _decide(self, certificate: Certificate) -> None:
+        self.certificate, self.step = certificate, Step.DECIDED
+        inputs = self._inputs
+        if inputs is not None and inputs.view == certificate.quorum.view:
+            for reducer in inputs.reducers:
+                self.setting.suspects.pop(reducer, None)
+        self._compare_state(certificate.body.state_root)
+
+    def _fetch(self) -> None:
+        """Ask for the parts that others hold and we lack, again and again, each time starting with another holder."""
+        lacking, holders = self._parts_to_fetch()
+        if not lacking or not holders:
+            self._fetching, self._fetch_at = (), None
+            return
+        if lacking == self._fetching and self._fetch_at is not None and self._now < self._fetch_at:
+            return
+        turn = self._fetches % len(holders)
+        peers = tuple(self.setting.roster.members[place].peer for place in holders[turn:] + holders[:turn])
+        self._fetches += 1
+        self._fetching, self._fetch_at = lacking, self._now + self._delta_s / 2
+        self._out.append(Fetch(self.round, lacking, peers))
+
+    def _parts_to_fetch(self) -> tuple[tuple[tuple[int, bytes], ...], list[int]]:
+        """((part, digest), …) and the places of those who hold them."""
+        holders: list[int] = []
+        digests: list[bytes | None] = []
+        if self.certificate is not None:
+            digests = [part.digest for part in self.certificate.body.parts]
+            holders = [*(mark.member for mark in self.certificate.quorum.marks), *range(self._size)]
+        elif self.step in (Step.SET, Step.EXCHANGE) and not self._exchanging:
+            signed = self._proposals.get(self.view)
+            if signed is not None:
+                name = record_hash(signed.record.body)
+                digests = [part.digest for part in signed.record.body.parts]
+                holders = [self._leader(self.view), *self._tally(self.view, 1).voters_for(name)]
+            elif self._leading and self._inputs is not None:
+                stated = [self._stated(part) for part in range(self.setting.parts)]
+                digests = [None if signed is None else signed.record.result.digest for signed in stated]
+                holders = list(self._inputs.reducers)
+        lacking = tuple((part, d) for part, d in enumerate(digests) if d is not None and d not in self._held)
+        return lacking, [place for place in dict.fromkeys(holders) if place != self.setting.me]
+
+    # --- small parts -------------------------------------------------------------------------------------------
+
+    def _broadcast(self, record: Record) -> None:
+        raw = self.setting.seal(record)
+        self._out.append(Send(None, raw))
+        self._store(self.setting.me, open_message(raw))
+
+    def _cast(self, phase: int, choice: bytes | None, lacking: int) -> None:
+        if self._may_sign:
+            self._broadcast(Vote(self.setting.roster.run, self.round, self.view, phase, choice, lacking))
+
+    @property
+    def _may_sign(self) -> bool:
+        return not self.setting.mute and not self.diverged
+
+    @property
+    def _leading(self) -> bool:
+        return self._leader(self.view) == self.setting.me and self._may_sign
+
+    def _leader(self, view: int) -> int:
+        leaders = self.setting.leaders
+        return leaders[(self.round + view) % len(leaders)]
+
+    def _leader_resigned(self) -> bool:
+        """A leader that votes against its own view will propose nothing more in it."""
+        vote = self._tally(self.view, 1).votes.get(self._leader(self.view))
+        return vote is not None and vote.record.body is None
+
+    def _blame_leader(self, error: PeerViolation) -> None:
+        self._bad_set = True
+        self._out.append(Fault(self.setting.roster.members[self._leader(self.view)].peer, str(error)))
+
+    def _compare_state(self, agreed: bytes) -> None:
+        if agreed != self.setting.state_root and not self.diverged:
+            self.diverged = True
+            self._out.append(Diverged(self.round, self.setting.state_root, agreed))
+
+    def _lacking_now(self) -> int:
+        """Mask of the parts that we have no statement on, or not the bytes of."""
+        if self._inputs is None:
+            return 0
+        stated = [self._stated(part) for part in range(self.setting.parts)]
+        return mask(n for n, s in enumerate(stated) if s is None or s.record.result.digest not in self._held)
+
+    def _reduced_mask(self) -> int:
+        return mask(part for part in range(self.setting.parts) if self._stated(part) is not None)
+
+    def _missing_commits(self, proposal: SetProposal) -> list[Entry]:
+        return [entry for entry in proposal.entries if entry.commit not in self._commits.get(entry.member, {})]
+
+    def _wanted(self) -> tuple[Entry, ...]:
+        signed = self._sets.get(self.view)
+        return () if signed is None else tuple(self._missing_commits(signed.record))
+
+    def _tally(self, view: int, phase: int) -> Tally:
+        return self._tallies.setdefault((view, phase), Tally(view))
+
+    def _nickname(self, place: int) -> str:
+        member = self.setting.roster.members[place]
+        return member.nickname or member.peer[-8:]
+
+
+_PLURAL: Final = {SetProposal: "sets of inputs", Reduced: "results for one part", BodyProposal: "bodies", Vote: "votes"}

@@ -1,0 +1,608 @@
+"""Many seeded schedules of the rounds: the real machines, a network that misbehaves, members that lie and die.
+
+After every schedule with at most b liars and dead it is checked that
+
+- no two different bodies were certified at one height, and all honest members applied the same ones;
+- no honest member was excluded or blamed by an honest one;
+- once the network has healed, every honest member alive finishes, with the same state.
+
+A schedule is its seed: `python -m simulations.rounds --seed 17` replays one, `--schedules 10000` runs many.
+Training and the exchange are models here (digests of digests); their bytes are not what is tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+from celluler.identity import Identity, PeerId, seal
+from celluler.learning.effects import (
+    Apply,
+    Certified,
+    Diverged,
+    Effect,
+    Exchange,
+    Exclude,
+    Fault,
+    Fetch,
+    Finished,
+    Send,
+    Stalled,
+    Train,
+)
+from celluler.learning.messages import (
+    BodyProposal,
+    Certificate,
+    Commit,
+    Mark,
+    Part,
+    Quorum,
+    Reduced,
+    SetProposal,
+    Status,
+    Vote,
+    mask,
+    open_message,
+    record_hash,
+)
+from celluler.learning.roster import RosterEntry, RosterView, open_roster, rules_for, seal_roster, tolerated
+from celluler.learning.run import Run
+from simulations.world import Network, World
+
+HORIZON_S = 900.0
+GENESIS = blake2b(b"state before round 0", digest_size=32).digest()
+
+
+def digest(*pieces: Any) -> bytes:
+    return blake2b(repr(pieces).encode(), digest_size=32).digest()
+
+
+@lru_cache(maxsize=256)
+def identity(number: int) -> Identity:
+    return Identity(digest("identity", number))
+
+
+@lru_cache(maxsize=64)
+def roster_of(size: int, rounds: int, parts: int, stall_ms: int = 600_000) -> RosterView:
+    """A roster of `size` members, cached: its signatures are not what a schedule is about."""
+    run = digest("run", size, rounds, parts)
+    entries = []
+    for number in range(size):
+        entry = RosterEntry(run, identity(1000 + number).peer_id, ("/ip4/127.0.0.1/tcp/1",), f"peer-{number}")
+        entries.append(seal(identity(number), entry))
+    rules = rules_for(
+        size, rounds=rounds, parts=parts, delta_ms=2_000, exchange_ms=3_000, train_ms=30_000, stall_ms=stall_ms
+    )
+    raw = seal_roster(identity(999), run=run, job=digest("job"), entries=tuple(entries), rules=rules)
+    return open_roster(raw, identity(999).peer_id)
+
+
+@lru_cache(maxsize=64)
+def signers_of(size: int) -> dict[str, Identity]:
+    return {identity(number).peer_id: identity(number) for number in range(size)}
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """What the world carries."""
+
+    peer: str
+    message: bytes
+
+
+# --- liars: an honest run whose words are changed on their way out ------------------------------------------------
+
+Words = Iterable[tuple[str, bytes]]  # (to, bytes)
+
+
+class Honest:
+    """Says what its run says."""
+
+    delivers_parts = True
+    faces = 1
+
+    def __init__(self, roster: RosterView, signer: Identity, rng: random.Random) -> None:
+        self.roster, self.signer, self.rng = roster, signer, rng
+        self.others = tuple(member.peer for member in roster.members if member.peer != signer.peer_id)
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        return [(peer, raw) for peer in to]
+
+    def halves(self, to: Sequence[str], one: bytes, other: bytes) -> Words:
+        """One thing to some, another to the rest."""
+        return [(peer, self.rng.choice((one, other))) for peer in to]
+
+
+class Silent(Honest):
+    delivers_parts = False
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        return []
+
+
+class TwoUpdates(Honest):
+    """Commits to two different updates."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        if signed.signer == self.signer.peer_id and isinstance(signed.record, Commit):
+            other = replace(signed.record, fresh=not signed.record.fresh)
+            return self.halves(to, raw, seal(self.signer, other))
+        return super().say(to, raw)
+
+
+class TwoSets(Honest):
+    """Leads some to one set and others to another, and proposes bodies of its own making."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        record = signed.record
+        if signed.signer != self.signer.peer_id:
+            return super().say(to, raw)
+        if isinstance(record, SetProposal):
+            bar = 0 if record.barred else 1 << self.rng.choice(record.entries).member
+            fewer = record.entries[1:] if len(record.entries) > self.roster.rules.q else record.entries
+            return self.halves(to, raw, seal(self.signer, replace(record, entries=fewer, barred=bar)))
+        if isinstance(record, BodyProposal) and record.body.parts:
+            parts = (replace(record.body.parts[0], digest=digest("made up")), *record.body.parts[1:])
+            return self.halves(to, raw, seal(self.signer, replace(record, body=replace(record.body, parts=parts))))
+        return super().say(to, raw)
+
+
+class TwoVotes(Honest):
+    """Votes for and against, and for every body it sees."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        record = signed.record
+        if signed.signer == self.signer.peer_id and isinstance(record, Vote):
+            against = Vote(record.run, record.round, record.view, record.phase, None, self.rng.getrandbits(3))
+            return self.halves(to, raw, seal(self.signer, against))
+        if isinstance(record, BodyProposal | Vote):
+            name = record_hash(record.body) if isinstance(record, BodyProposal) else record.body
+            phase = self.rng.choice((1, 2))
+            mine = seal(self.signer, Vote(record.run, record.round, record.view, phase, name, 0))
+            return [*super().say(to, raw), *((peer, mine) for peer in self.others)]
+        return super().say(to, raw)
+
+
+class Withholds(Honest):
+    """Takes part, but never votes."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        mine = signed.signer == self.signer.peer_id
+        return [] if mine and isinstance(signed.record, Vote) else super().say(to, raw)
+
+
+class TwoFaces(Honest):
+    """Reduces to one result for some and to another for the rest, and signs both."""
+
+    faces = 2
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        if signed.signer == self.signer.peer_id and isinstance(signed.record, Reduced):
+            result = replace(signed.record.result, digest=digest("other face", signed.record.result.digest))
+            return self.halves(to, raw, seal(self.signer, replace(signed.record, result=result)))
+        return super().say(to, raw)
+
+
+class KeepsParts(Honest):
+    """States what it reduced, and gives the bytes to nobody."""
+
+    delivers_parts = False
+
+
+class Late(Honest):
+    """Everything it says is held back; the schedule delays it."""
+
+
+class Forges(Honest):
+    """Certificates without a quorum, made from whatever it has seen."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        record = signed.record
+        words = list(super().say(to, raw))
+        if isinstance(record, BodyProposal):
+            body = replace(record.body, members=record.body.members, state_root=digest("forged"))
+            vote = Vote(record.run, body.round, record.view, 2, record_hash(body), 0)
+            sealed = seal(self.signer, vote)
+            mark = Mark(self.roster.index_of(self.signer.peer_id) or 0, sealed[-64:])
+            marks = tuple(Mark(place, mark.signature) for place in range(self.roster.rules.q))
+            for quorum in (Quorum(record.view, marks), Quorum(record.view, (mark,) * self.roster.rules.q)):
+                forged = seal(self.signer, Certificate(record.run, body, quorum))
+                words += [(peer, forged) for peer in self.others]
+        return words
+
+
+class Garbage(Honest):
+    """Noise, mutilated messages, absurd claims, and honest members' words under its own name."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        words = list(super().say(to, raw))
+        place = self.rng.randrange(len(raw))
+        noise = self.rng.choice(
+            (
+                self.rng.randbytes(self.rng.randrange(200)),
+                raw[:place],
+                raw[:place] + bytes((raw[place] ^ 1,)) + raw[place + 1 :],
+                seal(self.signer, self._absurd(open_message(raw).record)),
+            )
+        )
+        return [*words, *((peer, noise) for peer in self.others)]
+
+    def _absurd(self, record: Any) -> Any:
+        if isinstance(record, Status):
+            return replace(record, round=1024, view=65_535, sequence=2**32 - 1, wanted=())
+        return replace(record, view=60_000) if hasattr(record, "view") else record
+
+
+LIARS: tuple[type[Honest], ...] = (
+    Silent, TwoUpdates, TwoSets, TwoVotes, Withholds, TwoFaces, KeepsParts, Late, Forges, Garbage,
+)  # fmt: skip
+
+
+# --- one schedule ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What happens in one simulated run; drawn from a seed by `draw`."""
+
+    seed: int
+    size: int
+    rounds: int
+    parts: int
+    network: Network
+    liars: dict[int, type[Honest]]
+    deaths: dict[int, tuple[float, float | None]]
+    """place: (when it dies, when it starts again or None)"""
+    partition: tuple[float, float, frozenset[int]] | None
+    cuts: tuple[tuple[int, int], ...]
+    slow: dict[int, float]
+    """place: by how many seconds its training is slower"""
+
+    @property
+    def describe(self) -> str:
+        liars = ", ".join(f"{place} {kind.__name__}" for place, kind in self.liars.items()) or "none"
+        return f"seed {self.seed}: {self.size} members, liars: {liars}; deaths {self.deaths}; {self.network}"
+
+
+def draw(seed: int) -> Schedule:
+    """A schedule that the protocol promises to survive: liars and dead together at most b."""
+    rng = random.Random(seed)
+    size = rng.choice((1, 2, 3, 4, 4, 4, 5, 5, 6, 7, 7, 10))
+    bad = rng.sample(range(size), rng.randint(0, tolerated(size)))
+    liars: dict[int, type[Honest]] = {}
+    deaths: dict[int, tuple[float, float | None]] = {}
+    for place in bad:
+        if rng.random() < 0.7:
+            liars[place] = rng.choice(LIARS)
+        else:
+            deaths[place] = (rng.uniform(0.0, 12.0), rng.choice((None, rng.uniform(13.0, 25.0))))
+    stormy = rng.random() < 0.5
+    network = Network(
+        latency_s=(0.005, rng.choice((0.05, 0.3, 1.0))),
+        loss=rng.choice((0.0, 0.1, 0.3)) if stormy else 0.0,
+        duplication=0.1 if stormy else 0.0,
+    )
+    partition = None
+    if rng.random() < 0.3 and size > 1:
+        start = rng.uniform(0.0, 8.0)
+        side = frozenset(rng.sample(range(size), rng.randint(1, size - 1)))
+        partition = (start, start + rng.uniform(1.0, 15.0), side)
+    pairs = [(one, other) for one in range(size) for other in range(one)]
+    cuts = tuple(rng.sample(pairs, 1)) if size > 3 and rng.random() < 0.3 else ()
+    slow = {rng.randrange(size): rng.uniform(0.0, 6.0)} if rng.random() < 0.3 else {}
+    return Schedule(
+        seed, size, rng.choice((1, 2, 2, 3)), rng.randint(1, 3), network, liars, deaths, partition, cuts, slow
+    )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a schedule. broken: the promises that were not kept."""
+
+    schedule: Schedule
+    trace: str = ""
+    views: int = 0
+    finished_s: float = 0.0
+    delivered: int = 0
+    excluded: set[str] = field(default_factory=set)
+    stalled: dict[int, tuple[float, str]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+
+class Member:
+    """A run with its surroundings: the trainer and the exchange of the model world. A machine of the world."""
+
+    def __init__(self, theatre: Theatre, place: int, incarnation: int) -> None:
+        self.theatre, self.place = theatre, place
+        self.peer = theatre.roster.members[place].peer
+        signer = signers_of(theatre.schedule.size)[self.peer]
+        kind = theatre.schedule.liars.get(place, Honest)
+        self.voice = kind(theatre.roster, signer, theatre.world.rng)
+        self.run = Run(theatre.roster, signer, state_root=GENESIS, incarnation=incarnation)
+        self.root = GENESIS
+        self.held: set[bytes] = set()
+
+    @property
+    def honest(self) -> bool:
+        return type(self.voice) is Honest
+
+    def receive(self, sender: str, raw: bytes, now: float) -> list[Any]:
+        return self.carry_out(self.run.receive(PeerId(sender), raw, now))
+
+    def tick(self, now: float) -> list[Any]:
+        return self.carry_out(self.run.tick(now))
+
+    def next_deadline(self) -> float | None:
+        return self.run.next_deadline()
+
+    def carry_out(self, effects: Iterable[Effect]) -> list[Any]:
+        """Effects to words for the world; everything else passes through to the theatre."""
+        outputs: list[Any] = []
+        for effect in effects:
+            if isinstance(effect, Send):
+                to = [effect.to] if effect.to else [peer for peer in self.voice.others if peer not in effect.skip]
+                outputs += [Out(peer, raw) for peer, raw in self.voice.say(to, effect.data)]
+            else:
+                outputs.append(effect)
+        return outputs
+
+
+class Theatre:
+    """One schedule being played."""
+
+    def __init__(self, schedule: Schedule, *, stall_ms: int = 600_000) -> None:
+        self.schedule = schedule
+        self.roster = roster_of(schedule.size, schedule.rounds, schedule.parts, stall_ms)
+        self.world = World(schedule.seed, schedule.network, sends=Out, observe=self._observe, size_of=len)
+        self.outcome = Outcome(schedule)
+        self.certified: dict[int, bytes] = {}
+        self.finished: dict[int, bytes] = {}
+        self._exchanges: dict[tuple[int, int, bytes], dict[int, float]] = {}  # who entered, and when
+        self._handlers: dict[type, Callable[[Member, Any, float], None]] = {
+            Train: self._train, Exchange: self._exchange, Fetch: self._fetch, Apply: self._apply,
+            Certified: self._certified, Exclude: self._accused, Fault: self._accused, Diverged: self._diverged,
+            Finished: self._finish, Stalled: self._stall,
+        }  # fmt: skip
+
+    def play(self, until: float = HORIZON_S) -> Outcome:
+        schedule, world = self.schedule, self.world
+        for place in range(schedule.size):
+            self._enter(place, 0)
+        for place, (dies, returns) in schedule.deaths.items():
+            world.at(dies, lambda place=place: world.remove(self._name(place)))  # type: ignore[misc]
+            if returns is not None:
+                world.at(returns, lambda place=place: self._enter(place, 1))  # type: ignore[misc]
+        if schedule.partition is not None:
+            start, end, side = schedule.partition
+            names = [self._name(place) for place in side]
+            world.at(start, lambda: world.partition(names))
+            world.at(end, world.partition)
+        for one, other in schedule.cuts:
+            world.cut(self._name(one), self._name(other))
+        world.at(40.0, self._calm)
+        step = 5.0
+        while world.now < until and not self._over():
+            world.run(min(world.now + step, until))
+        self._judge()
+        self.outcome.trace, self.outcome.delivered = world.trace, world.delivered
+        return self.outcome
+
+    def must_finish(self, place: int) -> bool:
+        """Whom progress was promised: the honest that were never started again (those may follow mute to the end)."""
+        return place not in self.schedule.liars and place not in self.schedule.deaths
+
+    # --- the model world ---
+
+    def _calm(self) -> None:
+        """The network heals: from here on progress is promised. Cut links stay cut."""
+        low, high = self.world.network.latency_s
+        self.world.network = replace(self.world.network, latency_s=(low, min(high, 0.3)), loss=0.0)
+
+    def _name(self, place: int) -> str:
+        return self.roster.members[place].peer
+
+    def _enter(self, place: int, incarnation: int) -> None:
+        member = Member(self, place, incarnation)
+        self.world.add(self._name(place), member, ())
+        self.world.apply(self._name(place), member.carry_out(member.run.start(self.world.now)))
+
+    def _later(self, member: Member, delay: float, act: Callable[[float], Iterable[Effect]]) -> None:
+        """Call back into a member's run, if that very process still lives then."""
+
+        def call() -> None:
+            if member.peer in self.world and self.world[member.peer] is member:
+                self.world.apply(member.peer, member.carry_out(act(self.world.now)))
+
+        self.world.at(self.world.now + delay, call)
+
+    def _observe(self, name: str, effect: Any, now: float) -> None:
+        member = self.world[name]
+        assert isinstance(member, Member)
+        self._handlers[type(effect)](member, effect, now)
+
+    def _train(self, member: Member, effect: Train, now: float) -> None:
+        parts = self.schedule.parts
+        hashes = tuple(digest("update", effect.round, member.place, part) for part in range(parts))
+        delay = self.world.rng.uniform(0.2, 1.5) + self.schedule.slow.get(member.place, 0.0)
+        root = member.root
+        self._later(
+            member, delay, lambda at: member.run.trained(effect.round, hashes, (0,) * parts, root, at)
+            if root == member.root else ()
+        )  # fmt: skip
+
+    def _exchange(self, member: Member, effect: Exchange, now: float) -> None:
+        entered = self._exchanges.setdefault((effect.round, effect.view, effect.set_hash), {})
+        entered[member.place] = now
+        self._exchange_when_ready(member, effect, now + effect.within_s * 0.9)
+
+    def _exchange_when_ready(self, member: Member, effect: Exchange, deadline: float) -> None:
+        """All of the set are in, or time is nearly up: then whatever there is."""
+        entered = self._exchanges[effect.round, effect.view, effect.set_hash]
+        if len(entered) < len(effect.members) and self.world.now < deadline:
+            delay = min(0.25, max(deadline - self.world.now, 0.001))
+            self._later(member, delay, lambda at: self._poll(member, effect, deadline))
+            return
+        results = [self._part(member, effect, part) for part in range(len(effect.reducers))]
+        member.held |= {result.digest for result in results if result is not None}
+        delay = self.world.rng.uniform(0.01, 0.2)
+        self._later(member, delay, lambda at: member.run.exchanged(effect.round, effect.view, results, at))
+
+    def _poll(self, member: Member, effect: Exchange, deadline: float) -> Iterable[Effect]:
+        self._exchange_when_ready(member, effect, deadline)
+        return ()
+
+    def _part(self, member: Member, effect: Exchange, part: int) -> Part | None:
+        """What a member gets of one part: nothing when its reducer is gone, keeps it, or was left by too many."""
+        entered = self._exchanges[effect.round, effect.view, effect.set_hash]
+        place = effect.reducers[part]
+        name = self._name(place)
+        reducer = self._living(name)
+        if reducer is None or place not in entered:
+            return None
+        if member is not reducer and (
+            not reducer.voice.delivers_parts or not self.world.reachable(name, member.peer) or self._lost()
+        ):
+            return None
+        used = [k for k, sender in enumerate(effect.members) if sender in entered and self._sends(sender)]
+        if len(used) < len(effect.members) - self.roster.rules.b:
+            return None
+        weights = tuple(
+            int(k in used and effect.members[k] not in self.schedule.liars) for k in range(len(effect.members))
+        )
+        name_of_part = digest("reduced", effect.set_hash, part, used)
+        if reducer.voice.faces > 1 and member is not reducer and self.world.rng.random() < 0.5:
+            name_of_part = digest("other face", name_of_part)
+        return Part(name_of_part, part, mask(used), weights)
+
+    def _sends(self, place: int) -> bool:
+        sender = self._living(self._name(place))
+        return sender is not None and sender.voice.delivers_parts
+
+    def _living(self, name: str) -> Member | None:
+        machine = self.world[name] if name in self.world else None  # noqa: SIM401 - a World has no get
+        return machine if isinstance(machine, Member) else None
+
+    def _lost(self) -> bool:
+        return self.world.rng.random() < self.world.network.loss / 3
+
+    def _fetch(self, member: Member, effect: Fetch, now: float) -> None:
+        for _, wanted in effect.parts:
+            for holder_name in effect.holders:
+                holder = self._living(holder_name)
+                if (
+                    holder is not None and holder.voice.delivers_parts and wanted in holder.held
+                    and self.world.reachable(holder_name, member.peer) and not self._lost()
+                ):  # fmt: skip
+                    delay = self.world.rng.uniform(0.01, 0.3)
+                    self._later(member, delay, lambda at, wanted=wanted: self._fetched(member, effect, wanted, at))  # type: ignore[misc]
+                    break
+
+    def _fetched(self, member: Member, effect: Fetch, wanted: bytes, now: float) -> Iterable[Effect]:
+        member.held.add(wanted)
+        return member.run.fetched(effect.round, wanted, now)
+
+    def _apply(self, member: Member, effect: Apply, now: float) -> None:
+        missing = [part for part in effect.parts if part.digest not in member.held]
+        if missing:
+            self.outcome.broken.append(f"member {member.place} applies round {effect.round} without all of its parts")
+        root = digest("state", member.root, [part.digest for part in effect.parts])
+        delay = self.world.rng.uniform(0.01, 0.2)
+
+        def done(now: float) -> Iterable[Effect]:
+            member.root = root
+            return member.run.applied(effect.round, root, now)
+
+        self._later(member, delay, done)
+
+    # --- what must hold ---
+
+    def _certified(self, member: Member, effect: Certified, now: float) -> None:
+        if not member.honest:
+            return
+        body = effect.certificate.body
+        self.outcome.views = max(self.outcome.views, effect.report.views)
+        if self.certified.setdefault(body.round, record_hash(body)) != record_hash(body):
+            self.outcome.broken.append(f"two certificates in round {body.round}")
+
+    def _accused(self, member: Member, effect: Exclude | Fault, now: float) -> None:
+        accused = self.roster.index_of(effect.peer)
+        if not member.honest:
+            return
+        if accused is None or accused not in self.schedule.liars:
+            self.outcome.broken.append(f"honest member {accused} blamed: {effect.reason}")
+        elif isinstance(effect, Exclude):
+            self.outcome.excluded.add(f"{self.schedule.liars[accused].__name__}: {effect.reason}")
+
+    def _diverged(self, member: Member, effect: Diverged, now: float) -> None:
+        if member.honest:
+            self.outcome.broken.append(f"member {member.place} diverged in round {effect.round}")
+
+    def _finish(self, member: Member, effect: Finished, now: float) -> None:
+        if member.honest:
+            self.finished[member.place] = effect.state_root
+            self.outcome.finished_s = now
+
+    def _stall(self, member: Member, effect: Stalled, now: float) -> None:
+        if member.honest:
+            self.outcome.stalled[member.place] = (now, effect.reason)
+
+    def _over(self) -> bool:
+        promised = {place for place in range(self.schedule.size) if self.must_finish(place)}
+        return promised <= self.finished.keys() | self.outcome.stalled.keys()
+
+    def _judge(self) -> None:
+        outcome = self.outcome
+        if len(set(self.finished.values())) > 1:
+            outcome.broken.append("members finished with different states")
+        for place in range(self.schedule.size):
+            if self.must_finish(place) and place not in self.finished:
+                member = self.world[self._name(place)]
+                assert isinstance(member, Member)
+                reason = member.run.stalled or member.run._at.obstacle()
+                outcome.broken.append(f"member {place} did not finish: {reason}")
+
+
+def play(seed: int) -> Outcome:
+    """One schedule that must end well."""
+    return Theatre(draw(seed)).play()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--schedules", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first schedule")
+    parser.add_argument("--seed", type=int, help="play only this one, and tell all")
+    options = parser.parse_args(arguments)
+    seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.schedules)
+    began, failed, views, delivered = time.monotonic(), 0, 0, 0
+    for seed in seeds:
+        outcome = play(seed)
+        views, delivered = max(views, outcome.views), delivered + outcome.delivered
+        if outcome.broken or options.seed is not None:
+            print(outcome.schedule.describe)
+            print(
+                f"  trace {outcome.trace}; finished at {outcome.finished_s:.1f} s; excluded {sorted(outcome.excluded)}"
+            )
+            for line in outcome.broken:
+                print(f"  BROKEN: {line}")
+        failed += bool(outcome.broken)
+    took = time.monotonic() - began
+    print(f"{len(seeds)} schedules, {failed} failed, {delivered} messages, at most {views} views, {took:.1f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
