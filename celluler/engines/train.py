@@ -90,6 +90,8 @@ class Trainer:
         self._data, self._config = data, config
         self._statistics = _places(architecture, "mean", "variance")
         self._variances = _places(architecture, "variance")
+        if self._statistics and config.batch < 2:
+            raise LocalError("a batch norm needs at least 2 samples in a batch")
         self._outer = Outer(
             np.array(vector, dtype=np.float32), config.outer_learning_rate, config.outer_momentum, self._statistics
         )

@@ -131,7 +131,7 @@ def check_manifest(manifest: ModelManifest) -> Architecture:
     if manifest.nickname:
         check_word(manifest.nickname, "nickname")
     _check_version(manifest.version, "version")
-    architecture = parse_spec(manifest.spec)
+    architecture = _check_spec(manifest.spec)
     if manifest.weights_bytes != architecture.parameter_bytes:
         raise InvalidSpec(
             "weights_bytes", f"is {manifest.weights_bytes}, the spec needs {architecture.parameter_bytes}"
@@ -274,6 +274,13 @@ def open_index(data: bytes, *, signer: str | None = None) -> Signed[VersionIndex
     except InvalidSpec as error:
         raise ProtocolViolation(f"version index: {error}", peer=signed.signer) from error
     return signed
+
+
+def _check_spec(spec: bytes) -> Architecture:
+    try:
+        return parse_spec(spec)
+    except InvalidSpec as error:
+        raise InvalidSpec(f"spec.{error.path}" if error.path else "spec", error.problem) from error
 
 
 def _check_version(text: str, path: str) -> None:

@@ -126,7 +126,7 @@ class Ask:
         match self._frames.feed(chunk):
             case []:
                 return None
-            case [Predicted() as answer]:
+            case [Predicted() as answer] if self._frames.idle:
                 self._check(answer)
                 return answer
             case [Refused(code, message)] if code < len(Refusal):

@@ -6,6 +6,7 @@ the channel. Knows nothing of peers, rounds' votes or content: paths and arrays 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from celluler_node.processes.worker_words import (
     TrainRound,
 )
 
-_DTYPES = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
 Blobs = tuple[bytearray, ...]
 
 
@@ -172,12 +173,10 @@ def _array(dtype: str, shape: tuple[int, ...], blob: bytearray) -> np.ndarray[An
     """A view of the blob. Raises InvalidSpec when the bytes are not what dtype and shape say."""
     if dtype not in _DTYPES:
         raise InvalidSpec("input.dtype", f"is {dtype!r}, must be one of {', '.join(_DTYPES)}")
-    count = 1
-    for side in shape:
-        count *= side
-    if count * _DTYPES[dtype].itemsize != len(blob):
+    if math.prod(shape) * _DTYPES[dtype].itemsize != len(blob):
         raise InvalidSpec("input.shape", f"{shape} of {dtype} is not {len(blob)} bytes")
-    return np.frombuffer(blob, dtype=_DTYPES[dtype]).reshape(shape)
+    array: np.ndarray[Any, Any] = np.frombuffer(blob, dtype=_DTYPES[dtype])
+    return array.reshape(shape)
 
 
 def _little_endian(array: np.ndarray[Any, Any]) -> memoryview:

@@ -1,0 +1,122 @@
+"""docs/reference/model-spec.md, rendered from the declarations: `python -m celluler.models.reference > docs/…`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import MISSING, fields
+
+from celluler.models.fields import rule_of
+from celluler.models.layers import KINDS
+from celluler.models.spec import DEFAULT_BUDGET, DOCUMENT, MAX_SPEC_BYTES, OBJECTIVES, Input, parse_spec
+
+EXAMPLES = {
+    "An MLP for scikit-learn's digits": {
+        "spec": 1,
+        "input": {"dtype": "float32", "shape": [64]},
+        "layers": [
+            {"kind": "dense", "width": 128},
+            {"kind": "activation", "function": "relu"},
+            {"kind": "dense", "width": 64},
+            {"kind": "activation", "function": "relu"},
+            {"kind": "dense", "width": 10},
+        ],
+        "objective": {"kind": "classification", "classes": 10},
+    },
+    "A small residual CNN for the same": {
+        "spec": 1,
+        "input": {"dtype": "float32", "shape": [64]},
+        "layers": [
+            {"kind": "reshape", "shape": [1, 8, 8]},
+            {"kind": "conv2d", "channels": 16, "kernel": 3, "padding": 1},
+            {"kind": "batch_norm"},
+            {"kind": "activation", "function": "relu"},
+            {
+                "kind": "repeat",
+                "times": 2,
+                "layers": [
+                    {
+                        "kind": "residual",
+                        "layers": [
+                            {"kind": "conv2d", "channels": 16, "kernel": 3, "padding": 1},
+                            {"kind": "batch_norm"},
+                            {"kind": "activation", "function": "relu"},
+                        ],
+                    }
+                ],
+            },
+            {"kind": "global_avg_pool"},
+            {"kind": "dense", "width": 10},
+        ],
+        "objective": {"kind": "classification", "classes": 10},
+    },
+}
+
+_INTRODUCTION = f"""\
+# Model spec
+
+<!-- Rendered from the code: python -m celluler.models.reference > docs/reference/model-spec.md -->
+
+A model's architecture is a JSON document of at most {MAX_SPEC_BYTES} bytes: data that is checked, never code that is
+run. Unknown kinds, unknown fields and shapes that do not fit are refused with their place
+(`layers[2].width: must be an integer in 1…1048576`). Weights are a safetensors file beside it.
+"""
+
+_BUDGET = f"""\
+## Budget
+
+Costs are counted while the document is read; nothing is allocated before. Refused is what needs more than
+
+| | |
+|---|---|
+| parameters, running statistics included | {DEFAULT_BUDGET.parameter_bytes} bytes |
+| activations of one sample, all layers | {DEFAULT_BUDGET.activation_bytes} bytes |
+| multiply-adds for one sample | {DEFAULT_BUDGET.multiply_adds} |
+| layers, repeats unrolled | {DEFAULT_BUDGET.layers} |
+"""
+
+_WEIGHTS = """\
+## Weights
+
+All tensors are float32 and named by the place of their layer: `0.weight` of the first; `3.0.bias` of the first layer in
+a `residual` that stands fourth; `4.1.0.bias` of the first layer in the second repetition of a `repeat` that stands
+fifth. The file holds exactly these tensors, and no NaN or infinity. The flat vector that a training round moves is all
+of them in the order of the document: weight before bias, a batch norm's running mean and variance last.
+
+Untrained weights come from a 32-byte seed, the same on every machine: weights uniform within ±√(6 / inputs) (embeddings
+±√3), offsets zero, norms one.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [_INTRODUCTION, "## Document\n\n" + _table(DOCUMENT), "### `input`\n\n" + _table(Input)]
+    parts += ["## Objectives\n", *(_section(kind, cls) for kind, cls in OBJECTIVES.items())]
+    parts += ["## Layers\n\nShapes are of one sample: the batch axis is never written.\n"]
+    parts += [_section(kind, cls) for kind, cls in KINDS.items()]
+    parts += [_BUDGET, _WEIGHTS, "## Examples\n", *(_example(name, doc) for name, doc in EXAMPLES.items())]
+    return "\n".join(parts)
+
+
+def _section(kind: str, cls: type) -> str:
+    doc = "\n".join(line.strip() for line in (cls.__doc__ or "").strip().splitlines())
+    return f"### `{kind}`\n\n{doc}\n\n{_table(cls)}"
+
+
+def _table(cls: type) -> str:
+    rows = []
+    for one in fields(cls):
+        if "rule" in one.metadata:
+            default = "required" if one.default is MISSING else f"`{json.dumps(one.default)}`"
+            rows.append(f"| `{one.name}` | {rule_of(one).text} | {default} | {one.metadata['doc']} |")
+    return "\n".join(["| field | value | default | |", "|---|---|---|---|", *rows, ""]) if rows else "No fields.\n"
+
+
+def _example(name: str, document: dict[str, object]) -> str:
+    architecture = parse_spec(document)
+    facts = f"{architecture.parameter_count} parameters, {architecture.parameter_bytes} bytes of weights"
+    return f"{name}: {facts}.\n\n```json\n{json.dumps(document)}\n```\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
