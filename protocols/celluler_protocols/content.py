@@ -317,6 +317,7 @@ class _Fetch:
         self._download = Download(root, limit_bytes=limit_bytes)
         self._frames = frames()
         self._failure: CellulerError | None = None
+        self._accused: set[str] = set()
         self._scope = trio.CancelScope()
         self._bells: dict[PeerId, trio.Event] = {}
         # Unbounded on purpose: the windows bound what is asked, and what was not asked never gets here.
@@ -361,8 +362,10 @@ class _Fetch:
             bell.set()
 
     def _accuse(self, source: str, error: PeerViolation) -> None:
-        if self._on_violation is not None:
+        """Once a source: more of its lies may already be on their way to the store."""
+        if self._on_violation is not None and source not in self._accused:
             self._on_violation(PeerId(source), error)
+        self._accused.add(source)
 
     # --- the store ---------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class Swarm:
     def __init__(self, nursery: trio.Nursery, handlers: dict[PeerId, Handler]) -> None:
         self._nursery, self._handlers = nursery, handlers
         self.accused: list[tuple[PeerId, str]] = []
+        self.caught = trio.Event()
 
     async def open(self, peer: PeerId) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
@@ -56,6 +57,7 @@ class Swarm:
     def accuse(self, peer: PeerId, error: PeerViolation) -> None:
         assert error.peer == peer
         self.accused.append((peer, type(error).__name__))
+        self.caught.set()
 
 
 MakeSwarm = Callable[..., Swarm]
@@ -185,7 +187,11 @@ async def test_a_corrupt_provider_is_named_and_the_content_completes_from_anothe
         truth = full.get(digest)
         return [Found(digest, truth if count < 5 else truth[:-1] + bytes([truth[-1] ^ 1]))]
 
-    swarm_ = swarm(alice=answering(lie), bob=honest(full))
+    async def bob(stream: trio.abc.Stream) -> None:
+        await swarm_.caught.wait()  # else he may have given everything before she has lied
+        await serve_content(full, stream)
+
+    swarm_ = swarm(alice=answering(lie), bob=bob)
     report = await fetch(described.root, store, [ALICE, BOB], swarm_.open, on_violation=swarm_.accuse)
     assert store.path(described.root).read_bytes() == data
     assert report.liars == (ALICE,)
