@@ -41,8 +41,9 @@ from celluler_protocols.host.ledger import Ledger, Meter
 from celluler_protocols.host.limits import HostLimits, Traffic, Violation
 from celluler_protocols.host.node import new_node
 from celluler_protocols.host.pubsub import PubSub
-from celluler_protocols.host.services import Runner, own_nursery
+from celluler_protocols.host.services import Runner
 from celluler_protocols.host.streams import HostStream
+from celluler_protocols.nursery import own_nursery
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Host:
         self._addresses: OrderedDict[PeerId, tuple[Multiaddr, ...]] = OrderedDict()
         self._dialling: dict[PeerId, trio.Event] = {}
         self._lingering = 0
+        self._changed = trio.Event()
         self._node = new_node(identity, limits, self._on_overrun)
         self._swarm: Any = self._node.get_network()
         self._guard = Guard(self._swarm, limits, self._admits)
@@ -119,6 +121,10 @@ class Host:
 
     def connected(self) -> frozenset[PeerId]:
         return frozenset(PeerId(peer.to_base58()) for peer in self._swarm.connections)
+
+    async def wait_connections_changed(self) -> None:
+        """Returns when the next peer connects or disconnects."""
+        await self._changed.wait()
 
     async def connect(self, address: str) -> PeerId:
         """Connect to the peer that the address names, and remember the address.
@@ -345,6 +351,7 @@ class Host:
             self._lingering -= 1
 
     def _on_connected(self, identifier: ID) -> None:
+        self._announce_change()
         try:
             admitted = self._admits(peer_of(identifier))
         except ProtocolViolation:
@@ -355,7 +362,12 @@ class Host:
             self._nursery.start_soon(self._drop, PeerId(identifier.to_base58()))
 
     def _on_disconnected(self, identifier: ID) -> None:
+        self._announce_change()
         log.debug("peer_disconnected peer=%s", short(identifier.to_base58()))
+
+    def _announce_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 def _refuse_taken_port(address: Multiaddr) -> None:

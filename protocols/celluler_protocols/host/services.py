@@ -8,8 +8,7 @@ ends the service. It also stops in two steps: the service is told and may clean 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -75,17 +74,3 @@ class Runner:
         except Exception as error:
             name = getattr(function, "__qualname__", repr(function))
             log.info("libp2p_task_failed task=%s error=%r", name, error)
-
-
-@asynccontextmanager
-async def own_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery for the length of a block, cancelled at its end; the block's own exception comes out ungrouped."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield nursery
-        except Exception as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

@@ -1,0 +1,281 @@
+"""Who holds what, and where an author's newest version is: signed heads and provider records in the DHT.
+
+Spec: docs/reference/protocols/directory.md. A head is the author's signed pointer from a name to the index of its
+versions. It lives under `/head/<author's peer id>/<name>`; the storing peers accept only what that author signed, the
+highest number wins, and a node that has seen a number never again takes a lower one, whatever the DHT says.
+A provider record is a hint: what its peer sends is judged by its digest.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Protocol
+
+import trio
+
+from celluler.errors import CellulerError, LocalError, NotFound, PeerViolation, ProtocolViolation
+from celluler.identity import Identity, PeerId, Signed, open_envelope, public_key_of, seal, short
+from celluler.wire import U64, Bytes32, Length, Range
+from celluler_protocols.nursery import own_nursery
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "head"
+MAX_NAME_BYTES = 64
+_MAX_BODY_BYTES = 512
+_HEADS_SEEN = 4096
+_EQUIVOCATIONS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The author's pointer: version index `index` is number `number` of `name`. Numbers only grow."""
+
+    KIND: ClassVar[str] = "celluler/head/1"
+    name: Annotated[str, Length(1, MAX_NAME_BYTES)]
+    number: U64
+    index: Bytes32
+    issued_s: Annotated[int, Range(0, 2**40)]
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """Two heads of one author, name and number that point at different indexes: proof of a lie, both signed."""
+
+    author: PeerId
+    name: str
+    number: int
+    first: bytes
+    second: bytes
+
+
+def head_key(author: PeerId, name: str) -> str:
+    """Raises LocalError for a name that cannot be in a key."""
+    if not 0 < len(name.encode()) <= MAX_NAME_BYTES or "/" in name:
+        raise LocalError(f"a head's name has 1..{MAX_NAME_BYTES} bytes and no slash: {name[:80]!r}")
+    return f"/{NAMESPACE}/{author}/{name}"
+
+
+def open_head(key: str, value: bytes) -> Signed[Head]:
+    """The head that `value` is, if it may stand under `key`. Raises ProtocolViolation, BadSignature."""
+    match key.split("/"):
+        case ["", namespace, author, name] if namespace == NAMESPACE and name:
+            public_key_of(author)
+        case _:
+            raise ProtocolViolation(f"not the key of a head: {key[:80]!r}")
+    signed = open_envelope(Head, value, limit=_MAX_BODY_BYTES, signer=author)
+    if signed.record.name != name:
+        raise ProtocolViolation(f"head of {signed.record.name[:40]!r} under the key of {name[:40]!r}", peer=author)
+    return signed
+
+
+def _rank(signed: Signed[Head]) -> tuple[int, bytes, int, bytes]:
+    """Greater is better: the number; then one of two contradicting indexes, the same everywhere; then the later."""
+    head = signed.record
+    return head.number, bytes(255 - byte for byte in head.index), head.issued_s, signed.raw
+
+
+class HeadBook:
+    """The best head seen of each author and name, sans-IO. What makes a head never go back here.
+
+    Bounded: beyond 4096 the one seen least recently is forgotten, unless it is pinned (our own).
+    """
+
+    def __init__(self, capacity: int = _HEADS_SEEN) -> None:
+        self._capacity = capacity
+        self._best: OrderedDict[str, Signed[Head]] = OrderedDict()
+        self._pinned: set[str] = set()
+        self.equivocations: tuple[Equivocation, ...] = ()
+
+    def see(self, signed: Signed[Head], *, pin: bool = False) -> bool:
+        """Remember a verified head. False when one with a higher number was seen before: this one is stale."""
+        key = head_key(signed.signer, signed.record.name)
+        if pin:
+            self._pinned.add(key)
+        held = self._best.get(key)
+        if held is not None:
+            if signed.record.number < held.record.number:
+                return False
+            self._note_equivocation(held, signed)
+        self._best[key] = signed if held is None else max(held, signed, key=_rank)
+        self._best.move_to_end(key)
+        self._make_room()
+        return True
+
+    def best(self, author: PeerId, name: str) -> Signed[Head] | None:
+        return self._best.get(head_key(author, name))
+
+    def pinned(self) -> tuple[Signed[Head], ...]:
+        return tuple(self._best[key] for key in sorted(self._pinned))
+
+    def dump(self) -> tuple[bytes, ...]:
+        return tuple(signed.raw for signed in self._best.values())
+
+    def load(self, envelopes: Iterable[bytes]) -> None:
+        """Take back what `dump` gave; what is damaged is passed over."""
+        for raw in envelopes:
+            try:
+                self.see(open_envelope(Head, raw, limit=_MAX_BODY_BYTES))
+            except (PeerViolation, LocalError) as error:
+                log.warning("stored_head_damaged error=%s", error)
+
+    def _note_equivocation(self, held: Signed[Head], other: Signed[Head]) -> None:
+        one, two = held.record, other.record
+        if one.number != two.number or one.index == two.index:
+            return
+        first, second = sorted((held.raw, other.raw))
+        proof = Equivocation(held.signer, one.name, one.number, first, second)
+        if proof not in self.equivocations:
+            log.warning("head_equivocation author=%s name=%s number=%d", short(proof.author), proof.name, proof.number)
+            self.equivocations = (*self.equivocations[1 - _EQUIVOCATIONS_KEPT :], proof)
+
+    def _make_room(self) -> None:
+        while len(self._best) > max(self._capacity, len(self._pinned)):
+            del self._best[next(key for key in self._best if key not in self._pinned)]
+
+
+class HeadValidator:
+    """Judges `/head/…` for the DHT. Give it to `open_host` under `NAMESPACE`."""
+
+    def __init__(self, book: HeadBook) -> None:
+        self._book = book
+
+    def validate(self, key: str, value: bytes) -> None:
+        signed = open_head(key, value)
+        best = self._book.best(signed.signer, signed.record.name)
+        if best is not None and signed.record.number < best.record.number:
+            raise ProtocolViolation(f"head number {signed.record.number} after {best.record.number}")
+
+    def select(self, key: str, values: Sequence[bytes]) -> int:
+        """The best; of equal ones the last, so that storing the same again renews it. All were validated before."""
+        ranks = [_rank(open_head(key, value)) for value in values]
+        return max(range(len(ranks)), key=lambda place: (ranks[place], place))
+
+
+class _Dht(Protocol):
+    async def put(self, key: str, value: bytes) -> None: ...
+
+    async def get(self, key: str) -> bytes | None: ...
+
+    async def provide(self, digest: bytes) -> None: ...
+
+    async def providers(self, digest: bytes) -> tuple[PeerId, ...]: ...
+
+
+class Network(Protocol):
+    """What the directory needs of a host."""
+
+    @property
+    def dht(self) -> _Dht: ...
+
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+
+    async def wait_connections_changed(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryTiming:
+    """When our own records are put again: settle_s after new neighbours came, and every_s in any case."""
+
+    settle_s: float = 5.0
+    every_s: float = 3600.0
+
+
+@asynccontextmanager
+async def open_directory(
+    host: Network,
+    identity: Identity,
+    heads: HeadBook | None = None,
+    *,
+    timing: DirectoryTiming | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Directory]:
+    """The directory for the length of the block; meanwhile our own heads and provider records are kept alive.
+
+    heads: the book that the host's HeadValidator reads. clock: Unix seconds.
+    """
+    directory = Directory(host, identity, heads or HeadBook(), clock)
+    async with own_nursery() as nursery:
+        nursery.start_soon(directory._keep_alive, timing or DirectoryTiming())
+        yield directory
+
+
+class Directory:
+    """Made by `open_directory`."""
+
+    def __init__(self, host: Network, identity: Identity, heads: HeadBook, clock: Callable[[], float]) -> None:
+        self._host, self._identity, self._clock = host, identity, clock
+        self._provided: dict[bytes, None] = {}
+        self.heads = heads
+
+    async def publish_head(self, name: str, number: int, index: bytes) -> Signed[Head]:
+        """Sign and store our head of a name.
+
+        Raises LocalError for a number below one already published, or the same number with another index; TimedOut.
+        """
+        key = head_key(self._identity.peer_id, name)
+        best = self.heads.best(self._identity.peer_id, name)
+        if best is None or number > best.record.number:
+            best = open_head(key, seal(self._identity, Head(name, number, index, int(self._clock()))))
+        elif (number, index) != (best.record.number, best.record.index):
+            raise LocalError(f"head number {number} of {name} after {best.record.number}")
+        self.heads.see(best, pin=True)
+        await self._host.dht.put(key, best.raw)
+        return best
+
+    async def resolve_head(self, author: PeerId, name: str) -> Signed[Head]:
+        """The best head that the DHT or we ourselves have seen of a name. Raises NotFound, LocalError."""
+        key = head_key(author, name)
+        value = await self._host.dht.get(key)
+        if value is not None:
+            self._hear(key, value)
+        best = self.heads.best(author, name)
+        if best is None:
+            raise NotFound(f"head of {name} by {short(author)}")
+        return best
+
+    async def provide(self, digest: bytes) -> None:
+        """Tell the DHT that we hold a digest, now and for as long as the directory is open."""
+        self._provided[digest] = None
+        await self._host.dht.provide(digest)
+
+    def withdraw(self, digest: bytes) -> None:
+        """Stop telling. Records already out expire by themselves within two days."""
+        self._provided.pop(digest, None)
+
+    async def providers(self, digest: bytes) -> tuple[PeerId, ...]:
+        """Peers said to hold a digest, ourselves left out; none is a normal answer."""
+        return await self._host.dht.providers(digest)
+
+    @property
+    def equivocations(self) -> tuple[Equivocation, ...]:
+        return self.heads.equivocations
+
+    def _hear(self, key: str, value: bytes) -> None:
+        try:
+            self.heads.see(open_head(key, value))
+        except PeerViolation as error:
+            log.info("head_refused key=%s error=%s", key[-40:], error)
+
+    async def _keep_alive(self, timing: DirectoryTiming) -> None:
+        while True:
+            with trio.move_on_after(timing.every_s):
+                await self._host.wait_connections_changed()
+                await trio.sleep(timing.settle_s)
+            for signed in self.heads.pinned():
+                await self._again(self._host.dht.put, head_key(signed.signer, signed.record.name), signed.raw)
+            for digest in tuple(self._provided):
+                await self._again(self._host.dht.provide, digest)
+
+    @staticmethod
+    async def _again(store: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        try:
+            await store(*arguments)
+        except CellulerError as error:
+            log.debug("record_not_renewed error=%s", error)
