@@ -5,7 +5,7 @@ All of it is for people and their programs: nothing here travels between peers. 
 text (peer id, job id, CID); sizes are bytes, times are Unix seconds, durations seconds.
 
 A reader ignores keys it does not know (a newer node may say more) and refuses a document that lacks one it needs.
-Imports nothing but errors: the command line loads it before anything heavy.
+Imports nothing heavy: the command line loads it first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from celluler.errors import ProtocolViolation
+from celluler.tensors import Tensor, tensor_from_json, tensor_to_json
 
 SCHEMA = "celluler/v1"
 """Every JSON document a node or the command line writes carries `"schema": SCHEMA`."""
@@ -247,15 +248,6 @@ class JobReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """A dense array as bytes: row-major, little-endian. dtype: NumPy's name (`float32`)."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """peer: who computed it. model: the exact version. elapsed_s: as the node waited for it."""
 
@@ -282,6 +274,8 @@ class Check:
 
 def to_json(value: Any) -> Any:
     """The JSON form of a record: an object by field names; bytes are not JSON and raise TypeError."""
+    if isinstance(value, Tensor):
+        return tensor_to_json(value)
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
@@ -299,6 +293,8 @@ def from_json(cls: type[T], document: Any) -> T:
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
+    if hint is Tensor:
+        return tensor_from_json(value)
     if is_dataclass(hint):
         return _read_record(typing.cast(type, hint), value, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)

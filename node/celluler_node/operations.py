@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from celluler.tensors import Tensor
 from celluler.views import (
     Blob,
     Check,
@@ -29,7 +30,6 @@ from celluler.views import (
     Readiness,
     Status,
     StoreUsage,
-    Tensor,
     ViolationReport,
 )
 

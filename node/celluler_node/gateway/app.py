@@ -1,0 +1,55 @@
+"""The ASGI application: routes of the other files, behind the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from celluler.errors import CellulerError
+from celluler_node.gateway.documents import on_celluler_error, on_fault, on_http_error
+from celluler_node.gateway.guard import Guard
+from celluler_node.gateway.metrics import metrics_route
+from celluler_node.gateway.routes_content import content_routes
+from celluler_node.gateway.routes_jobs import job_routes
+from celluler_node.gateway.routes_models import model_routes
+from celluler_node.gateway.routes_node import health_routes, node_routes
+from celluler_node.operations import Operations
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+MAX_UPLOAD_BYTES = 1 << 40
+
+
+def gateway_app(
+    operations: Operations,
+    token: str,
+    metrics: CollectorRegistry | None = None,
+    *,
+    allowed_hosts: Iterable[str] = (),
+    spool: Path | None = None,
+    max_upload_bytes: int = MAX_UPLOAD_BYTES,
+) -> Starlette:
+    """The endpoint over a node's operations.
+
+    token: what a caller of /api/v1 must bear. metrics: the node's own counters. allowed_hosts: names besides loopback
+    that the Host header may bear. spool: folder for uploads on their way into the store.
+    """
+    routes = [
+        *health_routes(operations),
+        metrics_route(operations, metrics),
+        *node_routes(operations),
+        *content_routes(operations, spool=spool, max_upload_bytes=max_upload_bytes),
+        *model_routes(operations),
+        *job_routes(operations),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, token=token, allowed_hosts=[host.lower() for host in allowed_hosts])],
+        exception_handlers={CellulerError: on_celluler_error, HTTPException: on_http_error, Exception: on_fault},
+    )

@@ -1,0 +1,108 @@
+"""Requests in, JSON documents out, errors with the right status. Every body is bounded before it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from celluler import errors
+from celluler.errors import CellulerError, InvalidSpec, LocalError
+from celluler.failures import describe_error
+from celluler.views import SCHEMA, to_json
+
+MAX_JSON_BYTES = 64 << 20
+"""A batch to predict is the largest."""
+
+_STATUS: tuple[tuple[type[CellulerError], int], ...] = (  # the first that fits
+    (errors.InvalidSpec, 422),
+    (errors.Denied, 403),
+    (errors.QuotaExceeded, 507),
+    (errors.IntegrityError, 500),
+    (errors.LocalError, 400),
+    (errors.PeerViolation, 502),
+    (errors.NotFound, 404),
+    (errors.TimedOut, 504),
+    (errors.WorkerFailed, 500),
+    (errors.Unavailable, 503),
+    (CellulerError, 500),
+)
+
+log = structlog.get_logger()
+
+
+def document(record: Any, *, status: int = 200) -> JSONResponse:
+    """A record as an object with the schema beside its fields."""
+    return JSONResponse({"schema": SCHEMA, **to_json(record)}, status_code=status)
+
+
+def listing(name: str, records: Any) -> JSONResponse:
+    return JSONResponse({"schema": SCHEMA, name: to_json(records)})
+
+
+def failure(error: CellulerError, *, status: int | None = None) -> JSONResponse:
+    code = status or next(code for cls, code in _STATUS if isinstance(error, cls))
+    return JSONResponse({"schema": SCHEMA, "error": describe_error(error)}, status_code=code)
+
+
+async def read_json(request: Request, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The body as an object. Raises InvalidSpec, or LocalError above the limit."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise LocalError(f"the body is longer than {limit} bytes")
+    try:
+        value = json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise InvalidSpec("", f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidSpec("", "the body is not a JSON object")
+    return value
+
+
+def check_keys(body: Mapping[str, Any], allowed: Mapping[str, type | tuple[type, ...]], *required: str) -> None:
+    """Raise InvalidSpec for an unknown key, one of another type, or one that is missing."""
+    for key, value in body.items():
+        if key not in allowed:
+            raise InvalidSpec(key, "unknown key", hint=f"known keys: {', '.join(allowed)}")
+        if value is not None and (not isinstance(value, allowed[key]) or isinstance(value, bool)):
+            raise InvalidSpec(key, f"is of another type than expected: {type(value).__name__}")
+    for key in required:
+        if body.get(key) is None:
+            raise InvalidSpec(key, "missing")
+
+
+def number(request: Request, name: str, *, default: float, most: float) -> float:
+    """A query parameter. Raises InvalidSpec."""
+    text = request.query_params.get(name)
+    try:
+        value = default if text is None else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:
+        raise InvalidSpec(name, f"{text!r} is not a number in 0..{most:g}")
+    return value
+
+
+async def on_celluler_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, CellulerError)
+    return failure(error)
+
+
+async def on_http_error(_request: Request, error: Exception) -> Response:
+    """No such path, or not this method."""
+    assert isinstance(error, HTTPException)
+    told = errors.NotFound("this path") if error.status_code == 404 else LocalError(error.detail)
+    return failure(told, status=error.status_code)
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    """A bug of ours: the person learns that it is one, the log learns which."""
+    log.error("gateway.fault", path=request.url.path, error=repr(error), exc_info=error)
+    return failure(errors.WorkerFailed("internal error; the node's log says more"))

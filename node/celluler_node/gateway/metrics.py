@@ -1,0 +1,74 @@
+"""`/metrics` in Prometheus' text form: a status of the node, read when asked, and whatever else the node counts.
+
+prometheus-client is imported at the first scrape: a node that nobody scrapes does not carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from celluler.identity import short
+from celluler.views import Status
+from celluler_node.operations import Operations
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def metrics_route(operations: Operations, registry: CollectorRegistry | None) -> Route:
+    """registry: the node's own counters, served after the status."""
+
+    async def metrics(_request: Request) -> Response:
+        text = _render(await operations.status(), registry)
+        return Response(text, media_type=CONTENT_TYPE)
+
+    return Route("/metrics", metrics)
+
+
+def _render(status: Status, registry: CollectorRegistry | None) -> bytes:
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
+    from prometheus_client.registry import Collector  # noqa: PLC0415
+
+    class Snapshot(Collector):
+        def collect(self) -> Iterator[Metric]:
+            return _families(status)
+
+    own = CollectorRegistry()
+    own.register(Snapshot())
+    return generate_latest(own) + (generate_latest(registry) if registry else b"")
+
+
+def _families(status: Status) -> Iterator[Metric]:
+    from prometheus_client.core import (  # noqa: PLC0415
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        InfoMetricFamily,
+    )
+
+    yield InfoMetricFamily("celluler_node", "Who this node is", {"peer_id": status.peer_id, "version": status.version})
+    gauges = (
+        ("celluler_uptime_seconds", "Since the node started", status.uptime_s),
+        ("celluler_members", "Live members of the swarm, this node included", status.members),
+        ("celluler_models", "Models known here", status.models),
+        ("celluler_store_used_bytes", "What counts against the quota", status.store.used_bytes),
+        ("celluler_store_quota_bytes", "The most that content may take", status.store.quota_bytes),
+    )
+    for name, text, value in gauges:
+        yield GaugeMetricFamily(name, text, value=value)
+    yield CounterMetricFamily("celluler_violations", "Breaches of protocol by peers", value=status.violations)
+    jobs = GaugeMetricFamily("celluler_jobs", "Jobs by state", labels=["state"])
+    for state, count in status.jobs.items():
+        jobs.add_metric([state], count)
+    yield jobs
+    traffic = CounterMetricFamily("celluler_traffic_bytes", "Bytes of streams by peer", labels=["peer", "direction"])
+    for one in status.traffic:
+        traffic.add_metric([short(one.peer), "sent"], one.sent_bytes)
+        traffic.add_metric([short(one.peer), "received"], one.received_bytes)
+    yield traffic

@@ -1,0 +1,69 @@
+"""The endpoint on a socket: anycorn under trio."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Any, Protocol
+
+import anycorn
+import anyio.abc
+import trio
+from starlette.applications import Starlette
+
+from celluler.errors import LocalError
+
+
+class PortStatus(Protocol):
+    """trio's task status, as far as it is used here."""
+
+    def started(self, value: int) -> None: ...
+
+
+class _PortRelay(anyio.abc.TaskStatus[list[str]]):
+    """anycorn reports, once it listens, the addresses it bound; the node wants to know the port."""
+
+    def __init__(self, outer: PortStatus, port: int) -> None:
+        self._outer, self._port = outer, port
+
+    def started(self, value: list[str] | None = None) -> None:
+        self._outer.started(self._port)
+
+
+async def serve_gateway(
+    app: Starlette, host: str, port: int, *, task_status: PortStatus = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled; `started` gives the port, which `port=0` leaves to the system.
+
+    Raises LocalError when the address cannot be had.
+    """
+    listener = await _bind(host, port)
+    bound_port: int = listener.getsockname()[1]
+    config = anycorn.Config()
+    config.bind = [f"fd://{listener.detach()}"]  # bound by us: anycorn raises what goes wrong in a nest of groups
+    config.errorlog = logging.getLogger("celluler.gateway")  # its own would write to stderr whatever we configured
+    config.accesslog = None
+    config.alpn_protocols = ["http/1.1"]
+    config.include_server_header = False
+    config.keep_alive_timeout = 30.0  # seconds; a client that polls keeps its connection
+    asgi: Any = app  # anycorn types the messages of ASGI more closely than starlette
+    await anycorn.serve(asgi, config, task_status=_PortRelay(task_status, bound_port), mode="asgi")
+
+
+async def _bind(host: str, port: int) -> socket.socket:
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise LocalError(
+            f"cannot listen at {host}:{port}: {error.strerror}", hint="celluler up --api-port 0 takes a free port"
+        ) from None
+    return bound
