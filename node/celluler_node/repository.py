@@ -177,7 +177,11 @@ class Repository:
 
     def announced(self) -> tuple[Signed[ModelAnnouncement], ...]:
         """What the swarm has told of models, the newest of each author and name."""
-        return tuple(signed for signed in self._gossip.catalogue() if isinstance(signed.record, ModelAnnouncement))
+        return tuple(
+            Signed(signed.signer, signed.record, signed.raw)
+            for signed in self._gossip.catalogue()
+            if isinstance(signed.record, ModelAnnouncement)
+        )
 
     def _author(self, name: ModelName) -> PeerId:
         if name.author_is_peer:
@@ -227,6 +231,3 @@ class Repository:
 def manifest_cid(digest: Digest) -> str:
     """How a person names a model by content."""
     return cid_of(digest, Codec.MANIFEST)
-
-
-

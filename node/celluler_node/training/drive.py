@@ -1,10 +1,10 @@
 """Drives one member's `Run`: carries out what the machine asks for and tells it what came of it. Decides nothing.
 
-    streams ─ receive ─▶ ┌─────┐ ─ Send ────▶ streams to the members
-    worker ── trained ─▶ │ Run │ ─ Train ───▶ worker
-    averager  exchanged▶ │     │ ─ Exchange ▶ averager
-    members ─ fetched ─▶ │     │ ─ Fetch ───▶ a member that holds the part
-    worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
+streams ─ receive ─▶ ┌─────┐ ─ Send ────▶ streams to the members
+worker ── trained ─▶ │ Run │ ─ Train ───▶ worker
+averager  exchanged▶ │     │ ─ Exchange ▶ averager
+members ─ fetched ─▶ │     │ ─ Fetch ───▶ a member that holds the part
+worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
 """
 
 from __future__ import annotations
@@ -206,9 +206,7 @@ class Driver:
         author = public_key_of(roster.members[self._run.me].peer)
         pieces = part_slices(self._trainer.dimension, roster.rules.parts)
         return tuple(
-            part_hash(
-                roster.run, number, author, part=part, exponent=update.exponents[part], mantissas=whole[piece]
-            )
+            part_hash(roster.run, number, author, part=part, exponent=update.exponents[part], mantissas=whole[piece])
             for part, piece in enumerate(pieces)
         )
 

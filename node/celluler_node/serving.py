@@ -1,0 +1,147 @@
+"""Models at work: one confined worker a loaded model, loaded when it is first asked for and let go when idle.
+
+Resolve, fetch, verify, load, predict. A worker serves one model only, so nothing of one author's model ever shares a
+process with another's. A worker that dies fails the requests it had and is started anew by the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import trio
+
+from celluler.content.digest import Digest
+from celluler.errors import Busy, CellulerError, InvalidSpec, TimedOut, WorkerFailed
+from celluler.identity import PeerId
+from celluler.models.manifest import OpenedManifest
+from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.processes.words import Limits
+from celluler_node.processes.worker_words import WORKER, LoadModel
+from celluler_node.processes.worker_words import Predict as PredictCall
+from celluler_node.repository import Repository
+from celluler_protocols.inference import Predict, Predicted
+
+MAX_LOADED = 4
+IDLE_S = 300.0
+LOAD_S = 60.0
+PREDICT_S = 60.0
+MAX_BATCH_ITEMS = 1 << 22
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A model in its worker, or on its way there. failure: why it did not get there."""
+
+    opened: OpenedManifest
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ready: trio.Event = field(default_factory=trio.Event)
+    child: Child | None = None
+    failure: CellulerError | None = None
+    used_at: float = 0.0
+    in_flight: int = 0
+
+
+class ModelServer:
+    """Runs the models of one repository. `nursery` carries the workers."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        limits: Limits,
+        scratch: Callable[[str], AbstractAsyncContextManager[Path]],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._repository, self._limits, self._scratch, self._nursery = repository, limits, scratch, nursery
+        self._loaded: dict[Digest, _Loaded] = {}
+
+    @property
+    def loaded(self) -> tuple[OpenedManifest, ...]:
+        return tuple(one.opened for one in self._loaded.values() if one.child is not None)
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        return tuple(one.child.pid for one in self._loaded.values() if one.child is not None)
+
+    async def predict(self, request: Predict, *, hints: tuple[PeerId, ...] = ()) -> Predicted:
+        """Raises NotFound, InvalidSpec for another input than the model's, Busy, TimedOut, WorkerFailed."""
+        began = trio.current_time()
+        if math.prod(request.shape) > MAX_BATCH_ITEMS:
+            raise InvalidSpec("input.shape", f"{request.shape} has more than {MAX_BATCH_ITEMS} items")
+        held, path = await self._repository.pull(request.model, hints=hints)
+        loaded = await self._load(held.opened, path)
+        assert loaded.child is not None
+        loaded.in_flight += 1
+        try:
+            with trio.fail_after(PREDICT_S):
+                reply = await loaded.child.call(PredictCall(request.dtype, request.shape, request.output), request.data)
+        except trio.TooSlowError:
+            loaded.scope.cancel()  # its worker may be stuck in the model: the next request gets a fresh one
+            raise TimedOut(f"no prediction within {PREDICT_S:g} s") from None
+        finally:
+            loaded.in_flight -= 1
+            loaded.used_at = trio.current_time()
+        served_ms = int(1000 * (trio.current_time() - began))
+        answer = reply.record
+        return Predicted(answer.dtype, answer.shape, bytes(reply.blobs[0]), held.opened.digest, served_ms)
+
+    async def unload_idle(self) -> None:
+        """Let go of what nobody asked for lately; runs as long as the node."""
+        while True:
+            await trio.sleep(IDLE_S / 4)
+            for loaded in tuple(self._loaded.values()):
+                if not loaded.in_flight and loaded.ready.is_set() and trio.current_time() - loaded.used_at > IDLE_S:
+                    loaded.scope.cancel()
+
+    async def _load(self, opened: OpenedManifest, path: Path) -> _Loaded:
+        loaded = self._loaded.get(opened.digest)
+        if loaded is None:
+            self._make_room()
+            loaded = self._loaded[opened.digest] = _Loaded(opened, used_at=trio.current_time())
+            self._nursery.start_soon(self._keep, loaded, path)
+        await loaded.ready.wait()
+        if loaded.failure is not None:
+            raise loaded.failure
+        return loaded
+
+    def _make_room(self) -> None:
+        """Let the least recently used model go. Raises Busy when all are at work."""
+        if len(self._loaded) < MAX_LOADED:
+            return
+        idle = [one for one in self._loaded.values() if not one.in_flight and one.ready.is_set()]
+        if not idle:
+            raise Busy(f"{MAX_LOADED} models are at work here")
+        oldest = min(idle, key=lambda one: one.used_at)
+        oldest.scope.cancel()
+        del self._loaded[oldest.opened.digest]
+
+    async def _keep(self, loaded: _Loaded, weights: Path) -> None:
+        """The life of one worker: from the first request to its end, its crash, or its unloading."""
+        try:
+            with loaded.scope:
+                async with (
+                    self._scratch("serve") as scratch,
+                    open_process(WORKER, limits=self._limits, readable=(weights,), scratch=scratch) as child,
+                ):
+                    with trio.fail_after(LOAD_S):
+                        await child.call(LoadModel(loaded.opened.record.spec, str(weights)))
+                    loaded.child = child
+                    loaded.ready.set()
+                    await child.ended.wait()
+                    log.info("worker_ended", model=loaded.opened.record.name, reason=child.reason)
+        except trio.TooSlowError:
+            loaded.failure = TimedOut(f"the model was not loaded within {LOAD_S:g} s")
+        except CellulerError as error:
+            loaded.failure = error
+        finally:
+            loaded.child = None
+            loaded.failure = loaded.failure or WorkerFailed("the model was unloaded")
+            loaded.ready.set()
+            if self._loaded.get(loaded.opened.digest) is loaded:
+                del self._loaded[loaded.opened.digest]

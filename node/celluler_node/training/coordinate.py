@@ -1,0 +1,129 @@
+"""The coordinator's half of a job: tell the swarm, gather offers, sign the roster. Then it is a member like the others.
+
+It chooses who is in and nothing else: every entry carries its member's own signature, and once the roster is out the
+run goes on without the coordinator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from celluler.errors import LocalError, PeerViolation, Unavailable
+from celluler.identity import PeerId, open_envelope, short
+from celluler.jobs.states import JobState
+from celluler.learning.roster import MAX_ENTRY_BYTES, RosterEntry, open_roster, rules_for, seal_roster
+from celluler_node.training.member import run_id
+from celluler_node.training.record import JobRecord
+from celluler_node.training.site import Site
+from celluler_protocols import jobs
+from celluler_protocols.gossip import JobAnnouncement
+
+GATHER_S = 3.0
+"""How long to wait for more once there are enough."""
+MAX_ADDRESSES = 4
+SEND_ROSTER_S = 15.0
+SEND_ATTEMPTS = 3
+DELTA_MS = 5_000
+EXCHANGE_MS = 15_000
+STALL_MS = 45_000
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Gathering:
+    """Offers of one job, by peer. closed: the roster is signed, or the job has ended."""
+
+    offers: dict[PeerId, bytes] = field(default_factory=dict)
+    closed: bool = False
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    def add(self, record: JobRecord, peer: PeerId, entry: bytes) -> None:
+        """Raises PeerViolation for an entry that is not the peer's own, Unavailable when there is no place left."""
+        opened = open_envelope(RosterEntry, entry, limit=MAX_ENTRY_BYTES, signer=peer)
+        if opened.record.run != run_id(record):
+            raise PeerViolation("an offer for another run", peer=peer)
+        if self.closed or (len(self.offers) >= record.order.spec.resources.peers.max and peer not in self.offers):
+            raise Unavailable("the roster is closed")
+        self.offers[peer] = entry
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+async def gather(site: Site, record: JobRecord, gathering: Gathering) -> None:
+    """Until the roster is signed and sent, or the job fails for want of members."""
+    peers = record.order.spec.resources.peers
+    try:
+        await _announce(site, record)
+        await _enough(site, record, gathering)
+    finally:
+        gathering.closed = True
+    if len(gathering.offers) < peers.min:
+        raise Unavailable(f"{len(gathering.offers)} peers offered to take part, {peers.min} are needed")
+    await _send_roster(site, record, tuple(gathering.offers.values()))
+
+
+async def _enough(site: Site, record: JobRecord, gathering: Gathering) -> None:
+    peers, life = record.order.spec.resources.peers, record.order.signed.record
+    with trio.move_on_after(max(0.0, life.expires_s - site.clock())):
+        while len(gathering.offers) < peers.min:
+            record.move(JobState.QUEUED, site.clock(), f"{len(gathering.offers)} of {peers.min} peers have offered")
+            await gathering.changed.wait()
+        with trio.move_on_after(GATHER_S):
+            while len(gathering.offers) < peers.max:
+                await gathering.changed.wait()
+
+
+async def _announce(site: Site, record: JobRecord) -> None:
+    """Once: who is busy or not yet here finds it in the catalogue later."""
+    peers, order = record.order.spec.resources.peers, record.order.signed.record
+    await site.gossip.announce(
+        JobAnnouncement(
+            job=record.job,
+            kind=record.order.spec.kind,
+            addresses=site.host.addresses[:MAX_ADDRESSES],
+            peers_min=peers.min,
+            peers_max=peers.max,
+            **site.gossip.stamp(order.expires_s - site.clock()),
+        )
+    )
+
+
+async def _send_roster(site: Site, record: JobRecord, entries: tuple[bytes, ...]) -> None:
+    train, data = record.order.spec.train, record.order.spec.data
+    rules = rules_for(
+        len(entries),
+        rounds=train.rounds,
+        rule=train.aggregator,
+        iid=data.partition == "iid",
+        parts=train.parts,
+        delta_ms=DELTA_MS,
+        exchange_ms=EXCHANGE_MS,
+        stall_ms=STALL_MS,
+    )
+    raw = seal_roster(site.identity, run=run_id(record), job=record.job, entries=entries, rules=rules)
+    roster = open_roster(raw, site.peer_id)
+    async with trio.open_nursery() as nursery:
+        for member in roster.members:
+            if member.peer != site.peer_id:
+                nursery.start_soon(_send, site, record, member.peer, raw)
+        record.take_roster(roster)
+
+
+async def _send(site: Site, record: JobRecord, peer: PeerId, raw: bytes) -> None:
+    """A member that does not get it is absent from the run, which goes on while a quorum is there."""
+    for attempt in range(SEND_ATTEMPTS):
+        try:
+            with trio.fail_after(SEND_ROSTER_S):
+                stream = await site.host.open_stream(peer, jobs.PROTOCOL_ID)
+                await jobs.send_roster(stream, record.job, raw)
+            return
+        except (Unavailable, LocalError, trio.TooSlowError, trio.BrokenResourceError) as error:
+            log.info("roster_not_sent", peer=short(peer), attempt=attempt, error=str(error))
+            await trio.sleep(1.0)
+        except PeerViolation as error:
+            site.host.penalise(peer, error)
+            return

@@ -1,0 +1,236 @@
+"""The node's job desk: takes orders, offers and rosters, volunteers for jobs of others, answers who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from celluler.content.digest import Digest, cid_of
+from celluler.errors import Busy, CellulerError, Denied, LocalError, NotFound, PeerViolation, Unavailable
+from celluler.identity import PeerId, short
+from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
+from celluler.learning.roster import open_roster
+from celluler_node.training.coordinate import Gathering, gather
+from celluler_node.training.member import check_roster, fetch_material, take_part
+from celluler_node.training.record import JobRecord
+from celluler_node.training.site import Site
+from celluler_protocols import jobs
+from celluler_protocols.gossip import JobAnnouncement
+from celluler_protocols.jobs_messages import (
+    MAX_LISTED,
+    Facts,
+    Listed,
+    OpenedOrder,
+    check_order,
+    open_order,
+    to_listed,
+)
+
+MAX_RECORDS = 256
+OFFER_S = 20.0
+VOLUNTEER_POLL_S = 2.0
+ORDER_S = 30.0
+
+log = structlog.get_logger()
+
+
+class TrainingDesk:
+    """Implements `celluler_protocols.jobs.JobDesk`. One training at a time: the next job waits in the catalogue."""
+
+    def __init__(self, site: Site, *, trains: bool) -> None:
+        """trains: whether this node takes part in training at all."""
+        self._site, self._trains = site, trains
+        self.records: dict[Digest, JobRecord] = {}
+        self._gatherings: dict[Digest, Gathering] = {}
+        self._by_client: dict[tuple[PeerId, str], Digest] = {}
+        self._busy: Digest | None = None
+        self._tried: set[Digest] = set()
+        self._free = trio.Event()
+
+    async def run(self) -> None:
+        """Volunteer for announced jobs for as long as the node lives."""
+        while self._trains:
+            job = self._next_announced()
+            if job is None:
+                await trio.sleep(VOLUNTEER_POLL_S if self._busy is None else VOLUNTEER_POLL_S * 2)
+            else:
+                await self._volunteer(*job)
+
+    # --- JobDesk -----------------------------------------------------------------------------------------------
+
+    async def submit(self, peer: PeerId, order: OpenedOrder) -> Digest:
+        record_of = order.signed.record
+        check_order(order, coordinator=self._site.peer_id, now=self._site.clock())
+        known = self._by_client.get((order.submitter, record_of.client_id))
+        if known is not None:
+            return known
+        if not self._trains:
+            raise Denied("this node does not train", hint="submit to a node that does: celluler peer ls")
+        self._make_room()
+        record = JobRecord(order, JobLife(self._site.clock()))
+        self.records[order.job] = record
+        self._by_client[order.submitter, record_of.client_id] = order.job
+        try:
+            await trio.to_thread.run_sync(self._site.store.put_block, order.signed.raw)
+            await fetch_material(self._site, record, hints=(peer,))
+        except CellulerError as error:
+            self._forget(order)
+            record.move(JobState.FAILED, self._site.clock(), str(error))
+            raise
+        except BaseException:
+            self._forget(order)
+            raise
+        self._gatherings[order.job] = Gathering()
+        self._site.nursery.start_soon(self._coordinate, record)
+        return order.job
+
+    async def offer(self, peer: PeerId, job: Digest, entry: bytes) -> None:
+        gathering = self._gatherings.get(job)
+        if gathering is None:
+            raise NotFound(f"job {cid_of(job)} is not gathered here")
+        gathering.add(self.records[job], peer, entry)
+
+    async def roster(self, peer: PeerId, job: Digest, roster: bytes) -> None:
+        record = self._record(job)
+        opened = open_roster(roster, record.order.signed.record.coordinator)
+        check_roster(self._site, record, opened)
+        record.take_roster(opened)
+
+    async def watch(self, peer: PeerId, job: Digest, cursor: int, wait_s: float) -> tuple[tuple[JobEvent, ...], Facts]:
+        record = self._record(job)
+        return await record.watch(cursor, wait_s), record.facts()
+
+    async def cancel(self, peer: PeerId, job: Digest, signer: PeerId) -> JobState:
+        record = self._record(job)
+        if signer != record.order.submitter:
+            raise Denied("only the submitter may cancel a job")
+        record.move(JobState.CANCELLED, self._site.clock(), "cancelled by its submitter")
+        record.scope.cancel()
+        return record.life.state
+
+    async def listing(self, peer: PeerId, before_ms: int) -> tuple[Listed, ...]:
+        newest = sorted(self.records.values(), key=lambda record: record.life.created_s, reverse=True)
+        chosen = [record for record in newest if record.life.created_s * 1000 < before_ms][:MAX_LISTED]
+        return tuple(to_listed(record.order, record.life.events[-1], record.life.reason) for record in chosen)
+
+    # --- for the node's own user ---------------------------------------------------------------------------------
+
+    def find(self, text: str) -> JobRecord:
+        """By id or an ending of it. Raises NotFound."""
+        ids = {record.order.id: record for record in self.records.values()}
+        found = match_job(ids, text)
+        if found is None:
+            raise NotFound(f"job {text}", hint="celluler job ls")
+        return ids[found]
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    async def _coordinate(self, record: JobRecord) -> None:
+        gathering = self._gatherings[record.job]
+        with record.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_part_when_free, record, self._own_offer(gathering, record))
+                try:
+                    await gather(self._site, record, gathering)
+                except CellulerError as error:
+                    record.move(JobState.FAILED, self._site.clock(), str(error))
+                    nursery.cancel_scope.cancel()
+        self._end(record)
+
+    def _own_offer(self, gathering: Gathering, record: JobRecord) -> Callable[[bytes], Awaitable[None]]:
+        async def offer(entry: bytes) -> None:
+            gathering.add(record, self._site.peer_id, entry)
+
+        return offer
+
+    async def _take_part_when_free(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+        while self._busy is not None:
+            record.move(JobState.QUEUED, self._site.clock(), "this node is training for another job")
+            self._free = trio.Event()
+            await self._free.wait()
+        await self._participate(record, offer)
+
+    async def _take_part(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+        with record.scope:
+            await self._participate(record, offer)
+        self._end(record)
+
+    def _end(self, record: JobRecord) -> None:
+        """However it ended, whoever watches is told an end."""
+        record.move(JobState.CANCELLED, self._site.clock(), "cancelled")
+
+    async def _participate(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+        self._busy = record.job
+        self._tried.add(record.job)
+        try:
+            await take_part(self._site, record, offer)
+        finally:
+            self._busy = None
+            self._free.set()
+
+    def _next_announced(self) -> tuple[PeerId, Digest] | None:
+        if self._busy is not None:
+            return None
+        for signed in self._site.gossip.catalogue():
+            if isinstance(signed.record, JobAnnouncement):
+                job = Digest(signed.record.job)
+                if job not in self._tried and job not in self.records and signed.signer != self._site.peer_id:
+                    return signed.signer, job
+        return None
+
+    async def _volunteer(self, coordinator: PeerId, job: Digest) -> None:
+        """Offer to take part in another's job. What is wrong with it is logged, and it is not tried again."""
+        self._tried.add(job)
+        try:
+            with trio.fail_after(ORDER_S):
+                order = open_order(await self._site.fetcher.block(job, hints=(coordinator,)))
+            check_order(order, coordinator=coordinator, now=self._site.clock())
+            self._check_fit(order)
+        except PeerViolation as error:
+            self._site.host.penalise(coordinator, error)
+            return
+        except (LocalError, Unavailable, trio.TooSlowError) as error:
+            log.info("job_not_taken", job=cid_of(job)[-8:], reason=str(error))
+            return
+        self._make_room()
+        record = JobRecord(order, JobLife(self._site.clock()))
+        self.records[job] = record
+        log.info("job_volunteered", job=order.id[-8:], coordinator=short(coordinator))
+        self._busy = job
+        self._site.nursery.start_soon(self._take_part, record, self._offer_to(coordinator, job))
+
+    def _offer_to(self, coordinator: PeerId, job: Digest) -> Callable[[bytes], Awaitable[None]]:
+        async def offer(entry: bytes) -> None:
+            with trio.fail_after(OFFER_S):
+                stream = await self._site.host.open_stream(coordinator, jobs.PROTOCOL_ID)
+                await jobs.offer(stream, job, entry)
+
+        return offer
+
+    def _check_fit(self, order: OpenedOrder) -> None:
+        """Raises Unavailable with what this node lacks."""
+        needed, memory = order.spec.resources.memory, self._site.worker_limits.memory_bytes
+        if memory is not None and needed > memory:
+            raise Unavailable(f"the job needs {needed} bytes of memory, a worker here has {memory}")
+        if order.spec.resources.accelerator not in ("any", self._site.device):
+            raise Unavailable(f"the job needs {order.spec.resources.accelerator}")
+
+    def _record(self, job: Digest) -> JobRecord:
+        if job not in self.records:
+            raise NotFound(f"job {cid_of(job)}")
+        return self.records[job]
+
+    def _make_room(self) -> None:
+        """Forget the oldest jobs that have ended. Raises Busy when all go on."""
+        while len(self.records) >= MAX_RECORDS:
+            ended = [record for record in self.records.values() if record.life.ended]
+            if not ended:
+                raise Busy(f"{MAX_RECORDS} jobs are under way here")
+            self._forget(min(ended, key=lambda record: record.life.updated_s).order)
+
+    def _forget(self, order: OpenedOrder) -> None:
+        self.records.pop(order.job, None)
+        self._gatherings.pop(order.job, None)
+        self._by_client.pop((order.submitter, order.signed.record.client_id), None)

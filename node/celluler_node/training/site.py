@@ -1,0 +1,48 @@
+"""What a training job needs of its node: handed over once by the composition root."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from celluler.content.store import Store
+from celluler.identity import Identity, PeerId
+from celluler_node.fetching import Fetcher
+from celluler_node.processes.words import Limits
+from celluler_node.repository import Repository
+from celluler_node.training.trainer import TrainerFactory
+from celluler_protocols.gossip import Gossip
+from celluler_protocols.host import Host
+
+TrainerMaker = Callable[[Limits, Path], TrainerFactory]
+"""From a worker's limits and a scratch folder to trainers. The shipped one is `worker_trainer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """averager_listen: where averagers of this node listen, port 0. scratch: opens a folder that is gone afterwards."""
+
+    identity: Identity
+    nickname: str
+    host: Host
+    store: Store
+    fetcher: Fetcher
+    repository: Repository
+    gossip: Gossip
+    make_trainer: TrainerMaker
+    device: str
+    worker_limits: Limits
+    averager_limits: Limits
+    averager_listen: Sequence[str]
+    scratch: Callable[[str], AbstractAsyncContextManager[Path]]
+    nursery: trio.Nursery
+    clock: Callable[[], float] = time.time
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
