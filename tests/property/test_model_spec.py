@@ -17,6 +17,7 @@ from celluler.models.names import parse_reference
 from celluler.models.spec import Architecture, format_spec, parse_spec
 from tests.support.specs import CNN, TINY, WORDS, regression
 
+torch.set_num_threads(1)  # many threads on tiny tensors only wait for one another
 SMALL = Budget(parameter_bytes=1 << 20, activation_bytes=1 << 18, multiply_adds=1 << 22, layers=64)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
