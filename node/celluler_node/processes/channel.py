@@ -20,7 +20,7 @@ from celluler_node.processes.frames import Blob, Frame, FrameReader, Outbox, enc
 from celluler_node.processes.words import (
     MAX_CALLS_IN_FLIGHT,
     MAX_EVENTS,
-    MAX_HEADER_BYTES,
+    MAX_RECORD_BYTES,
     Failure,
     Isolation,
     Kind,
@@ -78,7 +78,10 @@ class Channel:
         if size > self._program.max_blob_bytes:
             raise LocalError(f"a request of {size} bytes, limit {self._program.max_blob_bytes}")
         tag = tag_of(self._program.requests, request)
-        await self._places.acquire()
+        try:
+            self._places.acquire_nowait()  # the waiting form costs a turn of the loop even when there is room
+        except trio.WouldBlock:
+            await self._places.acquire()
         pending, number = _Pending(trio.Event()), next(self._numbers)
         try:
             pieces = encode(Kind.REQUEST, request, blobs, call=number, tag=tag)
@@ -113,8 +116,9 @@ class Channel:
     async def receive(self) -> None:
         """Take in all that comes until the process ends its side. Raises ProtocolViolation for what it may not send."""
         for turn in itertools.count(1):
+            space = self._reader.space()
             try:
-                count = self._sock.recv_into(self._reader.space())
+                count = self._sock.recv_into(space)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock.fileno())
                 continue
@@ -124,7 +128,9 @@ class Channel:
                 return
             for frame in self._reader.filled(count):
                 self._take(frame)
-            if turn % _READS_A_TURN == 0:
+            if count < len(space):  # drained, most likely: a read that fails costs more than it can win
+                await trio.lowlevel.wait_readable(self._sock.fileno())
+            elif turn % _READS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
 
     def fail(self, reason: str) -> None:
@@ -152,21 +158,20 @@ class Channel:
             pass  # the other end is gone; the reading half finds out and says why
 
     def _take(self, frame: Frame) -> None:
-        header = frame.header
-        match header.kind:
+        match frame.kind:
             case Kind.READY if not self._ready.is_set():
-                self.isolation = unpack(Ready, header.record, limit=MAX_HEADER_BYTES).isolation
+                self.isolation = unpack(Ready, frame.record, limit=MAX_RECORD_BYTES).isolation
                 self._ready.set()
-            case Kind.REPLY if header.call in self._pending:
-                self._settle(header.call, Reply(record_of(self._program.replies, header), frame.blobs))
-            case Kind.FAILURE if header.call in self._pending:
-                failure = unpack(Failure, header.record, limit=MAX_HEADER_BYTES)
+            case Kind.REPLY if frame.call in self._pending:
+                self._settle(frame.call, Reply(record_of(self._program.replies, frame), frame.blobs))
+            case Kind.FAILURE if frame.call in self._pending:
+                failure = unpack(Failure, frame.record, limit=MAX_RECORD_BYTES)
                 text = printable(f"{failure.error}: {failure.reason}" if failure.reason else failure.error)
-                self._settle(header.call, WorkerFailed(f"{self._program.name}: {text}"))
+                self._settle(frame.call, WorkerFailed(f"{self._program.name}: {text}"))
             case Kind.EVENT if self._ready.is_set():
-                self._announce(record_of(self._program.events, header))
+                self._announce(record_of(self._program.events, frame))
             case _:
-                raise ProtocolViolation(f"frame of kind {header.kind} for call {header.call} out of order")
+                raise ProtocolViolation(f"frame of kind {frame.kind} for call {frame.call} out of order")
 
     def _settle(self, number: int, outcome: Reply | WorkerFailed) -> None:
         pending = self._pending.pop(number)

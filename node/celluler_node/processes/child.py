@@ -16,7 +16,7 @@ from celluler.wire import unpack
 from celluler_node.processes import limits
 from celluler_node.processes.frames import FrameReader
 from celluler_node.processes.serving import Link, receive
-from celluler_node.processes.words import MAX_HEADER_BYTES, Boot, Isolation, Kind
+from celluler_node.processes.words import MAX_RECORD_BYTES, Boot, Isolation, Kind
 
 
 def main(arguments: list[str]) -> None:
@@ -36,9 +36,9 @@ def _boot(sock: socket.socket) -> Boot:
     reader = FrameReader(0)
     while (frames := receive(sock, reader)) is not None:
         for frame in frames:
-            if frame.header.kind != Kind.BOOT or len(frames) != 1 or not reader.idle:
+            if frame.kind != Kind.BOOT or len(frames) != 1 or not reader.idle:
                 raise ProtocolViolation("the first frame must be Boot, alone")
-            return unpack(Boot, frame.header.record, limit=MAX_HEADER_BYTES)
+            return unpack(Boot, frame.record, limit=MAX_RECORD_BYTES)
     sys.exit(0)
 
 

@@ -1,8 +1,9 @@
-"""Frames between the node and its processes: `length | header | blobs`.
+"""Frames between the node and its processes: `head | blob sizes | record | blobs`.
 
-length: 4 bytes, big-endian, of the header. header: a `Header` in canonical msgpack. blobs: raw, of the sizes the
-header declares. A blob is never copied on its way out, and on its way in it is received where it will stay: the
-reader says where the next bytes go, the caller lets the socket write there. Small frames share one staging buffer.
+head: 16 bytes, of fixed layout, since reading one as a record costs more than all else that a small call does.
+blob sizes: 8 bytes each. record: canonical msgpack of a word of the channel's vocabulary. blobs: raw.
+A blob is never copied on its way out, and on its way in it is received where it will stay: the reader says where the
+next bytes go, the caller lets the socket write there. Small frames share one staging buffer.
 
 Knows nothing of event loops, nor of what a record means.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +20,29 @@ from typing import Any
 
 from celluler.errors import LocalError, ProtocolViolation
 from celluler.wire import pack, unpack
-from celluler_node.processes.words import MAX_BLOBS, MAX_HEADER_BYTES, Header, Kind
+from celluler_node.processes.words import MAX_BLOBS, MAX_RECORD_BYTES, Kind
 
-PREFIX_BYTES = 4
 STAGING_BYTES = 1 << 16
 
 Blob = bytes | bytearray | memoryview
+
+_HEAD = struct.Struct(">QBBHI")  # call, kind, number of blobs, tag, size of the record
 _PIECES_A_CALL = 32
 _EMPTY = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame as it came in. Its record is still bytes: who reads it knows the vocabulary."""
+    """One frame as it came in.
 
-    header: Header
+    call: chosen by the node, 0 where no call is meant. tag: the record's place in its vocabulary.
+    record: still bytes, unchecked: who reads it knows the vocabulary.
+    """
+
+    call: int
+    kind: int
+    tag: int
+    record: bytes
     blobs: tuple[bytearray, ...]
 
 
@@ -42,10 +52,11 @@ def encode(kind: Kind, record: Any, blobs: Sequence[Blob] = (), *, call: int = 0
     if len(views) > MAX_BLOBS:
         raise LocalError(f"{len(views)} blobs in one frame, limit {MAX_BLOBS}")
     body = b"" if record is None else pack(record)
-    header = pack(Header(call, int(kind), tag, body, tuple(len(view) for view in views)))
-    if len(header) > MAX_HEADER_BYTES:
-        raise LocalError(f"{type(record).__name__} of {len(header)} bytes: what is large must travel as a blob")
-    return [memoryview(len(header).to_bytes(PREFIX_BYTES, "big") + header), *(view for view in views if len(view))]
+    if len(body) > MAX_RECORD_BYTES:
+        raise LocalError(f"{type(record).__name__} of {len(body)} bytes: what is large must travel as a blob")
+    sizes = b"".join(len(view).to_bytes(8, "big") for view in views)
+    head = _HEAD.pack(call, kind, len(views), tag, len(body))
+    return [memoryview(head + sizes + body), *(view for view in views if len(view))]
 
 
 def tag_of(vocabulary: tuple[type, ...], record: Any) -> int:
@@ -56,11 +67,11 @@ def tag_of(vocabulary: tuple[type, ...], record: Any) -> int:
         raise LocalError(f"{type(record).__name__} is not a word this process knows") from None
 
 
-def record_of(vocabulary: tuple[type, ...], header: Header) -> Any:
+def record_of(vocabulary: tuple[type, ...], frame: Frame) -> Any:
     """The record of a frame. Raises ProtocolViolation unless it is one of the vocabulary, in canonical form."""
-    if header.tag >= len(vocabulary):
-        raise ProtocolViolation(f"tag {header.tag} of {len(vocabulary)}")
-    return unpack(vocabulary[header.tag], header.record, limit=MAX_HEADER_BYTES)
+    if frame.tag >= len(vocabulary):
+        raise ProtocolViolation(f"tag {frame.tag} of {len(vocabulary)}")
+    return unpack(vocabulary[frame.tag], frame.record, limit=MAX_RECORD_BYTES)
 
 
 class Outbox:
@@ -71,7 +82,7 @@ class Outbox:
         self._pieces: deque[memoryview] = deque()
 
     def push(self, pieces: list[memoryview]) -> bool:
-        """Queue one frame and send what goes at once. True when nothing is left."""
+        """Queue one frame and send what goes at once. True when nothing is left. Raises OSError as `flush` does."""
         self._pieces.extend(pieces)
         return len(self._pieces) == len(pieces) and self.flush()
 
@@ -93,28 +104,33 @@ class Outbox:
 class FrameReader:
     """Incoming half of a channel.
 
-    max_blob_bytes: the most one frame may carry behind its header; a frame that declares more is refused when its
-    header is read, before anything is allocated for it.
+    max_blob_bytes: the most one frame may carry behind its record; a frame that declares more is refused when its
+    sizes are read, before anything is allocated for it.
     """
 
     def __init__(self, max_blob_bytes: int) -> None:
         self._max_blob_bytes = max_blob_bytes
         self._staging = memoryview(bytearray(STAGING_BYTES))
         self._start = self._end = 0
-        self._target = _EMPTY
-        self._received = 0
-        self._prefix = True
-        self._header: Header | None = None
+        self._target, self._received = _EMPTY, 0  # where a body or a blob is put together
+        self._direct = False  # the space handed out last was of the target
+        self._head: tuple[int, int, int, int, int] | None = None
+        self._sizes: tuple[int, ...] | None = None
+        self._record = b""
         self._blobs: list[bytearray] = []
-        self._direct = False
+
+    @property
+    def idle(self) -> bool:
+        """True between frames: the only place where a channel may end."""
+        return self._head is None and self._start == self._end
 
     def space(self) -> memoryview:
         """Where the next bytes are to be written; never empty. Call `filled` before asking again."""
-        self._direct = self._start == self._end and not self._prefix
+        self._direct = self._start == self._end and self._head is not None
         if self._direct:
             return self._target[self._received :]
+        left = self._end - self._start
         if self._start:
-            left = self._end - self._start
             self._staging[:left] = self._staging[self._start : self._end]
             self._start, self._end = 0, left
         return self._staging[self._end :]
@@ -130,51 +146,59 @@ class FrameReader:
             pass
         return frames
 
-    @property
-    def idle(self) -> bool:
-        """True between frames: the only place where a channel may end."""
-        return self._prefix and self._start == self._end
-
     def _advance(self, frames: list[Frame]) -> bool:
         """One step of the parse; False when more bytes are needed."""
-        available = self._end - self._start
-        if self._prefix:
-            if available < PREFIX_BYTES:
-                return False
-            self._begin_header(int.from_bytes(self._staging[self._start : self._start + PREFIX_BYTES], "big"))
-            self._start += PREFIX_BYTES
-            return True
-        taken = min(available, len(self._target) - self._received)
+        if self._head is None:
+            return self._begin()
+        if not self._gather():
+            return False
+        if self._sizes is None:
+            self._open_body(self._head)
+        while len(self._blobs) < len(self._sizes or ()):
+            if self._start_blob():
+                return True
+        call, kind, _, tag, _ = self._head
+        frames.append(Frame(call, kind, tag, self._record, tuple(self._blobs)))
+        self._head, self._sizes, self._target, self._blobs = None, None, _EMPTY, []
+        return True
+
+    def _begin(self) -> bool:
+        if self._end - self._start < _HEAD.size:
+            return False
+        head = _HEAD.unpack_from(self._staging, self._start)
+        self._start += _HEAD.size
+        _, _, blobs, _, size = head
+        if blobs > MAX_BLOBS or size > MAX_RECORD_BYTES:
+            raise ProtocolViolation(f"{blobs} blobs (limit {MAX_BLOBS}), record of {size} bytes ({MAX_RECORD_BYTES})")
+        self._head = head
+        self._aim(8 * blobs + size)
+        return True
+
+    def _aim(self, size: int) -> bytearray:
+        target = bytearray(size)
+        self._target, self._received = memoryview(target), 0
+        return target
+
+    def _gather(self) -> bool:
+        """Move what is staged into the target. True when that is whole."""
+        missing = len(self._target) - self._received
+        taken = min(self._end - self._start, missing)
         if taken:
             self._target[self._received : self._received + taken] = self._staging[self._start : self._start + taken]
             self._start += taken
             self._received += taken
-        if self._received < len(self._target):
-            return False
-        self._complete(frames)
-        return True
+        return taken == missing
 
-    def _begin_header(self, size: int) -> None:
-        if not 0 < size <= MAX_HEADER_BYTES:
-            raise ProtocolViolation(f"header of {size} bytes, limit {MAX_HEADER_BYTES}")
-        self._prefix = False
-        self._aim(bytearray(size))
+    def _open_body(self, head: tuple[int, int, int, int, int]) -> None:
+        count = head[2]
+        sizes = struct.unpack_from(f">{count}Q", self._target)
+        if sum(sizes) > self._max_blob_bytes:
+            raise ProtocolViolation(f"blobs of {sum(sizes)} bytes, limit {self._max_blob_bytes}")
+        self._sizes, self._record = sizes, bytes(self._target[8 * count :])
 
-    def _aim(self, target: bytearray) -> None:
-        self._target, self._received = memoryview(target), 0
-
-    def _complete(self, frames: list[Frame]) -> None:
-        """The header, or one blob, is whole: go on to the next blob that is not empty, or finish the frame."""
-        if self._header is None:
-            self._header = unpack(Header, bytes(self._target), limit=MAX_HEADER_BYTES)
-            total = sum(self._header.blobs)
-            if total > self._max_blob_bytes:
-                raise ProtocolViolation(f"blobs of {total} bytes, limit {self._max_blob_bytes}")
-        while len(self._blobs) < len(self._header.blobs):
-            blob = bytearray(self._header.blobs[len(self._blobs)])
-            self._blobs.append(blob)
-            if blob:
-                self._aim(blob)
-                return
-        frames.append(Frame(self._header, tuple(self._blobs)))
-        self._header, self._blobs, self._prefix, self._target = None, [], True, _EMPTY
+    def _start_blob(self) -> bool:
+        """Make room for the next one. False when it is empty, and so complete."""
+        assert self._sizes is not None
+        blob = self._aim(self._sizes[len(self._blobs)])
+        self._blobs.append(blob)
+        return len(blob) > 0

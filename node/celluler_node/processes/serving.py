@@ -99,7 +99,7 @@ def serve_sync(
     reader = FrameReader(link.boot.max_blob_bytes)
     while (frames := receive(link.sock, reader)) is not None:
         for frame in frames:
-            if frame.header.kind == Kind.REQUEST:
+            if frame.kind == Kind.REQUEST:
                 busy.set()
                 link.transmit(_answer(link, frame, requests, replies, handlers))
                 busy.clear()
@@ -113,11 +113,11 @@ def _answer(
     handlers: Mapping[type, Handler],
 ) -> list[memoryview]:
     try:
-        request = record_of(requests, frame.header)
-        return reply_pieces(link, replies, handlers[type(request)](request, frame.blobs), frame.header.call)
+        request = record_of(requests, frame)
+        return reply_pieces(link, replies, handlers[type(request)](request, frame.blobs), frame.call)
     except Exception as error:  # the boundary: whatever a model does to us is the caller's answer
         traceback.print_exc(file=sys.stderr)
-        return failure_pieces(link, error, frame.header.call)
+        return failure_pieces(link, error, frame.call)
 
 
 def _end_with_node(sock: socket.socket, busy: threading.Event) -> None:

@@ -98,10 +98,10 @@ class _Serving:
             self._ended.set_result(None)
 
     def _take(self, frame: Frame) -> None:
-        call = frame.header.call
-        if frame.header.kind == Kind.CANCEL and call in self._tasks:
+        call = frame.call
+        if frame.kind == Kind.CANCEL and call in self._tasks:
             self._tasks[call].cancel()
-        elif frame.header.kind == Kind.REQUEST:
+        elif frame.kind == Kind.REQUEST:
             task = self._loop.create_task(self._answer(frame))
             self._tasks[call] = task
             task.add_done_callback(lambda done: self._settled(call, done))
@@ -113,9 +113,9 @@ class _Serving:
             self.transmit(failure_pieces(self._link, asyncio.CancelledError(), call))
 
     async def _answer(self, frame: Frame) -> None:
-        call = frame.header.call
+        call = frame.call
         try:
-            request = record_of(self._requests, frame.header)
+            request = record_of(self._requests, frame)
             answer = await self._handlers[type(request)](request, frame.blobs)
             pieces = reply_pieces(self._link, self._replies, answer, call)
         except Exception as error:  # the boundary of a handler

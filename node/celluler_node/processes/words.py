@@ -14,10 +14,8 @@ from celluler.wire import U8, U16, U32, U64, Length, Name, Text
 
 MIB = 1 << 20
 
-MAX_HEADER_BYTES = 1 * MIB
-"""The largest frame without its blobs: whatever is larger than this is a blob."""
-
-MAX_RECORD_BYTES = MAX_HEADER_BYTES - 1024
+MAX_RECORD_BYTES = 1 * MIB
+"""The largest record: whatever is larger travels as a blob."""
 
 MAX_BLOBS = 64
 """Blobs in one frame; a call carries one array, or a few, or one for each part of an update."""
@@ -44,21 +42,6 @@ class Kind(IntEnum):
     """Process to node, unasked."""
     CANCEL = 6
     """Node to process: nobody waits for this call any more. It is still answered, so that its place becomes free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What stands before the blobs of a frame.
-
-    call: chosen by the node, 0 where no call is meant. tag: the record's place in its vocabulary.
-    record: its canonical bytes. blobs: the sizes of what follows, in bytes.
-    """
-
-    call: U64
-    kind: U8
-    tag: U16
-    record: Annotated[bytes, Length(0, MAX_RECORD_BYTES)]
-    blobs: Annotated[tuple[U64, ...], Length(0, MAX_BLOBS)]
 
 
 @dataclass(frozen=True, slots=True)
