@@ -1,0 +1,249 @@
+"""Every call of the API as data: what to send, and what the answer means. Shared by both clients, does no I/O."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from celluler import views
+from celluler.errors import InvalidSpec, LocalError, ProtocolViolation, WorkerFailed
+from celluler.failures import rebuild_error
+from celluler.home import places, read_node_file
+from celluler.tensors import tensor_of, tensor_to_json
+
+T = TypeVar("T")
+
+QUICK_S = 30.0
+LONG_S = 900.0
+"""Calls that move content or run a model."""
+POLL_S = 20.0
+CONNECT_S = 5.0
+MAX_SPEC_FILE_BYTES = 1 << 20
+ENDED = frozenset({"Succeeded", "Failed", "Cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a node's API is. token: a secret."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+def find_target(url: str | None, token: str | None, home: Path | None) -> Target:
+    """The node asked for, or the local one. Raises NodeNotRunning, LocalError for an address without a token."""
+    if url is not None:
+        if token is None:
+            raise LocalError("an address needs a token", hint="it is in the node's node.json")
+        return Target(url, token)
+    node = read_node_file(home or places(os.environ).home)
+    return Target(node.api, token or node.token)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. parse: makes the result of the answer's JSON. upload: a file to send as the body."""
+
+    method: str
+    path: str
+    parse: Callable[[Any], T]
+    json: Mapping[str, Any] | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = QUICK_S
+    upload: Path | None = None
+
+
+def read_answer(call: Call[T], status: int, body: bytes) -> T:
+    """The result. Raises what the node raised, ProtocolViolation for an answer that is none of ours."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        raise ProtocolViolation(f"{call.path}: HTTP {status} without a JSON document") from None
+    if isinstance(document, dict) and "error" in document:
+        raise rebuild_error(document["error"])
+    if status >= 400 or not isinstance(document, dict) or document.get("schema") != views.SCHEMA:
+        raise ProtocolViolation(f"{call.path}: HTTP {status}, not a {views.SCHEMA} document")
+    return call.parse(document)
+
+
+def _record(cls: type[T]) -> Callable[[Any], T]:
+    return lambda document: views.from_json(cls, document)
+
+
+def _records(cls: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
+    def parse(document: Any) -> tuple[T, ...]:
+        items = document.get(name)
+        if not isinstance(items, list):
+            raise ProtocolViolation(f"no list of {name} in the answer")
+        return tuple(views.from_json(cls, item) for item in items)
+
+    return parse
+
+
+# --- the node and its peers --------------------------------------------------------------------------------------
+
+
+def status() -> Call[views.Status]:
+    return Call("GET", "/api/v1/status", _record(views.Status))
+
+
+def doctor() -> Call[tuple[views.Check, ...]]:
+    return Call("GET", "/api/v1/doctor", _records(views.Check, "checks"), timeout_s=60.0)
+
+
+def violations() -> Call[tuple[views.ViolationReport, ...]]:
+    return Call("GET", "/api/v1/violations", _records(views.ViolationReport, "violations"))
+
+
+def shutdown() -> Call[None]:
+    return Call("POST", "/api/v1/shutdown", lambda _document: None)
+
+
+def list_peers() -> Call[tuple[views.Peer, ...]]:
+    return Call("GET", "/api/v1/peers", _records(views.Peer, "peers"))
+
+
+def show_peer(peer: str) -> Call[views.Peer]:
+    return Call("GET", f"/api/v1/peers/{_step(peer)}", _record(views.Peer))
+
+
+def ping_peer(peer: str) -> Call[views.Ping]:
+    return Call("POST", f"/api/v1/peers/{_step(peer)}/ping", _record(views.Ping))
+
+
+# --- content -----------------------------------------------------------------------------------------------------
+
+
+def add_blob(path: str | os.PathLike[str], kind: str) -> Call[views.Blob]:
+    file = Path(path)
+    if not file.is_file():
+        raise LocalError(f"no file at {file}")
+    return Call("POST", "/api/v1/blobs", _record(views.Blob), params={"kind": kind}, timeout_s=LONG_S, upload=file)
+
+
+def blob_path(cid: str) -> str:
+    return f"/api/v1/blobs/{_step(cid)}"
+
+
+def blob_stat(cid: str) -> Call[views.Blob]:
+    return Call("GET", f"{blob_path(cid)}/stat", _record(views.Blob))
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+
+def add_model(
+    name: str,
+    spec: Mapping[str, Any] | str | os.PathLike[str],
+    weights: str | None,
+    *,
+    seed: int,
+    labels: Sequence[str],
+    metrics: Mapping[str, float],
+    parents: Sequence[str],
+    dataset: str | None,
+) -> Call[views.Model]:
+    body = {
+        "name": name,
+        "spec": _read_spec(spec),
+        "weights": weights,
+        "seed": seed,
+        "labels": list(labels),
+        "metrics": dict(metrics),
+        "parents": list(parents),
+        "dataset": dataset,
+    }
+    return Call("POST", "/api/v1/models", _record(views.Model), json=body, timeout_s=LONG_S)
+
+
+def list_models() -> Call[tuple[views.Model, ...]]:
+    return Call("GET", "/api/v1/models", _records(views.Model, "models"))
+
+
+def show_model(ref: str) -> Call[views.Model]:
+    return Call("GET", f"/api/v1/models/{quote(ref, safe='/:@')}", _record(views.Model), timeout_s=60.0)
+
+
+def pull_model(ref: str) -> Call[views.Model]:
+    return Call("POST", "/api/v1/models/pull", _record(views.Model), json={"model": ref}, timeout_s=LONG_S)
+
+
+def predict(ref: str, inputs: Any, dtype: str | None) -> Call[views.Prediction]:
+    body = {"model": ref, "inputs": tensor_to_json(tensor_of(inputs, dtype))}
+    return Call("POST", "/api/v1/predict", _record(views.Prediction), json=body, timeout_s=LONG_S)
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------
+
+
+def submit_job(
+    spec: Mapping[str, Any] | str | os.PathLike[str], client_id: str | None, attachments: Sequence[str]
+) -> Call[views.Job]:
+    """spec: a mapping, YAML or JSON text, or the path of a file with such text."""
+    told: Any = dict(spec) if isinstance(spec, Mapping) else _read_text(spec)
+    body = {"client_id": client_id or uuid.uuid4().hex, "spec": told, "attachments": list(attachments)}
+    return Call("POST", "/api/v1/jobs", _record(views.Job), json=body, timeout_s=LONG_S)
+
+
+def list_jobs() -> Call[tuple[views.Job, ...]]:
+    return Call("GET", "/api/v1/jobs", _records(views.Job, "jobs"))
+
+
+def show_job(job: str) -> Call[views.Job]:
+    return Call("GET", f"/api/v1/jobs/{_step(job)}", _record(views.Job))
+
+
+def watch_job(job: str, since: int, wait_s: float) -> Call[views.JobReport]:
+    params = {"since": str(since), "wait_s": f"{wait_s:.3f}"}
+    path = f"/api/v1/jobs/{_step(job)}/events"
+    return Call("GET", path, _record(views.JobReport), params=params, timeout_s=QUICK_S + wait_s)
+
+
+def cancel_job(job: str) -> Call[views.Job]:
+    return Call("POST", f"/api/v1/jobs/{_step(job)}/cancel", _record(views.Job))
+
+
+def result_of(job: views.Job) -> views.JobResult:
+    """What a job left. Raises WorkerFailed when it failed, LocalError when it has not ended or was cancelled."""
+    if job.state == "Succeeded" and job.result is not None:
+        return job.result
+    if job.state == "Failed":
+        raise WorkerFailed(f"job {job.name} failed: {job.reason}")
+    raise LocalError(f"job {job.name} has no results: it is {job.state}")
+
+
+def _step(text: str) -> str:
+    """One step of a path. An empty one, or a dot, would be another path."""
+    if not text.strip("."):
+        raise LocalError("an empty name")
+    return quote(text, safe="")
+
+
+def _read_text(spec: str | os.PathLike[str]) -> str:
+    if isinstance(spec, str) and ("\n" in spec or spec.lstrip().startswith("{")):
+        return spec
+    path = Path(spec)
+    try:
+        if path.stat().st_size > MAX_SPEC_FILE_BYTES:
+            raise LocalError(f"{path} is too large for a spec")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalError(f"cannot read {path}: {error}") from None
+
+
+def _read_spec(spec: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
+    if isinstance(spec, Mapping):
+        return dict(spec)
+    try:
+        value = json.loads(_read_text(spec))
+    except ValueError as error:
+        raise InvalidSpec("spec", f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidSpec("spec", "not a JSON object")
+    return value
