@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import os
 import stat
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, NewType, Protocol, TypeVar
@@ -91,22 +93,31 @@ def load_identity(path: Path) -> Identity:
 
 
 def load_or_create_identity(path: Path) -> Identity:
-    """The identity kept at `path`, made there (mode 0600) if there is none. Safe against a concurrent creator."""
+    """The identity kept at `path`, made there (mode 0600) if there is none. Safe against a concurrent creator.
+
+    Raises as `load_identity` does, and LocalError where no file can be written.
+    """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            _create_key_file(path)
+        except OSError as error:
+            raise LocalError(f"cannot make a key file at {path}: {error.strerror}") from error
+    return load_identity(path)
+
+
+def _create_key_file(path: Path) -> None:
+    """Written aside and linked, so that it appears whole and never replaces a key that somebody just made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(format_identity(Identity.generate()))
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)  # unlike rename, never replaces a key that another process just made
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-    return load_identity(path)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
 
 
 def format_identity(identity: Identity) -> str:
