@@ -1,0 +1,229 @@
+"""A node that answers from memory: what the gateway, the clients and the command line are tested against.
+
+A class of its own beside the product, not a switch in it. Predicts by doubling; a job moves when a test moves it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from celluler.content.digest import cid_of, digest_of, parse_cid
+from celluler.errors import BlockAbsent, InvalidSpec, LocalError, NoPeers, NotFound
+from celluler.jobs.spec import parse_job
+from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
+from celluler.models.names import parse_reference
+from celluler.tensors import Tensor, tensor_of
+from celluler.views import (
+    Blob,
+    Check,
+    Hardware,
+    Job,
+    JobLine,
+    JobReport,
+    JobResult,
+    Model,
+    NewJob,
+    NewModel,
+    Peer,
+    PeerTraffic,
+    Ping,
+    Prediction,
+    Readiness,
+    Status,
+    StoreUsage,
+    ViolationReport,
+)
+from tests.support.jobs import ALICE, BOB, NOW_S
+
+HARDWARE = Hardware("cpu", 2, 4096)
+
+
+class MemoryNode:
+    """Implements `Operations`. `moved`: set whenever a job got an event."""
+
+    def __init__(self) -> None:
+        self.ready = Readiness(False, "joining")
+        self.ended = trio.Event()
+        self.blobs: dict[str, tuple[str, bytes]] = {}
+        self.known: dict[str, Model] = {}
+        self.lives: dict[str, JobLife] = {}
+        self.told: dict[str, Job] = {}
+        self.attachments: tuple[str, ...] = ()
+        self.moved = trio.Event()
+        self.polls = 0
+        self._folder = tempfile.TemporaryDirectory()
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    async def status(self) -> Status:
+        return Status(
+            peer_id=ALICE.peer_id,
+            nickname="alice",
+            version="0.1.0",
+            addresses=(f"/ip4/127.0.0.1/tcp/4040/p2p/{ALICE.peer_id}",),
+            started_s=float(NOW_S),
+            uptime_s=75.0,
+            members=2,
+            hardware=HARDWARE,
+            isolation="full",
+            models=len(self.known),
+            jobs={"Running": 1},
+            store=StoreUsage(sum(len(data) for _, data in self.blobs.values()), 1 << 30),
+            violations=1,
+            traffic=(PeerTraffic(BOB.peer_id, 10, 20),),
+        )
+
+    async def readiness(self) -> Readiness:
+        return self.ready
+
+    async def doctor(self) -> tuple[Check, ...]:
+        return (Check("disk", True, "9 GiB free"), Check("peers", False, "nobody", "celluler up --join ADDR"))
+
+    async def shutdown(self) -> None:
+        self.ended.set()
+
+    async def peers(self) -> tuple[Peer, ...]:
+        return tuple(
+            Peer(identity.peer_id, name, (), status, 1, True, HARDWARE, ("train",), trip)
+            for identity, name, status, trip in ((ALICE, "alice", "self", None), (BOB, "bob", "alive", 0.0021))
+        )
+
+    async def peer(self, peer: str) -> Peer:
+        for one in await self.peers():
+            if peer in (one.peer_id, one.nickname, one.peer_id[-8:]):
+                return one
+        raise NotFound(f"peer {peer}", hint="celluler peer ls")
+
+    async def ping(self, peer: str) -> Ping:
+        return Ping((await self.peer(peer)).peer_id, 0.002)
+
+    async def violations(self) -> tuple[ViolationReport, ...]:
+        return (ViolationReport(BOB.peer_id, "frame of 9999999 bytes", float(NOW_S), 3, True),)
+
+    async def add_blob(self, path: Path, kind: str) -> Blob:
+        data = await trio.Path(path).read_bytes()
+        cid = cid_of(digest_of(data))
+        self.blobs[cid] = (kind, data)
+        return await self.blob_stat(cid)
+
+    async def read_blob(self, cid: str) -> Path:
+        digest = parse_cid(cid)
+        if cid not in self.blobs:
+            raise BlockAbsent(digest)
+        path = trio.Path(self._folder.name, cid)
+        await path.write_bytes(self.blobs[cid][1])
+        return Path(path)
+
+    async def blob_stat(self, cid: str) -> Blob:
+        digest = parse_cid(cid)
+        if cid not in self.blobs:
+            raise BlockAbsent(digest)
+        kind, data = self.blobs[cid]
+        return Blob(cid, kind, len(data), len(data), True)
+
+    async def add_model(self, model: NewModel) -> Model:
+        name = parse_reference(model.name)
+        if isinstance(name, bytes) or name.version is None:
+            raise InvalidSpec("name", "needs a version: author/name:1.0.0")
+        if str(name) in self.known:
+            raise LocalError(f"{name} is published already", hint="publish it as a higher version")
+        self.known[str(name)] = Model(
+            name=str(name),
+            version=str(name.version),
+            cid=cid_of(digest_of(str(name).encode())),
+            author=ALICE.peer_id,
+            nickname="alice",
+            task="classification",
+            parameters=10,
+            weights=model.weights or cid_of(digest_of(b"initial")),
+            weights_bytes=40,
+            local=True,
+            created_s=float(NOW_S),
+            labels=model.labels,
+            metrics=model.metrics,
+            spec=model.spec,
+        )
+        return self.known[str(name)]
+
+    async def list_models(self) -> tuple[Model, ...]:
+        return tuple(replace(model, spec=None) for model in self.known.values())
+
+    async def show_model(self, ref: str) -> Model:
+        wanted = parse_reference(ref)
+        for name, model in self.known.items():
+            if ref in (name, name.partition(":")[0], model.cid):
+                return model
+        raise NotFound(f"model {ref}", hint="celluler model ls") if wanted else AssertionError
+
+    async def pull_model(self, ref: str) -> Model:
+        return await self.show_model(ref)
+
+    async def predict(self, ref: str, inputs: Tensor) -> Prediction:
+        model = await self.show_model(ref)
+        outputs = tensor_of(inputs.numpy() * 2)
+        return Prediction(outputs, model.name, model.cid, BOB.peer_id, 0.01, ("zero", "one"))
+
+    async def submit_job(self, job: NewJob) -> Job:
+        spec = parse_job(job.spec)
+        for known in self.told.values():
+            if known.client_id == job.client_id:
+                return known
+        if spec.resources.peers.min > 8:
+            raise NoPeers("nobody willing", hint="celluler peer ls")
+        life = JobLife(float(NOW_S))
+        cid = cid_of(digest_of(job.client_id.encode()))
+        self.attachments, self.lives[cid] = job.attachments, life
+        self.told[cid] = Job(cid, job.client_id, spec.name, spec.kind, life.state.value, "", ALICE.peer_id, BOB.peer_id, life.created_s, life.updated_s)  # fmt: skip  # noqa: E501
+        return self.told[cid]
+
+    def move(self, job: str, state: JobState, reason: str = "") -> None:
+        self._note(job, self.lives[job].move(state, NOW_S + self.lives[job].cursor, reason))
+
+    def measure(self, job: str, **metrics: float) -> None:
+        self._note(job, self.lives[job].measure(NOW_S + self.lives[job].cursor, metrics))
+
+    async def jobs(self) -> tuple[Job, ...]:
+        return tuple(reversed(self.told.values()))
+
+    async def job(self, job: str, *, since: int = 0, wait_s: float = 0.0) -> JobReport:
+        self.polls += 1
+        found = match_job(self.told, job)
+        if found is None:
+            raise NotFound(f"job {job}", hint="celluler job ls")
+        with trio.move_on_after(wait_s):
+            while self.lives[found].cursor <= since and not self.lives[found].ended:
+                await self.moved.wait()
+        events = self.lives[found].since(since)
+        lines = tuple(_line(event) for event in events)
+        return JobReport(self.told[found], lines, events[-1].cursor if events else since)
+
+    async def cancel_job(self, job: str) -> Job:
+        found = (await self.job(job)).job.id
+        if not self.lives[found].ended:
+            self.move(found, JobState.CANCELLED, "as asked")
+        return self.told[found]
+
+    def _note(self, job: str, event: JobEvent) -> None:
+        life = self.lives[job]
+        result = None
+        if event.state is JobState.SUCCEEDED:
+            result = JobResult("alice/digits:1.0.0", cid_of(bytes(32)), cid_of(bytes(32)), life.metrics)
+        self.told[job] = replace(
+            self.told[job],
+            state=life.state.value,
+            reason=life.reason,
+            updated_s=life.updated_s,
+            metrics=life.metrics,
+            result=result,
+        )
+        moved, self.moved = self.moved, trio.Event()
+        moved.set()
+
+
+def _line(event: JobEvent) -> JobLine:
+    return JobLine(event.cursor, event.at_s, event.state.value, event.reason, dict(event.metrics))
