@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from celluler.engines.build import build
-from celluler.engines.data import Dataset, check_input
-from celluler.errors import InvalidSpec
+from celluler.engines.data import Dataset, check_values
+from celluler.models.calls import check_call
 from celluler.models.spec import Architecture, Classification
 
-OUTPUTS = ("raw", "probabilities", "labels")
 _BATCH_BYTES = 64 << 20
 _MAX_BATCH = 1024
 _WORST_LOSS = 1e30
@@ -46,8 +45,8 @@ class Predictor:
         """x: (n, *input). raw: what the last layer gives (logits, or a regression's numbers), (n, *output) float32;
         probabilities: (n, classes) float32; labels: (n,) int64. Raises InvalidSpec for an input that does not fit.
         """
-        self._check_output(output)
-        check_input(self.architecture, x, "input")
+        check_call(self.architecture, x.dtype.name, x.shape, output)
+        check_values(self.architecture, x, "input")
         pieces = [_shape_output(raw, output).numpy() for raw in self._batches(torch.from_numpy(x))]
         return np.concatenate(pieces)
 
@@ -65,11 +64,6 @@ class Predictor:
         with torch.inference_mode():
             for start in range(0, x.shape[0], self._batch):
                 yield self._module(x[start : start + self._batch])
-
-    def _check_output(self, output: str) -> None:
-        allowed = OUTPUTS if isinstance(self.architecture.objective, Classification) else OUTPUTS[:1]
-        if output not in allowed:
-            raise InvalidSpec("output", f"is {output[:32]!r}; this model gives {', '.join(allowed)}")
 
 
 def loss_of(architecture: Architecture, raw: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Round t: every member starts from the same state w_t, takes `inner_steps` steps with a fresh inner optimizer on batches
 that a PRF gives it, and has u = w_t − w_local. It sends m = 0.8·(its own wire of t−1) + 0.2·u, quantised by the caller;
-m = u when there is no applied round t−1 in which it sent. Whatever aggregate the members agree on is then applied by
+m = u when that was not aggregated. Whatever aggregate the members agree on is then applied by
 all of them, and all have the same state again, bit for bit. Running statistics of batch norms travel in the same
 vector, but without momentum of either kind: their aggregate is an average, and momentum would carry variances below
 zero (measured: a CNN's loss went from 2 to 10⁵ in three rounds).
@@ -139,9 +139,10 @@ class Trainer:
         self._applied = round_number
         self._sent.clear()
 
-    def train(self, round_number: int) -> tuple[Vector, float]:
+    def train(self, round_number: int, *, fresh: bool = False) -> tuple[Vector, float]:
         """(m, mean loss over the steps). The public state does not move; the same round again gives the same.
 
+        fresh: our wire of the round before was not among those that were aggregated: m = u.
         m: (dimension,) float32, always finite: local steps that diverged count as none. Raises LocalError for a round
         that was applied already.
         """
@@ -153,7 +154,7 @@ class Trainer:
             update = np.zeros_like(update)
         np.clip(update, -_LARGEST_UPDATE, _LARGEST_UPDATE, out=update)
         before = self._sent.get(round_number - 1)
-        if before is not None and self._applied == round_number - 1:
+        if before is not None and self._applied == round_number - 1 and not fresh:
             averages = [update[place] for place in self._statistics]
             update = update * ADDED + before * KEPT
             for place, average in zip(self._statistics, averages, strict=True):

@@ -227,6 +227,7 @@ def test_momentum_follows_a_members_own_wire_once_its_round_was_applied() -> Non
     fresh.apply(0, zero)  # never sent: its next update stands alone
     alone, _ = fresh.train(1)
     assert np.allclose(member.train(1)[0], 0.8 * update + 0.2 * alone, atol=1e-7)
+    assert np.array_equal(member.train(1, fresh=True)[0], alone)
     skipped = trainer()
     skipped.sent(0, update)
     assert np.array_equal(skipped.train(1)[0], trainer().train(1)[0])  # round 0 was discarded

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from celluler.errors import InvalidSpec
+from celluler.models.calls import answer_of, check_call
 from celluler.models.layers import Budget
 from celluler.models.reference import render
 from celluler.models.spec import MAX_SPEC_BYTES, format_spec, parse_spec
@@ -174,3 +175,30 @@ def test_the_reference_page_is_what_the_code_says() -> None:
 
 def test_json_of_a_document_and_the_document_are_the_same() -> None:
     assert parse_spec(json.dumps(CNN).encode()) == parse_spec(CNN)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "output", "path"),
+    [
+        ("float64", (1, 64), "raw", "input.dtype"),
+        ("int64", (1, 64), "raw", "input.dtype"),
+        ("float32", (64,), "raw", "input.shape"),
+        ("float32", (0, 64), "raw", "input.shape"),
+        ("float32", (1, 8, 8), "raw", "input.shape"),
+        ("float32", (1, 64), "code", "output"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused_without_the_model(
+    dtype: str, shape: tuple[int, ...], output: str, path: str
+) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        check_call(parse_spec(MLP), dtype, shape, output)
+    assert caught.value.path == path
+
+
+def test_the_answer_to_a_call_is_known_in_shape() -> None:
+    check_call(parse_spec(MLP), "float32", (3, 64), "labels")
+    assert answer_of(parse_spec(MLP), 3, "labels") == ("int64", (3,), 24)
+    assert answer_of(parse_spec(MLP), 3, "raw") == ("float32", (3, 10), 120)
+    with pytest.raises(InvalidSpec, match="output"):
+        check_call(parse_spec(WORDS), "int64", (1, 5), "labels")

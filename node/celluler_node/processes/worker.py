@@ -115,7 +115,7 @@ class Worker:
 
     def train_round(self, request: TrainRound, _: Blobs) -> Reply:
         run = self._need_run()
-        update, loss = run.train(request.round)
+        update, loss = run.train(request.round, fresh=request.fresh)
         exponents, mantissas = encode_parts(update, self._parts)
         run.sent(request.round, decode_parts(exponents, mantissas))
         return Reply(Trained(loss, exponents), (_little_endian(mantissas),))

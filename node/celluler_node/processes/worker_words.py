@@ -87,9 +87,13 @@ class RunReady:
 
 @dataclass(frozen=True, slots=True)
 class TrainRound:
-    """Local steps from the public state, which does not move. Asked again, gives the same. → Trained"""
+    """Local steps from the public state, which does not move. Asked again, gives the same. → Trained
+
+    fresh: carry no momentum over from our update of the round before, which was not aggregated.
+    """
 
     round: U64
+    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
