@@ -19,6 +19,8 @@ import itertools
 import logging
 import os
 import re
+import secrets
+import shutil
 import sys
 import tempfile
 from collections import Counter, OrderedDict
@@ -99,6 +101,7 @@ RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 
 _CHUNK_BYTES = 1 << 18
 _READ_BYTES = 1 << 18
+_LONGEST_FOLDER = 107 - len("/p2pclient-0123456789a.sock")
 
 Key = tuple[bytes, int, int]
 _log = logging.getLogger("celluler.averaging")
@@ -110,12 +113,13 @@ async def open_averager(
 ) -> AsyncIterator[Averager]:
     """An averager that listens; on exit its p2pd and its files are gone.
 
-    seed: 32 bytes of the averager's own key. scratch: where to keep its folder; the system's temporary folder when
-    that would make the path of a socket too long. Raises Unavailable when p2pd does not start.
+    seed: 32 bytes of the averager's own key. scratch: an existing folder for its files; its sockets lie in /tmp when
+    their paths would become too long there. Raises Unavailable when p2pd does not start.
     """
     identity = Identity(seed)
-    folder = _private_folder(scratch)
-    daemon = await _start_daemon(identity, listen, folder)
+    scratch = scratch or Path(tempfile.gettempdir())
+    folder = _socket_folder(scratch)
+    daemon = await _start_daemon(identity, listen, scratch, folder)
     averager = Averager(daemon, tuple(str(address) for address in await daemon.get_visible_maddrs()))
     try:
         if averager.peer_id != identity.peer_id:
@@ -125,6 +129,7 @@ async def open_averager(
     finally:
         await averager._close()
         await daemon.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)  # should the guard have been killed
 
 
 @dataclass(slots=True)
@@ -462,6 +467,10 @@ class Averager:
             forgotten, _ = self._kept.popitem(last=False)
             self._served = Counter({place: count for place, count in self._served.items() if place[1] != forgotten})
 
+    async def ended(self) -> int:
+        """Wait until p2pd has ended, which it should not; its exit status. Nothing works afterwards."""
+        return int(await self._daemon._child.wait())
+
     async def drain(self, wait_s: float) -> None:
         """Wait until everybody has what we owe them, or for so long."""
         if self._background:
@@ -571,14 +580,14 @@ def _is_port(text: str) -> bool:
 # --- p2pd ----------------------------------------------------------------------------------------------------------
 
 
-async def _start_daemon(identity: Identity, listen: Sequence[str], folder: Path) -> P2P:
-    key = folder / "key"
-    key.touch(mode=0o600)
-    key.write_bytes(b"\x08\x01\x12\x40" + identity.seed + identity.public_key)  # libp2p's protobuf of a private key
+async def _start_daemon(identity: Identity, listen: Sequence[str], scratch: Path, folder: Path) -> P2P:
+    descriptor, key = tempfile.mkstemp(prefix="averager-key-", dir=scratch)  # readable by us alone
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(b"\x08\x01\x12\x40" + identity.seed + identity.public_key)  # libp2p's protobuf of a private key
     try:
         return await _daemon_class(folder).create(
             host_maddrs=list(listen),
-            identity_path=str(key),
+            identity_path=key,
             dht_mode="none",
             check_if_identity_free=False,
             nat_port_map=False,
@@ -591,7 +600,7 @@ async def _start_daemon(identity: Identity, listen: Sequence[str], folder: Path)
     except (P2PDaemonError, OSError) as error:
         raise Unavailable(f"p2pd does not start: {error}") from error
     finally:
-        key.unlink(missing_ok=True)
+        os.unlink(key)
 
 
 def _daemon_class(folder: Path) -> type[P2P]:
@@ -609,8 +618,9 @@ def _daemon_class(folder: Path) -> type[P2P]:
     return Daemon
 
 
-def _private_folder(scratch: Path | None) -> Path:
-    """A folder only we may enter; the path of a Unix socket has at most 107 bytes."""
-    if scratch is None or len(str(scratch.resolve())) > 50:
-        scratch = Path("/tmp")  # noqa: S108  mkdtemp makes it safe
-    return Path(tempfile.mkdtemp(prefix="celluler-averager-", dir=scratch)).resolve()
+def _socket_folder(scratch: Path) -> Path:
+    """A name for a folder that the guard makes, and removes; the path of a Unix socket has at most 107 bytes."""
+    folder = scratch.resolve() / f"p2pd-{secrets.token_hex(8)}"
+    if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
+        return folder
+    return Path("/tmp") / f"celluler-{folder.name}"  # noqa: S108  the name cannot be guessed

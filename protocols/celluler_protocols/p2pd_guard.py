@@ -1,7 +1,8 @@
 """Stands between an averager and its p2pd: when the averager ends, however it ends, p2pd and its socket files go too.
 
 Run as `python -I -S p2pd_guard.py PARENT FOLDER p2pd ...`. hivemind lets no caller set up the daemon's process, and
-whoever is killed cannot tidy up after himself; so this small process starts p2pd, waits, and removes FOLDER.
+whoever is killed cannot tidy up after himself; so this small process makes FOLDER, starts p2pd, waits, and removes
+FOLDER again.
 Standard library only, and little of it: it lives as long as a run.
 """
 
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     _set_death_signal(signal.SIGTERM)
     os.setsid()  # whoever kills the averager's process group leaves us time to tidy up
+    os.mkdir(folder, 0o700)
     try:
         return _attend(_start(command), lambda: os.getppid() == parent)
     finally:

@@ -143,8 +143,8 @@ async def _stock_peer(place: int, count: int, values: np.ndarray) -> None:
             say({})
             await hear()
             began = time.perf_counter()
-            async for delta in runner:
-                delta += torch.from_numpy(values)  # it gives differences
+            async for difference in runner:
+                difference.add_(torch.from_numpy(values))
             say({"seconds": time.perf_counter() - began})
     finally:
         await p2p.shutdown()
@@ -264,18 +264,27 @@ def measure(count: int, size: int, repeats: int) -> list[dict[str, Any]]:
     }
     shape = f"{count} peers x {size:,} values"
     robust, stock, floor = (medians[kind]["seconds"] for kind in KINDS)
+    exchange = medians["robust"]["exchange"]
     return [
         _row(f"robust round, {shape}", robust, "hivemind's AllReduceRunner", robust / stock, AIM),
-        _row(f"  of which the exchange, {shape}", medians["robust"]["exchange"], "the robust round", medians["robust"]["exchange"] / robust, None),
-        _row(f"hivemind's AllReduceRunner, {shape}", stock, "bare sockets", stock / floor, None),
-        _row(f"bare sockets, {shape}", floor, None, None, None),
-    ]  # fmt: skip
+        _row(f"  of which the exchange, {shape}", exchange, "the robust round", exchange / robust),
+        _row(f"hivemind's AllReduceRunner, {shape}", stock, "bare sockets", stock / floor),
+        _row(f"bare sockets, {shape}", floor),
+    ]
 
 
-def _row(name: str, value: float, against: str | None, ratio: float | None, aim: float | None) -> dict[str, Any]:
-    met = None if aim is None or ratio is None else ratio <= aim
-    rounded = None if ratio is None else round(ratio, 3)
-    return {"name": name, "value": round(value, 4), "unit": "s", "against": against, "ratio": rounded, "aim": aim, "met": met}  # fmt: skip
+def _row(
+    name: str, value: float, against: str | None = None, ratio: float | None = None, aim: float | None = None
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": round(value, 4),
+        "unit": "s",
+        "against": against,
+        "ratio": None if ratio is None else round(ratio, 3),
+        "aim": aim,
+        "met": None if aim is None or ratio is None else ratio <= aim,
+    }
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from celluler.aggregation.q16 import encode_parts, part_slices
 from celluler.identity import Identity
 from celluler_node.processes.averager_words import AVERAGER, AVERAGER_LIMITS, Admit, Exchange, Exchanged, Open, Opened
 from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.processes.words import Program
 from celluler_protocols.averaging_messages import Assignment, Member, Outcome, Plan
 
 RUN = bytes(range(32))
@@ -40,14 +41,15 @@ class Peer:
 
 
 @asynccontextmanager
-async def open_peers(count: int, folder: Path) -> AsyncIterator[list[Peer]]:
-    """That many averagers, listening and admitted to each other."""
+async def open_peers(count: int, folder: Path, last: Program = AVERAGER) -> AsyncIterator[list[Peer]]:
+    """That many averagers, listening and admitted to each other. last: the program of the last one."""
     peers: list[Peer] = []
     async with trio.open_nursery() as nursery:
         with trio.fail_after(60):
             async with trio.open_nursery() as starting:
-                for place in range(count):
-                    starting.start_soon(nursery.start, _keep, peers, folder / f"averager-{place}")
+                for place in range(count - 1):
+                    starting.start_soon(nursery.start, _keep, peers, AVERAGER, folder / f"averager-{place}")
+            await nursery.start(_keep, peers, last, folder / f"averager-{count - 1}")
         roster = tuple(peer.member() for peer in peers)
         for peer in peers:
             await peer.child.call(Admit(roster))
@@ -55,9 +57,9 @@ async def open_peers(count: int, folder: Path) -> AsyncIterator[list[Peer]]:
         nursery.cancel_scope.cancel()
 
 
-async def _keep(peers: list[Peer], scratch: Path, *, task_status: trio.TaskStatus[None]) -> None:
+async def _keep(peers: list[Peer], program: Program, scratch: Path, *, task_status: trio.TaskStatus[None]) -> None:
     scratch.mkdir(parents=True)  # noqa: ASYNC240  a folder in a test
-    async with open_process(AVERAGER, limits=AVERAGER_LIMITS, scratch=scratch) as child:
+    async with open_process(program, limits=AVERAGER_LIMITS, scratch=scratch) as child:
         reply = await child.call(Open(Identity.generate().seed, LOOPBACK))
         peers.append(Peer(child, reply.record))
         task_status.started()

@@ -42,7 +42,13 @@ def main(link: Link) -> None:
 
 async def _serve(link: Link) -> None:
     async with _Run(Path(link.boot.scratch)) as run:
-        await serve_async(link, AVERAGER.requests, AVERAGER.replies, run.handlers())
+        serving = asyncio.create_task(serve_async(link, AVERAGER.requests, AVERAGER.replies, run.handlers()))
+        failing = asyncio.create_task(run.broken())
+        await asyncio.wait((serving, failing), return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            sys.exit(failing.result())
+        failing.cancel()
+        await serving
 
 
 class _Run:
@@ -52,6 +58,7 @@ class _Run:
         self._scratch = scratch
         self._stack = contextlib.AsyncExitStack()
         self._averager: Averager | None = None
+        self._opened_once = asyncio.Event()
         self._opening = False
 
     async def __aenter__(self) -> _Run:
@@ -59,6 +66,15 @@ class _Run:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    async def broken(self) -> str:
+        """Wait until the averager cannot work any more; the reason, with which this process had better end."""
+        await self._opened_once.wait()
+        assert self._averager is not None
+        status = await self._averager.ended()
+        if self._averager is None:  # it was closed
+            await asyncio.Event().wait()
+        return f"p2pd ended with status {status}"
 
     def handlers(self) -> dict[type, AsyncHandler]:
         return {Open: self._open, Admit: self._admit, Exchange: self._exchange, Check: self._check, Close: self._close}
@@ -69,6 +85,7 @@ class _Run:
         self._opening = True
         opening = open_averager(request.seed, listen=request.listen, scratch=self._scratch)
         self._averager = await self._stack.enter_async_context(opening)
+        self._opened_once.set()
         return Opened(self._averager.peer_id, self._averager.addresses)
 
     async def _admit(self, request: Admit, _: tuple[bytearray, ...]) -> Admitted:

@@ -1,0 +1,86 @@
+"""An averager that keeps the protocol's form and lies in its matter: one lie a round, in turn.
+
+It is the real averager with another `Exchange` inside, so everything that it does not lie about is done right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+from celluler.aggregation.rule import Reduced as RuleResult
+from celluler_node.processes import averager as averager_process
+from celluler_node.processes.averager_words import AVERAGER
+from celluler_node.processes.serving import Link
+from celluler_node.processes.words import Program
+from celluler_protocols import averaging
+from celluler_protocols.averaging_exchange import Delivery, Exchange
+from celluler_protocols.averaging_messages import Reduced
+
+HONEST, OTHER_BYTES, OTHER_LENGTH, BROKEN_STREAM, TORN_AGGREGATE, OTHER_SET, WRONG_AGGREGATE, GARBAGE = range(8)
+"""What it does in the round of this number."""
+
+LIAR = Program(
+    "averager",
+    "simulations.attacks.averager",
+    requests=AVERAGER.requests,
+    replies=AVERAGER.replies,
+    max_blob_bytes=AVERAGER.max_blob_bytes,
+    ready_s=AVERAGER.ready_s,
+)
+
+
+class LyingExchange(Exchange):
+    def parts_to_send(self) -> list[Delivery]:
+        deliveries = super().parts_to_send()
+        match self.plan.round:
+            case n if n == OTHER_BYTES:
+                return [replace(each, body=_changed(each.body)) for each in deliveries]
+            case n if n == OTHER_LENGTH:
+                return [replace(each, message=replace(each.message, size=each.message.size - 2)) for each in deliveries]
+            case n if n == BROKEN_STREAM:
+                return [replace(each, body=memoryview(each.body)[:-2]) for each in deliveries]
+        return deliveries
+
+    def publish(self, part: int, used: tuple[int, ...], result: RuleResult) -> list[Delivery]:
+        if self.plan.round == WRONG_AGGREGATE:  # told to everybody alike: only who reduces anew can see it
+            result = replace(result, mantissas=result.mantissas // 2)
+        deliveries = super().publish(part, used, result)
+        match self.plan.round:
+            case n if n == TORN_AGGREGATE:
+                return [replace(each, body=_changed(each.body)) for each in deliveries]
+            case n if n == OTHER_SET:
+                return [replace(each, message=_of_another_set(each.message)) for each in deliveries]
+        return deliveries
+
+
+class LyingAverager(averaging.Averager):
+    async def exchange(self, plan: Any, own: Any) -> Any:
+        if plan.round == GARBAGE:
+            others = [member.peer for member in plan.members if member.peer != self.peer_id]
+            await asyncio.gather(*(self._throw(peer) for peer in others))
+        return await super().exchange(plan, own)
+
+    async def _throw(self, peer: str) -> None:
+        """Streams of nonsense: no frames, a frame of four gigabytes, a word that begins nothing, and an early end."""
+        for nonsense in (b"\xff" * 64, bytes(64), b"\0\0\0\4\x92\x04\x90\xc0", b"\0\0\0\3\x92\x04\x90", b"\0"):
+            with contextlib.suppress(OSError, EOFError, averaging.P2PDaemonError):
+                _, writer = await self._open_stream(peer)
+                writer.write(nonsense)
+                writer.close()
+
+
+def _changed(body: bytes | bytearray | memoryview) -> bytes:
+    return bytes([body[0] ^ 1]) + bytes(body[1:])
+
+
+def _of_another_set(message: Any) -> Reduced:
+    return replace(message, set_hash=bytes(32))
+
+
+def main(link: Link) -> None:
+    averaging.Exchange = LyingExchange  # type: ignore[misc]
+    averaging.Averager = LyingAverager  # type: ignore[misc]
+    averager_process.main(link)
