@@ -395,4 +395,4 @@ def check_aggregate(plan: Plan, result: PartOutcome, inputs: dict[int, bytes | b
         weights=tuple(weights),
         mantissas=reduced.mantissas,
     )
-    return digest == result.digest
+    return (reduced.exponent, tuple(weights), digest) == (result.exponent, result.weights, result.digest)
