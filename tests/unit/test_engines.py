@@ -370,11 +370,11 @@ def reduce(wires: list[Any], rule: str, dimension: int) -> tuple[tuple[int, ...]
 
 
 def test_five_honest_members_learn_digits() -> None:
-    assert train_together(MLP, "nk", 10, 0.2) >= 0.93
+    assert train_together(MLP, "nk", 14, 0.2) >= 0.93
 
 
 def test_one_liar_in_five_changes_nothing_under_nk() -> None:
-    assert train_together(MLP, "nk", 10, 0.2, liars=1) >= 0.93
+    assert train_together(MLP, "nk", 14, 0.2, liars=1) >= 0.93
 
 
 def test_one_liar_in_five_ruins_the_mean() -> None:
