@@ -88,6 +88,7 @@ async def open_host(
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + limits.close_s):
                 host.pubsub.stop()
+                await host._hang_up()
                 await host._node.close()
                 await swarm.wait_ended()
 
@@ -217,6 +218,14 @@ class Host:
         missing = [str(address) for address in wanted if str(address) not in self._swarm.listeners]
         if missing:
             raise LocalError(f"cannot listen on {', '.join(missing)}")
+
+    async def _hang_up(self) -> None:
+        """Ports first, then all connections at once: libp2p closes one after the other, a quarter second each."""
+        for listener in tuple(self._swarm.listeners.values()):
+            await listener.close()
+        async with trio.open_nursery() as nursery:
+            for peer in self.connected():
+                nursery.start_soon(self._drop, peer)
 
     def _admits(self, peer: PeerId) -> bool:
         return not self._ledger.banned(peer, trio.current_time())
@@ -357,9 +366,15 @@ class Host:
         except ProtocolViolation:
             admitted = False
         if admitted:
-            self._nursery.start_soon(self.dht.meet, identifier)
+            self._nursery.start_soon(self._meet, identifier)
         else:
             self._nursery.start_soon(self._drop, PeerId(identifier.to_base58()))
+
+    async def _meet(self, identifier: ID) -> None:
+        try:
+            await self.dht.meet(identifier)
+        except Exception as error:
+            log.debug("meet_failed peer=%s error=%r", short(identifier.to_base58()), error)
 
     def _on_disconnected(self, identifier: ID) -> None:
         self._announce_change()

@@ -5,6 +5,7 @@ Nobody is believed: a value counts when its namespace's validator accepts it, a 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import trio
 from libp2p.kad_dht.common import PROTOCOL_ID as THEIR_PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Record
+from libp2p.kad_dht.peer_routing import PeerRouting
 from libp2p.kad_dht.provider_store import ProviderStore
 from libp2p.kad_dht.value_store import ValueStore
 from libp2p.peer.id import ID
@@ -34,7 +36,9 @@ _STORED_KEYS = 32768
 _PROVIDERS = 20
 _QUESTIONS_AT_ONCE = 8
 _QUESTION_S = 3.0
+_SHA256_MULTIHASH = bytes((0x12, 0x20))
 _PROVIDER_RECORDS_A_WINDOW = 256
+_IDENTIFY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 Opener = Callable[[ID, str], Awaitable[Any]]
 Learner = Callable[[ID, Sequence[Any]], PeerId | None]
@@ -61,7 +65,7 @@ class Dht:
         opener: Opener,
         learn: Learner,
     ) -> None:
-        self._limits, self._learn, self._server = limits, learn, server
+        self._node, self._limits, self._learn = node, limits, learn
         adapted = {name: _Adapter(validator) for name, validator in validators.items()}
         host = _KadHost(node, opener)
         self._kad = KadDHT(
@@ -73,6 +77,7 @@ class Dht:
             protocol_prefix="/celluler",  # type: ignore[arg-type]
         )
         self._kad._provider_rate_max = _PROVIDER_RECORDS_A_WINDOW
+        self._kad.peer_routing = _Routing(host, self._kad.routing_table)  # type: ignore[arg-type]
         self._kad.value_store = _Values(host, self._kad.local_peer_id)  # type: ignore[arg-type]
         self._kad.provider_store = _Providers(host, self._kad.peer_routing)  # type: ignore[arg-type]
 
@@ -80,11 +85,19 @@ class Dht:
         Runner(self._kad, nursery)
 
     async def meet(self, peer: ID) -> None:
-        """A peer connected: it may hold part of the DHT."""
+        """A peer connected: it joins the routing table once it has told that it holds part of the DHT."""
+        for pause_s in _IDENTIFY_PAUSES_S:
+            await trio.sleep(pause_s)
+            if protocols := self._spoken_by(peer):
+                if PROTOCOL_ID in protocols:
+                    await self._kad.add_peer(peer)
+                return
+
+    def _spoken_by(self, peer: ID) -> Sequence[str]:
         try:
-            await self._kad.add_peer(peer)
-        except Exception as error:
-            log.debug("dht_meet_failed error=%r", error)
+            return tuple(self._node.get_peerstore().get_protocols(peer))
+        except Exception:
+            return ()
 
     async def put(self, key: str, value: bytes) -> None:
         """Store a value here and at the peers nearest to its key.
@@ -145,6 +158,11 @@ class Dht:
         hear(self._kad.provider_store.get_providers(digest))
         await self._ask_around(digest, ask)
         return tuple(found)[:_PROVIDERS]
+
+    @property
+    def routing_peers(self) -> int:
+        """Peers in the routing table."""
+        return self._kad.routing_table.size()
 
     @property
     def stored_values(self) -> int:
@@ -218,6 +236,9 @@ class _KadHost:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
 
+    def get_peerstore(self) -> Any:
+        return _KadPeerstore(self._node.get_peerstore())
+
     def set_stream_handler(self, protocol: str, handler: Any) -> None:
         self._node.set_stream_handler(_ours(protocol), handler)
 
@@ -226,6 +247,20 @@ class _KadHost:
 
     async def new_stream(self, peer: ID, protocols: Sequence[str]) -> Any:
         return await self._opener(peer, _ours(protocols[0]))
+
+
+class _KadPeerstore:
+    """The peerstore as the DHT sees it: who speaks our protocol speaks theirs."""
+
+    def __init__(self, peerstore: Any) -> None:
+        self._peerstore = peerstore
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._peerstore, name)
+
+    def get_protocols(self, peer: ID) -> list[str]:
+        spoken = self._peerstore.get_protocols(peer)
+        return [THEIR_PROTOCOL_ID if protocol == PROTOCOL_ID else protocol for protocol in spoken]
 
 
 def _ours(protocol: str) -> str:
@@ -248,6 +283,14 @@ class _Adapter(TheirValidator):
 
     def select(self, key: str, values: list[bytes]) -> int:
         return self._validator.select(key, values)
+
+
+class _Routing(PeerRouting):
+    """Looks keys up by their hash: peers refuse to be asked for a key of more than 50 bytes, which ends the search."""
+
+    async def find_closest_peers_network(self, target_key: bytes, count: int = 20) -> list[ID]:
+        hashed = _SHA256_MULTIHASH + hashlib.sha256(target_key).digest()
+        return await super().find_closest_peers_network(hashed, count)
 
 
 class _Values(ValueStore):
