@@ -18,7 +18,7 @@ import trio
 
 from celluler.content.digest import Digest, cid_of
 from celluler.content.store import Store
-from celluler.errors import BlockAbsent, Unavailable
+from celluler.errors import BlockAbsent, LocalError, Unavailable
 from celluler.identity import PeerId
 from celluler_protocols import content
 
@@ -56,9 +56,14 @@ class Fetcher:
         open_stream: Callable[[PeerId, str], Awaitable[trio.abc.Stream]],
         members: Callable[[], Iterable[PeerId]],
         nursery: trio.Nursery,
+        *,
+        penalise: Callable[[PeerId, Exception], None],
+        provides: bool,
     ) -> None:
+        """provides: whether others may be told that we hold what arrived; a peer that listens on nothing may not."""
         self._own, self._store, self._directory, self._members = own, store, directory, members
         self._open_stream, self._nursery = open_stream, nursery
+        self._penalise, self._provides = penalise, provides
         self._shared: dict[bytes, _Shared] = {}
 
     async def content(self, root: Digest, *, hints: Sequence[PeerId] = ()) -> Path:
@@ -74,13 +79,17 @@ class Fetcher:
         if not await trio.to_thread.run_sync(self._store.has, digest):
             async with self._turn(digest):
                 await self._from_sources(
-                    digest, hints, lambda sources: content.fetch_block(digest, self._store, sources, self._dial)
+                    digest,
+                    hints,
+                    lambda sources: content.fetch_block(
+                        digest, self._store, sources, self._dial, on_violation=self._penalise
+                    ),
                 )
         return await trio.to_thread.run_sync(self._store.get, digest)
 
     def announce(self, *digests: Digest) -> None:
         """Tell the directory, in the background, that we serve these. Failing is no error: it is told again later."""
-        for digest in digests:
+        for digest in digests if self._provides else ():
             self._nursery.start_soon(self._provide, digest)
 
     async def _complete(self, root: Digest) -> bool:
@@ -91,7 +100,9 @@ class Fetcher:
 
     async def _fetch(self, root: Digest, hints: Sequence[PeerId]) -> None:
         report = await self._from_sources(
-            root, hints, lambda sources: content.fetch(root, self._store, sources, self._dial)
+            root,
+            hints,
+            lambda sources: content.fetch(root, self._store, sources, self._dial, on_violation=self._penalise),
         )
         for liar in report.liars:
             log.info("corrupt_provider", peer=liar, root=cid_of(root))
@@ -128,7 +139,7 @@ class Fetcher:
         try:
             with trio.fail_after(PROVIDE_S):
                 await self._directory.provide(digest)
-        except (Unavailable, trio.TooSlowError) as error:
+        except (Unavailable, LocalError, trio.TooSlowError) as error:
             log.debug("provide_failed", digest=cid_of(digest), error=str(error))
 
     @asynccontextmanager

@@ -6,24 +6,25 @@ A coordinator that has gone is no end: every member of the run knows the job and
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import trio
 
 from celluler.content.digest import Digest, parse_cid
-from celluler.errors import CellulerError, InvalidSpec, NoPeers, NotFound, TimedOut, Unavailable
+from celluler.errors import CellulerError, InvalidSpec, NoPeers, NotFound, Unavailable
 from celluler.identity import Identity, PeerId
 from celluler.jobs.spec import TrainJob
 from celluler.jobs.states import JobEvent, JobState, match_job
 from celluler.learning.roster import MAX_MEMBERS
+from celluler_node.bounded import bounded
 from celluler_node.fetching import Fetcher
 from celluler_protocols import jobs
 from celluler_protocols.host import Host
 from celluler_protocols.jobs_messages import (
     MAX_EVENTS_AN_ANSWER,
+    MAX_WAIT_MS,
     Facts,
     Listed,
     OpenedOrder,
@@ -41,15 +42,29 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Followed:
-    """A job elsewhere, as far as it was told."""
+    """A job elsewhere, as far as it was told.
+
+    events: numbered by us, since each node numbers its own and we may have to turn to another. source: who tells;
+    asked: the last of its numbers that we have.
+    """
 
     order: OpenedOrder
     events: list[JobEvent] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
+    source: PeerId | None = None
+    asked: int = 0
 
     @property
     def cursor(self) -> int:
         return self.events[-1].cursor if self.events else 0
+
+    def hear(self, source: PeerId, events: tuple[JobEvent, ...], facts: Facts) -> None:
+        """Take what a node tells after its number `asked`; of another node than before, only what is newer."""
+        for event in events:
+            if not self.events or event.at_s > self.events[-1].at_s or source == self.source:
+                self.events.append(replace(event, cursor=self.cursor + 1))
+        self.source, self.asked = source, events[-1].cursor if events else self.asked
+        self.facts = facts
 
 
 class JobClient:
@@ -73,7 +88,7 @@ class JobClient:
             created_s=now,
             expires_s=now + spec.policy.deadline,
         )
-        with _deadline(SUBMIT_S, coordinator):
+        with bounded(SUBMIT_S, "submitting a job", peer=coordinator):
             job = await jobs.submit(await self._host.open_stream(coordinator, jobs.PROTOCOL_ID), raw)
         self._followed[job] = Followed(open_order(raw))
         return job
@@ -82,10 +97,8 @@ class JobClient:
         """A job with everything told of it so far; waits for news after `since`. Raises NotFound."""
         job = await self._find(text)
         followed = self._followed.get(job) or await self._meet(job)
-        caught_up = followed.cursor > since
-        await self._ask_each(
-            self._holders(followed), lambda peer: self._catch_up(peer, followed, wait_s * (not caught_up))
-        )
+        wait_s = 0.0 if followed.cursor > since else wait_s
+        await self._ask_each(self._holders(followed), lambda peer: self._catch_up(peer, followed, wait_s))
         return followed
 
     async def cancel(self, text: str) -> JobState:
@@ -139,15 +152,14 @@ class JobClient:
         return list(dict.fromkeys((*told, *self._members())))[:MAX_MEMBERS]
 
     async def _catch_up(self, peer: PeerId, followed: Followed, wait_s: float) -> None:
-        """All events after the last one known; the order is by cursor, and cursors are one node's own."""
         while True:
+            asked = followed.asked if peer == followed.source else 0
             stream = await self._host.open_stream(peer, jobs.PROTOCOL_ID)
-            with _deadline(ASK_S + wait_s, peer):
+            with bounded(ASK_S + wait_s, "watching a job", peer=peer):
                 events, facts = await jobs.watch(
-                    stream, followed.order.job, followed.cursor, wait_ms=min(jobs.MAX_WAIT_MS, int(1000 * wait_s))
+                    stream, followed.order.job, asked, wait_ms=min(MAX_WAIT_MS, int(1000 * wait_s))
                 )
-            followed.events += events
-            followed.facts = facts
+            followed.hear(peer, events, facts)
             wait_s = 0.0
             if len(events) < MAX_EVENTS_AN_ANSWER:
                 return
@@ -157,10 +169,10 @@ class JobClient:
         failure: CellulerError = NoPeers("nobody to ask about a job")
         for peer in peers:
             try:
-                with _deadline(ASK_S + jobs.MAX_WAIT_MS / 1000, peer):
+                with bounded(ASK_S + MAX_WAIT_MS / 1000, "asking about a job", peer=peer):
                     return await ask(peer)
-            except (Unavailable, trio.BrokenResourceError) as error:
-                failure = error if isinstance(error, Unavailable) else Unavailable("the stream broke", peer=peer)
+            except Unavailable as error:
+                failure = error
         raise failure
 
     async def _ask_all(self, peers: Iterable[PeerId], ask: Callable[[PeerId], Awaitable[T]]) -> list[T]:
@@ -170,12 +182,10 @@ class JobClient:
 
         async def one(peer: PeerId) -> None:
             try:
-                with _deadline(ASK_S, peer):
+                with bounded(ASK_S, "asking about jobs", peer=peer):
                     answers[peer] = await ask(peer)
             except CellulerError as error:
                 failures.append(error)
-            except trio.BrokenResourceError:
-                failures.append(Unavailable("the stream broke", peer=peer))
 
         chosen = list(peers)
         async with trio.open_nursery() as nursery:
@@ -184,13 +194,3 @@ class JobClient:
         if not answers:
             raise failures[0] if failures else NoPeers("nobody to ask about a job")
         return [answers[peer] for peer in chosen if peer in answers]
-
-
-@contextmanager
-def _deadline(seconds: float, peer: PeerId) -> Iterator[None]:
-    """`trio.fail_after` that raises TimedOut, naming the peer."""
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError:
-        raise TimedOut(f"no answer within {seconds:g} s", peer=peer) from None

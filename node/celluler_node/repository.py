@@ -97,6 +97,16 @@ class Repository:
         log.info("model_published", name=held.name, cid=cid_of(digest))
         return held
 
+    async def keep(self, manifest: ModelManifest) -> Held:
+        """Sign a model of ours and tell nobody: it can be named by its CID, and fetched from us while we are there."""
+        envelope = seal_manifest(self._identity, manifest)
+        await trio.to_thread.run_sync(self._store.put_block, envelope)
+        return self._hold(open_manifest(envelope))
+
+    def held(self, opened: OpenedManifest) -> Held:
+        """Whether its weights are here."""
+        return Held(opened, self._is_local(opened))
+
     async def republish(self) -> None:
         """After a restart: what we serve is told again, since records in the DHT expire."""
         for held in self.local():

@@ -57,7 +57,11 @@ class ModelServer:
         limits: Limits,
         scratch: Callable[[str], AbstractAsyncContextManager[Path]],
         nursery: trio.Nursery,
+        *,
+        on_start: Callable[[bool, tuple[str, ...]], None],
     ) -> None:
+        """on_start: told of every worker whether it is fully isolated, and what is missing."""
+        self._on_start = on_start
         self._repository, self._limits, self._scratch, self._nursery = repository, limits, scratch, nursery
         self._loaded: dict[Digest, _Loaded] = {}
 
@@ -131,6 +135,7 @@ class ModelServer:
                 ):
                     with trio.fail_after(LOAD_S):
                         await child.call(LoadModel(loaded.opened.record.spec, str(weights)))
+                    self._on_start(child.isolation.full, child.isolation.missing)
                     loaded.child = child
                     loaded.ready.set()
                     await child.ended.wait()

@@ -17,13 +17,15 @@ MAX_KNOWN_PEERS = 64
 @dataclass(slots=True)
 class NodeState:
     """incarnation: the last one used. peers: full addresses to rejoin by. models: manifest digests, hex.
-    heads: own model names and the digests of their newest index, hex. announcements: signed envelopes, hex."""
+    heads: own model names and the digests of their newest index, hex. announcements,
+    heads_seen: signed envelopes, hex."""
 
     incarnation: int = 0
     peers: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     heads: dict[str, str] = field(default_factory=dict)
     announcements: list[str] = field(default_factory=list)
+    heads_seen: list[str] = field(default_factory=list)
 
 
 def load_state(path: Path) -> NodeState:
@@ -36,6 +38,7 @@ def load_state(path: Path) -> NodeState:
             models=[str(model) for model in raw.get("models", [])],
             heads={str(name): str(digest) for name, digest in raw.get("heads", {}).items()},
             announcements=[str(envelope) for envelope in raw.get("announcements", [])],
+            heads_seen=[str(envelope) for envelope in raw.get("heads_seen", [])],
         )
     except (OSError, ValueError, TypeError, AttributeError):
         return NodeState()

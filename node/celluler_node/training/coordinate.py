@@ -15,6 +15,7 @@ from celluler.errors import LocalError, PeerViolation, Unavailable
 from celluler.identity import PeerId, open_envelope, short
 from celluler.jobs.states import JobState
 from celluler.learning.roster import MAX_ENTRY_BYTES, RosterEntry, open_roster, rules_for, seal_roster
+from celluler_node.bounded import bounded
 from celluler_node.training.member import run_id
 from celluler_node.training.record import JobRecord
 from celluler_node.training.site import Site
@@ -117,11 +118,11 @@ async def _send(site: Site, record: JobRecord, peer: PeerId, raw: bytes) -> None
     """A member that does not get it is absent from the run, which goes on while a quorum is there."""
     for attempt in range(SEND_ATTEMPTS):
         try:
-            with trio.fail_after(SEND_ROSTER_S):
+            with bounded(SEND_ROSTER_S, "sending the roster", peer=peer):
                 stream = await site.host.open_stream(peer, jobs.PROTOCOL_ID)
                 await jobs.send_roster(stream, record.job, raw)
             return
-        except (Unavailable, LocalError, trio.TooSlowError, trio.BrokenResourceError) as error:
+        except (Unavailable, LocalError) as error:
             log.info("roster_not_sent", peer=short(peer), attempt=attempt, error=str(error))
             await trio.sleep(1.0)
         except PeerViolation as error:

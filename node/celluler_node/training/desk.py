@@ -12,6 +12,7 @@ from celluler.errors import Busy, CellulerError, Denied, LocalError, NotFound, P
 from celluler.identity import PeerId, short
 from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
 from celluler.learning.roster import open_roster
+from celluler_node.bounded import bounded
 from celluler_node.training.coordinate import Gathering, gather
 from celluler_node.training.member import check_roster, fetch_material, take_part
 from celluler_node.training.record import JobRecord
@@ -184,14 +185,14 @@ class TrainingDesk:
         """Offer to take part in another's job. What is wrong with it is logged, and it is not tried again."""
         self._tried.add(job)
         try:
-            with trio.fail_after(ORDER_S):
+            with bounded(ORDER_S, "fetching the order", peer=coordinator):
                 order = open_order(await self._site.fetcher.block(job, hints=(coordinator,)))
             check_order(order, coordinator=coordinator, now=self._site.clock())
             self._check_fit(order)
         except PeerViolation as error:
             self._site.host.penalise(coordinator, error)
             return
-        except (LocalError, Unavailable, trio.TooSlowError) as error:
+        except (LocalError, Unavailable) as error:
             log.info("job_not_taken", job=cid_of(job)[-8:], reason=str(error))
             return
         self._make_room()
@@ -203,7 +204,7 @@ class TrainingDesk:
 
     def _offer_to(self, coordinator: PeerId, job: Digest) -> Callable[[bytes], Awaitable[None]]:
         async def offer(entry: bytes) -> None:
-            with trio.fail_after(OFFER_S):
+            with bounded(OFFER_S, "offering to take part", peer=coordinator):
                 stream = await self._site.host.open_stream(coordinator, jobs.PROTOCOL_ID)
                 await jobs.offer(stream, job, entry)
 

@@ -17,9 +17,9 @@ from typing import Protocol
 import structlog
 import trio
 
-from celluler.aggregation.digests import mantissas_of, part_hash, reduced_digest
+from celluler.aggregation.digests import mantissas_of, part_hash
 from celluler.aggregation.q16 import part_slices
-from celluler.errors import CellulerError, LocalError, PeerViolation, ProtocolViolation, Unavailable
+from celluler.errors import LocalError, PeerViolation, ProtocolViolation, Unavailable
 from celluler.identity import PeerId, public_key_of, short
 from celluler.learning.effects import (
     Apply,
@@ -35,9 +35,9 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
-from celluler.learning.messages import Part
 from celluler.learning.report import RoundReport
 from celluler.learning.run import Run
+from celluler_node.bounded import bounded, plain
 from celluler_node.training.averaging import Averaging, Reduction
 from celluler_node.training.trainer import Trainer, Update
 
@@ -115,7 +115,7 @@ class Driver:
                 await self._keep_time()
                 raise RunStalled(self._stalled or "the run ended")
         except BaseExceptionGroup as group:
-            raise _plain(group) from None
+            raise plain(group) from None
 
     async def reduced(self, round_number: int, digest: bytes) -> Reduction:
         """A part that another member asks us for. Raises Unavailable."""
@@ -233,9 +233,9 @@ class Driver:
         try:
             for holder in holders:
                 try:
-                    with trio.fail_after(FETCH_S):
+                    with bounded(FETCH_S, "fetching a reduced part", peer=holder):
                         reduction = await self._ask(holder, number, part, digest)
-                except (Unavailable, trio.TooSlowError) as error:
+                except Unavailable as error:
                     log.debug("part_not_fetched", peer=short(holder), error=str(error))
                     continue
                 except PeerViolation as error:
@@ -258,14 +258,3 @@ class Driver:
 
     def _keep(self, number: int, reduction: Reduction) -> None:
         self._reduced.setdefault(number, {})[reduction.part.digest] = reduction
-
-
-def _plain(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of our own errors in a group; the group itself when there is none."""
-    ours = group.split(CellulerError)[0]
-    while isinstance(ours, BaseExceptionGroup):
-        ours = ours.exceptions[0]  # type: ignore[assignment]
-    return group if ours is None else ours
-
-
-__all__ = ["Driver", "Members", "Part", "Progress", "RunStalled", "reduced_digest"]

@@ -22,6 +22,7 @@ from celluler.jobs.states import JobState
 from celluler.learning.roster import RosterEntry, RosterView
 from celluler.learning.run import Run
 from celluler.models.manifest import Metric, OpenedManifest, open_manifest
+from celluler_node.bounded import plain
 from celluler_node.training.averaging import Averaging, open_averaging
 from celluler_node.training.drive import Driver, Progress
 from celluler_node.training.publish import REPLICAS, replicated, settle
@@ -54,9 +55,11 @@ async def take_part(site: Site, record: JobRecord, offer: Offer) -> None:
             _advance(site, record, JobState.FETCHING, "starting the worker")
             trainer = await stack.enter_async_context(_trainer(site, record, roster, material, scratch))
             await _train(site, record, roster, trainer, averaging, material, meter)
-    except CellulerError as error:
-        log.info("job_failed_here", job=record.order.id[-8:], reason=str(error))
-        record.move(JobState.FAILED, site.clock(), str(error) or type(error).__name__)
+    except Exception as raised:  # whatever a job does, the node stays up: this is where a job ends
+        error = plain(raised)
+        ours = isinstance(error, CellulerError)
+        log.info("job_failed_here", job=record.order.id[-8:], reason=str(error), exc_info=None if ours else raised)
+        record.move(JobState.FAILED, site.clock(), str(error) if ours else f"fault in this node: {error!r}")
     finally:
         record.moved[site.peer_id] = meter.moved()
 
