@@ -161,6 +161,7 @@ class Bulletin:
         held = self._entries.get(key)
         if held is not None and (verdict := _compare(held.signed, signed)) is not Verdict.NEW:
             if verdict is Verdict.CONFLICT and signed.raw < held.signed.raw:
+                held.kept_until_s = max(held.kept_until_s, record.expires_s)
                 held.signed = signed  # an arbitrary rule, the same everywhere: all bulletins settle on one of the two
             return verdict
         if metered and not self._spend(signed.signer, now):

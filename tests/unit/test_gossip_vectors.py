@@ -1,0 +1,24 @@
+"""Golden bytes of announcements and of the catalogue."""
+
+from __future__ import annotations
+
+from celluler.identity import Identity, seal
+from celluler_protocols import catalogue
+from celluler_protocols.bulletin import HeadAnnouncement, JobAnnouncement, ModelAnnouncement
+from tests.support.vectors import check_vectors
+
+AUTHOR = Identity(bytes(range(32)))
+MODEL = ModelAnnouncement("digits", "1.0.0", b"m" * 32, b"r" * 32, 123_456, "alice", 7, 1_700_000_000, 1_700_003_600)
+JOB = JobAnnouncement(b"j" * 32, "train", ("/ip4/192.0.2.1/tcp/4001",), 3, 16, 8, 1_700_000_000, 1_700_000_600)
+HEAD = HeadAnnouncement("digits", 2, b"i" * 32, 9, 1_700_000_000, 1_700_003_600)
+
+
+def test_catalogue_messages_encode_as_documented() -> None:
+    announcements = tuple(seal(AUTHOR, record) for record in (MODEL, JOB, HEAD))
+    examples = [
+        catalogue.Ask(b"f" * 32),
+        catalogue.Next(),
+        catalogue.Page((), last=True),
+        catalogue.Page(announcements, last=False),
+    ]
+    check_vectors("catalogue", catalogue.PROTOCOL_ID, catalogue.frames(), examples)
