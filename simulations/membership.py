@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
 from statistics import quantiles
 from typing import Any
 

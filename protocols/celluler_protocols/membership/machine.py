@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from celluler.errors import ProtocolViolation
 from celluler.identity import Identity, PeerId, Signed, seal
 
 from .limits import Buckets
@@ -42,6 +41,7 @@ from .messages import (
     Sync,
     open_departure,
     open_peer_record,
+    read_page,
 )
 from .rumours import RumourQueue
 from .table import Entry, Member, Status, Table
@@ -66,7 +66,8 @@ class SwimConfig:
     ack_timeout_s: float = 0.5  # then others are asked to ask
     verdict_s: float = 1.5  # then it is suspected
     suspicion_factor: float = 4.0  # a suspect has factor × log10(members), 10 at least, periods to refute
-    retransmit_factor: int = 4  # a rumour is told factor × ⌈log10(members + 1)⌉ times
+    retransmit_factor: int = 4  # a rumour is told factor × ⌈log10(members + 1)⌉ times, and in a small swarm
+    retransmit_least: int = 16  # this often: there it goes round so fast that its tellers fall silent too soon
     indirect: int = 3
     sync_every: int = 20  # periods between two short pages asked of somebody, against rumours that were missed
     sync_records: int = 8
@@ -236,6 +237,7 @@ class Swim:
         """
         if not self._gone and peer != self.peer:
             self._hear(peer, message, now)
+            self._sign_of_life(peer, now)
         return self._drain()
 
     def tick(self, now: float) -> list[Output]:
@@ -258,6 +260,12 @@ class Swim:
         if (pull := self._pulls.pop(peer, None)) is not None:
             pull.timer.cancel()
             self._give_up_pull(pull)
+        return self._drain()
+
+    def doubt(self, peer: PeerId, now: float) -> list[Output]:
+        """The transport lost its connection to `peer`: ask now instead of when its turn comes."""
+        if peer in self and peer not in self._probed and not self._gone:
+            self._probe(peer, now)
         return self._drain()
 
     def update(self, addresses: tuple[str, ...], profile: Profile, now: float) -> list[Output]:
@@ -297,11 +305,22 @@ class Swim:
                 probe = self._probes.get(sequence)
                 if probe is not None and peer in probe.helpers:
                     probe.nacked.add(peer)
+                    if probe.nacked == probe.helpers:
+                        self._judge(probe, now)
             case Sync(after, limit):
                 if self._pages.take(peer, now):
                     self._send(peer, self._table.page(after, limit, self.own))
             case Page():
                 self._on_page(peer, message, now)
+
+    def _sign_of_life(self, peer: PeerId, now: float) -> None:
+        """Whoever talks to us needs no asking, and is not evicted while it does."""
+        if peer in self._probed:
+            for probe in [probe for probe in self._probes.values() if probe.target == peer and probe.sent_at < now]:
+                self._finish(probe)
+        entry = self._table.get(peer)
+        if entry is not None and entry.suspicion is not None:
+            entry.heard_at = now
 
     def _absorb(self, sender: PeerId, rumours: tuple[Rumour, ...], now: float) -> tuple[Rumour, ...]:
         """Take in rumours; the result is what the sender must hear about itself."""
@@ -312,7 +331,10 @@ class Swim:
                     if not self._table.holds(envelope):  # most of what arrives, and not worth a verification
                         words += self._meet(self._open_record(envelope), sender, now, spread=True)
                 case Suspect(subject, incarnation):
-                    self._hear_suspicion(sender, PeerId(subject), incarnation, now)
+                    if subject == self.peer:
+                        words += self._hear_own_suspicion(incarnation, now)
+                    else:
+                        self._hear_suspicion(sender, PeerId(subject), incarnation, now)
                 case Gone(envelope):
                     self._meet_departure(*open_departure(envelope), rumour)
         return words
@@ -350,11 +372,17 @@ class Swim:
         self._out.append(Joined(self._table.add(signed).member()))
         return True
 
+    def _hear_own_suspicion(self, incarnation: int, now: float) -> tuple[Rumour, ...]:
+        """Refute it; one of an earlier incarnation is refuted already, and whoever says it has only missed that."""
+        if incarnation == self.incarnation:
+            self._exceed(incarnation, now)
+        elif incarnation < self.incarnation:
+            if self.peer not in self._rumours:
+                self._rumours.add(self.peer, Alive(self.own.raw))
+            return (Alive(self.own.raw),)
+        return ()
+
     def _hear_suspicion(self, sender: PeerId, subject: PeerId, incarnation: int, now: float) -> None:
-        if subject == self.peer:
-            if incarnation == self.incarnation:
-                self._exceed(incarnation, now)
-            return
         entry = self._table.get(subject)
         if entry is None or entry.suspicion is not None or incarnation != entry.incarnation:
             return
@@ -463,24 +491,36 @@ class Swim:
 
     def _suspect(self, entry: Entry, now: float) -> None:
         peer = entry.signed.signer
-        entry.suspicion = self._timers.at(now + self.suspicion_s, lambda when: self._evict(entry))
+        entry.suspicion = self._timers.at(
+            now + self.suspicion_s - self._config.period_s, lambda when: self._knock(entry, when)
+        )
         self._rumours.add(peer, Suspect(peer, entry.incarnation))
         self._out.append(Updated(entry.member()))
 
     def _clear(self, entry: Entry) -> None:
+        """No longer suspected; what was asked before the news is void too."""
+        for probe in [probe for probe in self._probes.values() if probe.target == entry.signed.signer]:
+            self._finish(probe)
         if entry.suspicion is not None:
             entry.suspicion.cancel()
             entry.suspicion = None
 
-    def _evict(self, entry: Entry) -> None:
+    def _knock(self, entry: Entry, now: float) -> None:
+        """The last word: before we evict we ask ourselves, so that no hearsay evicts a peer that we can reach."""
+        peer = entry.signed.signer
+        entry.suspicion = self._timers.at(now + self._config.period_s, lambda when: self._evict(entry, when))
+        self._send(peer, Ping(self._next_sequence(), self._words(peer, ())))
+
+    def _evict(self, entry: Entry, now: float) -> None:
+        if now - entry.heard_at <= self._config.period_s:
+            self._knock(entry, now)
+            return
         self._remove(entry, entry.incarnation, left=False)
 
     def _remove(self, entry: Entry, incarnation: int, *, left: bool) -> None:
         peer = entry.signed.signer
         self._clear(entry)
         self._table.remove(peer, incarnation=incarnation, left=left)
-        for probe in [probe for probe in self._probes.values() if probe.target == peer]:
-            self._finish(probe)
         self._out.append(Left(peer, left))
 
     # --- our own record ---
@@ -539,26 +579,21 @@ class Swim:
                 self._probe(peer, now)  # carries our own record: now we are known there
 
     def _read(self, page: Page, after: str, peer: PeerId, now: float) -> str:
-        """Take in a page; the result is the id of its last record. A page that does not advance is a violation."""
-        if page.more and not page.records:
-            raise ProtocolViolation("an empty page that is not the last", peer=peer)
-        last, listed = after, set()
-        for raw in page.records:
-            signed = self._open_record(raw)
-            if signed.signer <= last:
-                raise ProtocolViolation("a page out of order", peer=peer)
-            last = signed.signer
-            listed.add(last)
+        """Take in a page; the result is the id of its last record."""
+        records = read_page(page, after, peer, self._open_record)
+        for signed in records:
             self._meet(signed, peer, now, spread=False)
-        self._table.hasten_one(after, last if page.more else None, listed)
-        return last
+        last = records[-1].signer if page.more else None
+        self._table.hasten_one(after, last, {signed.signer for signed in records})
+        return last or ""
 
     # --- sending ---
 
     def _piggyback(self, peer: PeerId, words: tuple[Rumour, ...] = ()) -> tuple[Rumour, ...]:
         """Rumours for a message to `peer`, beginning with what it must hear."""
-        times = self._config.retransmit_factor * math.ceil(math.log10(len(self._table) + 2))
-        return self._rumours.take(times, self._words(peer, words))
+        config = self._config
+        times = config.retransmit_factor * math.ceil(math.log10(len(self._table) + 2))
+        return self._rumours.take(max(times, config.retransmit_least), self._words(peer, words))
 
     def _words(self, peer: PeerId, words: tuple[Rumour, ...]) -> tuple[Rumour, ...]:
         """What `peer` must hear about itself, to be able to refute it."""

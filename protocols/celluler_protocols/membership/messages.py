@@ -5,6 +5,7 @@ The words of the protocol, the records that peers sign about themselves, and the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeAlias
 
@@ -174,6 +175,23 @@ def open_departure(raw: bytes) -> tuple[PeerId, int]:
     """Verify a Departure: who left, and up to which incarnation."""
     signed = open_envelope(Departure, raw, limit=64)
     return signed.signer, signed.record.incarnation
+
+
+def read_page(
+    page: Page, after: str, peer: PeerId, open_record: Callable[[bytes], Signed[PeerRecord]] = open_peer_record
+) -> list[Signed[PeerRecord]]:
+    """The verified records of a page that `peer` sent in answer to Sync(after).
+
+    Raises ProtocolViolation for records out of order and for a page that promises more without getting any further.
+    """
+    records = [open_record(raw) for raw in page.records]
+    for signed in records:
+        if signed.signer <= after:
+            raise ProtocolViolation("a page out of order", peer=peer)
+        after = signed.signer
+    if page.more and not records:
+        raise ProtocolViolation("an empty page that is not the last", peer=peer)
+    return records
 
 
 # --- sizes, known without encoding -----------------------------------------------------------------------------

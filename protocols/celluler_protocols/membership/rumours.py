@@ -18,6 +18,9 @@ class RumourQueue:
     def __len__(self) -> int:
         return len(self._level_of)
 
+    def __contains__(self, subject: PeerId) -> bool:
+        return subject in self._level_of
+
     def add(self, subject: PeerId, rumour: Rumour) -> None:
         """Tell this about `subject` from now on, instead of what was told before."""
         self.drop(subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect_right, insort
 from collections.abc import Container, Iterator
@@ -35,11 +36,12 @@ class Member:
 class Entry:
     """A member's place in the table."""
 
-    __slots__ = ("round_trip_s", "signed", "suspicion")
+    __slots__ = ("heard_at", "round_trip_s", "signed", "suspicion")
 
     def __init__(self, signed: Signed[PeerRecord]) -> None:
         self.signed = signed
         self.suspicion: Timer | None = None
+        self.heard_at = -math.inf  # last message from it while suspected
         self.round_trip_s: float | None = None
 
     @property
