@@ -200,7 +200,8 @@ class DiskStore:
         self._sync(slot, content)
         with _disk_errors():
             os.fchmod(self._part(slot, content.root), 0o444)
-            os.replace(self._file(content.root, _PART), self._file(content.root, _DATA))
+            with suppress(FileNotFoundError):  # renamed by an earlier attempt, which failed after that
+                os.replace(self._file(content.root, _PART), self._file(content.root, _DATA))
             _sync_file(self._home(content.root))
         self._index.complete(content.id, self._clock())
         slot.close()
@@ -236,14 +237,16 @@ class DiskStore:
         with self._slot(root) as slot:
             if self._complete(root):
                 return
-            self._home(root).mkdir(exist_ok=True)
-            copy.chmod(0o444)
-            os.replace(copy, self._file(root, _DATA))
-            _sync_file(self._home(root))
             try:
+                self._home(root).mkdir(exist_ok=True)
+                copy.chmod(0o444)
+                os.replace(copy, self._file(root, _DATA))
+                _sync_file(self._home(root))
                 self._index.add_whole(root, description.layout(), blocks, self._clock())
             except BaseException:
-                self._file(root, _DATA).unlink()
+                self._file(root, _DATA).unlink(missing_ok=True)
+                with suppress(OSError):  # not empty when the content was begun before
+                    self._home(root).rmdir()
                 raise
             slot.close()
             self._file(root, _PART).unlink(missing_ok=True)

@@ -6,7 +6,8 @@ any size under the root of its manifest, kept as one file and filled piece by pi
 What holds for every implementation, and is tested by one suite over all of them:
 
 1. Nothing false is ever given out: bytes are hashed before they are kept and again when they are read.
-2. Every call is atomic: it happened whole or, when it raised, not at all.
+2. Every call is atomic: it happened whole or, when it raised, not at all. One exception: a disk that fails in the
+   moment of completion may leave a content with all its pieces and incomplete; `begin` completes it.
 3. What the store accepted outlives the death of the process, at any moment. A power cut may take back the newest
    pieces of an incomplete content (at most `disk.SYNC_BYTES` of each); the store then lists them as missing.
 4. Calls may come from several threads at once.
