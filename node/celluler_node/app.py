@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
@@ -364,8 +365,7 @@ async def _join_once(node: Node, config: NodeConfig) -> None:
     if not config.join:
         return
     with trio.move_on_after(JOIN_S):
-        while not (await node.readiness()).ready:
-            await trio.sleep(0.1)
+        await node.joined()
 
 
 def _refuse_second(config: NodeConfig) -> None:
@@ -389,9 +389,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _serve_http(
-    app: object, config: NodeConfig, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
-) -> None:
+async def _serve_http(app: object, config: NodeConfig, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
     await serve_gateway(app, config.api_host, config.api_port, task_status=task_status)  # type: ignore[arg-type]
 
 

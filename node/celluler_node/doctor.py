@@ -36,7 +36,7 @@ async def examine(
         lambda: _swarm(host, members),
         lambda: _store(config, store),
         lambda: _disk(config),
-        lambda: _averager(),
+        _averager,
         lambda: _worker(config),
     )
     return tuple([await check() for check in checks])
@@ -93,9 +93,8 @@ async def _averager() -> Check:
     folder = Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
     daemon = folder / "hivemind_cli" / "p2pd" if folder else None
     usable = daemon is not None and daemon.is_file() and os.access(daemon, os.X_OK)
-    return Check(
-        "averager", usable, f"p2pd: {daemon}" if daemon else "hivemind is not installed", "pip install hivemind"
-    )
+    detail = f"p2pd: {daemon}" if daemon else "hivemind is not installed"
+    return Check("averager", usable, detail, "pip install hivemind")
 
 
 async def _worker(config: NodeConfig) -> Check:

@@ -27,6 +27,7 @@ from celluler.models.manifest import Metric, OpenedManifest, describe_model
 from celluler.models.names import ModelName
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.weights import initial_weights
+from celluler.tensors import Tensor
 from celluler.views import (
     Blob,
     Check,
@@ -43,7 +44,6 @@ from celluler.views import (
     Readiness,
     Status,
     StoreUsage,
-    Tensor,
     ViolationReport,
 )
 from celluler_node.bounded import bounded
@@ -106,6 +106,13 @@ class Node:
         """Set when the node is asked to end."""
         return self._of.stopping
 
+    async def joined(self) -> None:
+        """Wait until somebody of the swarm is known, if there is a swarm to join."""
+        assert self._of.membership is not None
+        changes = self._of.membership.changes()
+        while not (await self.readiness()).ready:
+            await changes.receive()
+
     # --- the node --------------------------------------------------------------------------------------------------
 
     async def status(self) -> Status:
@@ -152,7 +159,7 @@ class Node:
 
     async def peer(self, peer: str) -> Peer:
         known = await self.peers()
-        found = [one for one in known if peer == one.peer_id or peer == one.nickname]
+        found = [one for one in known if peer in (one.peer_id, one.nickname)]
         found = found or [one for one in known if len(peer) >= 6 and one.peer_id.endswith(peer)]
         if len(found) != 1:
             raise NotFound(f"peer {peer}", hint="celluler peer ls")

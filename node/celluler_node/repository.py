@@ -30,6 +30,7 @@ from celluler.models.manifest import (
     seal_manifest,
 )
 from celluler.models.names import ModelName, parse_reference
+from celluler.models.weights import check_weights
 from celluler_node.fetching import Fetcher
 from celluler_node.state import NodeState
 from celluler_protocols.directory import Directory
@@ -163,6 +164,7 @@ class Repository:
         opened = await self.resolve(reference, hints=hints)
         announced = self._announcers(opened.digest)
         path = await self._fetcher.content(Digest(opened.record.weights), hints=[*hints, *announced])
+        await trio.to_thread.run_sync(self._check_weights, opened, path)
         held = self._hold(opened)
         self._fetcher.announce(opened.digest)
         return held, path
@@ -208,6 +210,13 @@ class Repository:
         if not keys:
             raise NotFound(f"{name}: nobody called {name.author!r} has announced a model", hint="celluler model ls")
         return keys[0]
+
+    def _check_weights(self, opened: OpenedManifest, path: Path) -> None:
+        """Raises ProtocolViolation when the content that the author signed does not fit the author's own spec."""
+        try:
+            check_weights(opened.architecture, path)
+        except InvalidSpec as error:
+            raise ProtocolViolation(f"model {opened.record.name}: {error}", peer=opened.signed.signer) from error
 
     async def _index(self, author: PeerId, name: str) -> tuple[Signed[VersionIndex], tuple[PeerId, ...]]:
         head = await self._directory.resolve_head(author, name)

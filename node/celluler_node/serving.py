@@ -18,6 +18,7 @@ import trio
 from celluler.content.digest import Digest
 from celluler.errors import Busy, CellulerError, InvalidSpec, TimedOut, WorkerFailed
 from celluler.identity import PeerId
+from celluler.models.calls import check_call
 from celluler.models.manifest import OpenedManifest
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
@@ -79,6 +80,7 @@ class ModelServer:
         if math.prod(request.shape) > MAX_BATCH_ITEMS:
             raise InvalidSpec("input.shape", f"{request.shape} has more than {MAX_BATCH_ITEMS} items")
         held, path = await self._repository.pull(request.model, hints=hints)
+        check_call(held.opened.architecture, request.dtype, request.shape, request.output)
         loaded = await self._load(held.opened, path)
         assert loaded.child is not None
         loaded.in_flight += 1
