@@ -43,10 +43,13 @@ def write_digits(folder: Path, *, seed: int = 7) -> Digits:
 
 
 MLP: dict[str, Any] = {
+    "spec": 1,
     "input": {"dtype": "float32", "shape": [64]},
     "layers": [
         {"kind": "dense", "width": 128},
-        {"kind": "activation", "name": "relu"},
+        {"kind": "activation", "function": "relu"},
+        {"kind": "dense", "width": 64},
+        {"kind": "activation", "function": "relu"},
         {"kind": "dense", "width": 10},
     ],
     "objective": {"kind": "classification", "classes": 10},

@@ -26,7 +26,9 @@ class Scale:
         return (values * np.float32(self.factor)).astype(np.float32)
 
 
-def attacked(attack: UpdateAttack, exponents: tuple[int, ...], mantissas: Mantissas) -> tuple[tuple[int, ...], Mantissas]:
+def attacked(
+    attack: UpdateAttack, exponents: tuple[int, ...], mantissas: Mantissas
+) -> tuple[tuple[int, ...], Mantissas]:
     """The attack on an update in its wire form: well-formed, committed to, and wrong."""
     return encode_parts(attack(decode_parts(exponents, mantissas)), len(exponents))
 

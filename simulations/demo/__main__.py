@@ -1,0 +1,210 @@
+"""The main job, end to end, on five real nodes on loopback: see README.
+
+1. five nodes, one of which lies; 2. a training job from a peer client that runs no node; 3. the result published;
+4. its publisher killed, and the held-out digits predicted by those that are left; 5. what happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from celluler.client import Client
+from simulations.demo.report import ACCURACY_AIM, Findings, draw_losses, show
+from simulations.digits import MLP, Digits, write_digits
+from simulations.swarm import CommandFailed, Swarm, celluler, open_swarm
+
+NAMES = ("alice", "bob", "carol", "dave", "mallory")
+LIAR = "mallory"
+LIES = ("-m", "simulations.attacks.node", "scale:-1000")
+ROUNDS = 15
+MEAN_ROUNDS = 5
+JOB_S = 150.0
+OUT = Path("demo-out")
+
+
+class Demo:
+    """One run of the demo; `findings` fills as it goes."""
+
+    def __init__(self, swarm: Swarm, console: Console) -> None:
+        self.swarm, self.console, self.findings = swarm, console, Findings(liar=f"{LIAR}: sends its update × −1000")
+        self.client_home = swarm.folder / "client"
+        self.client_home.mkdir()
+
+    def run(self) -> Findings:
+        findings = self.findings
+        with findings.phase("start five nodes"):
+            self.start_nodes()
+        digits = write_digits(self.client_home)
+        with findings.phase("train by rule nk"):
+            job = self.train(digits, "nk", ROUNDS)
+        self.note_training(job)
+        with findings.phase("train by the plain mean"):
+            mean_job = self.train(digits, "mean", MEAN_ROUNDS)
+        findings.mean_accuracy = self.predict(mean_job["result"]["model"], digits)
+        with findings.phase("publish, and fetch from each other"):
+            self.await_replicas(findings.model)
+        self.note_traffic(job["id"])
+        with findings.phase("kill the publisher and predict"):
+            self.kill_publisher(job)
+            findings.accuracy = self.predict(findings.model, digits)
+        self.judge()
+        return findings
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    def start_nodes(self) -> None:
+        first = self.swarm.start(NAMES[0])
+        self.say(f"{NAMES[0]} is up at {first.address}")
+        for name in NAMES[1:]:
+            program = {"program": LIES} if name == LIAR else {}
+            self.swarm.launch(name, join=[first.address], **program)
+        for node in self.swarm.nodes[1:]:
+            self.swarm.await_ready(node)
+            self.say(f"{node.name} has joined" + (" (it will lie)" if node.name == LIAR else ""))
+
+    def train(self, digits: Digits, rule: str, rounds: int) -> dict[str, Any]:
+        """Submit by the peer client and wait; returns the job as its coordinator tells it."""
+        spec, job = self.client_home / "mlp.json", self.client_home / f"{rule}.json"
+        spec.write_text(json.dumps(MLP))
+        data = self.client("blob", "add", str(digits.train), "--kind", "dataset")
+        model = self.client("model", "add", f"digits-untrained-{rule}:1.0.0", "--spec", str(spec))
+        job.write_text(json.dumps(job_spec(rule, rounds, model["cid"], data["cid"])))
+        self.say(f"submitting the job: {rounds} rounds by rule {rule}")
+        submitted = self.client("job", "submit", str(job))
+        return self.follow(submitted["id"], rule, rounds)
+
+    def follow(self, job: str, rule: str, rounds: int) -> dict[str, Any]:
+        """Narrate until the job has ended."""
+        home = self.swarm.nodes[0].home
+        with Client(home=home) as client:
+            cursor, losses = 0, self.findings.losses.setdefault(rule, [])
+            while True:
+                report = client.jobs.report(job, since=cursor, wait_s=10.0)
+                cursor = report.cursor
+                for event in report.events:
+                    if "loss" in event.metrics:
+                        losses.append(event.metrics["loss"])
+                        self.say(f"round {int(event.metrics['round'])} of {rounds}: loss {losses[-1]:.4f}")
+                    elif event.reason:
+                        self.say(f"{event.state}: {event.reason}")
+                if report.job.state in ("Succeeded", "Failed", "Cancelled"):
+                    self.findings.expect(report.job.state == "Succeeded", f"the job ended as {report.job.state}")
+                    return self.client("job", "show", job)["job"]  # type: ignore[no-any-return]
+
+    def note_training(self, job: dict[str, Any]) -> None:
+        findings, names = self.findings, {node.peer_id: node.name for node in self.swarm.nodes}
+        findings.rounds = int(job["metrics"].get("round", 0))
+        findings.excluded = [(names.get(one["peer"], one["peer"]), one["reason"]) for one in job["excluded"]]
+        findings.model = job["result"]["model"] if job["result"] else ""
+        findings.expect(LIAR in dict(findings.excluded), "the liar was not excluded")
+        findings.expect(set(dict(findings.excluded)) <= {LIAR}, "an honest member was excluded")
+
+    def await_replicas(self, model: str) -> None:
+        shown = self.client("model", "show", model)
+        self.say(f"{model} is held by {len(shown['providers'])} peers")
+        self.findings.expect(len(shown["providers"]) >= 2, "nobody but the publisher holds the model")
+
+    def note_traffic(self, job: str) -> None:
+        for node in self.swarm.nodes:
+            moved = {one["peer"]: one for one in node.call("job", "show", job)["job"]["traffic"]}
+            own = moved.get(node.peer_id, {"sent_bytes": 0, "received_bytes": 0})
+            self.findings.moved[node.name] = own["sent_bytes"], own["received_bytes"]
+
+    def kill_publisher(self, job: dict[str, Any]) -> None:
+        shown = self.client("model", "show", job["result"]["model"])
+        publisher = next(node for node in self.swarm.nodes if node.peer_id == shown["author"])
+        self.findings.publisher = publisher.name
+        publisher.kill()
+        self.say(f"{publisher.name}, which published the model, was killed")
+
+    def predict(self, model: str, digits: Digits) -> float:
+        """The held-out digits, from the peer client, spread over the nodes that are left."""
+        inputs = self.client_home / "held-out.npy"
+        np.save(inputs, digits.x)
+        answer = self.client("run", model, str(inputs))
+        node = next(node for node in self.swarm.nodes if node.peer_id == answer["peer"])
+        self.findings.served_by.append(node.name)
+        return digits.accuracy(np.asarray(answer["outputs"], dtype=np.float32))
+
+    def judge(self) -> None:
+        findings = self.findings
+        findings.expect((findings.accuracy or 0) >= ACCURACY_AIM, f"accuracy below {ACCURACY_AIM}")
+        findings.expect((findings.mean_accuracy or 0) < (findings.accuracy or 0), "the mean did as well as rule nk")
+        findings.expect(findings.rounds == ROUNDS, f"{findings.rounds} rounds instead of {ROUNDS}")
+        findings.expect(findings.publisher not in findings.served_by[-1:], "the dead publisher answered")
+
+    # --- tools -----------------------------------------------------------------------------------------------------
+
+    def client(self, *arguments: str) -> Any:
+        """A command of the peer client: its own home, no node, joined by whoever lives."""
+        alive = [node for node in self.swarm.nodes if node.process.poll() is None and node.name != LIAR]
+        joins = [part for node in alive for part in ("--join", node.address)]
+        return celluler(*arguments, *joins, home=self.client_home, timeout_s=JOB_S)
+
+    def say(self, text: str) -> None:
+        self.console.print(f"  {text}", highlight=False, markup=False)
+
+
+def job_spec(rule: str, rounds: int, model: str, data: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "celluler/v1",
+        "kind": "TrainJob",
+        "name": f"digits-{rule}",
+        "model": model,
+        "data": {"cid": data, "partition": "iid"},
+        "train": {
+            "rounds": rounds,
+            "inner_steps": 20,
+            "batch": 32,
+            "learning_rate": 0.2,
+            "optimizer": "sgd",
+            "aggregator": rule,
+        },
+        "resources": {"peers": {"min": len(NAMES), "max": len(NAMES)}},
+        "policy": {"deadline": "10m"},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the findings as one document on stdout")
+    options = parser.parse_args()
+    console = Console(stderr=options.json)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder = Path(tempfile.mkdtemp(prefix="celluler-demo-"))
+    demo = None
+    try:
+        with open_swarm(folder) as swarm:
+            demo = Demo(swarm, console)
+            findings = demo.run()
+    except KeyboardInterrupt:
+        console.print("interrupted; everything is stopped and removed")
+        return 130
+    except (CommandFailed, RuntimeError) as error:
+        console.print(str(error), highlight=False, markup=False, style="red")
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    OUT.mkdir(exist_ok=True)
+    draw_losses(findings.losses, OUT / "loss.png")
+    if options.json:
+        print(json.dumps(findings.document()))
+    show(findings, console)
+    console.print(f"the loss curve is drawn in {OUT / 'loss.png'}")
+    for failure in findings.failures:
+        console.print(f"FAILED: {failure}", style="red")
+    return 1 if findings.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
