@@ -48,7 +48,7 @@ class Frame:
 
 def encode(kind: Kind, record: Any, blobs: Sequence[Blob] = (), *, call: int = 0, tag: int = 0) -> list[memoryview]:
     """The pieces to send, in order. The blobs are views of the caller's memory, which must stay as it is until sent."""
-    views = [memoryview(blob).cast("B") for blob in blobs]
+    views = [_view(blob) for blob in blobs]
     if len(views) > MAX_BLOBS:
         raise LocalError(f"{len(views)} blobs in one frame, limit {MAX_BLOBS}")
     body = b"" if record is None else pack(record)
@@ -57,6 +57,14 @@ def encode(kind: Kind, record: Any, blobs: Sequence[Blob] = (), *, call: int = 0
     sizes = b"".join(len(view).to_bytes(8, "big") for view in views)
     head = _HEAD.pack(call, kind, len(views), tag, len(body))
     return [memoryview(head + sizes + body), *(view for view in views if len(view))]
+
+
+def _view(blob: Blob) -> memoryview:
+    """Its bytes as they lie in memory. Raises LocalError for memory with gaps, such as a column of an array."""
+    view = memoryview(blob)
+    if not view.c_contiguous:
+        raise LocalError("a blob must be contiguous")
+    return view.cast("B") if view.nbytes else _EMPTY  # an empty array cannot be cast
 
 
 def tag_of(vocabulary: tuple[type, ...], record: Any) -> int:
@@ -167,9 +175,11 @@ class FrameReader:
             return False
         head = _HEAD.unpack_from(self._staging, self._start)
         self._start += _HEAD.size
-        _, _, blobs, _, size = head
+        _, kind, blobs, _, size = head
         if blobs > MAX_BLOBS or size > MAX_RECORD_BYTES:
             raise ProtocolViolation(f"{blobs} blobs (limit {MAX_BLOBS}), record of {size} bytes ({MAX_RECORD_BYTES})")
+        if blobs and kind not in (Kind.REQUEST, Kind.REPLY):
+            raise ProtocolViolation(f"blobs in a frame of kind {kind}")
         self._head = head
         self._aim(8 * blobs + size)
         return True

@@ -84,6 +84,7 @@ async def open_process(
         except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
             failure = error
         await keeper.stop()
+    keeper.close()
     if failure is not None:
         raise failure
 
@@ -136,6 +137,8 @@ class _Keeper:
         with trio.CancelScope(shield=True):
             self._stopping = True
             self._channel.finish()
+            if self._channel.isolation is None:  # still importing: it reads nothing yet, and holds nothing
+                self._signal(signal.SIGKILL)
             for wait_s, then in ((POLITE_S, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL), (REAP_S, None)):
                 with trio.move_on_after(wait_s):
                     await self.child.ended.wait()
@@ -145,8 +148,11 @@ class _Keeper:
             else:
                 self._log.warning("process.stuck")
                 self._conclude("the kernel does not let go of it")
-            self._channel.close()
             self._scope.cancel()
+
+    def close(self) -> None:
+        """Only when `attend` has returned: a task that waits for a socket must not find another one in its place."""
+        self._channel.close()
 
     async def _receive(self) -> None:
         """Run the channel to its end. A process that ends it unasked, or breaks its rules, has to go."""
@@ -195,6 +201,6 @@ def _start(program: Program, limits: Limits, scratch: Path) -> tuple[subprocess.
     with theirs:
         try:
             return launch.start(program, limits, scratch, theirs), Channel(ours, program)
-        except BaseException:
+        except OSError as error:
             ours.close()
-            raise
+            raise WorkerFailed(f"{program.name}: cannot be started: {error.strerror}") from error
