@@ -50,18 +50,18 @@ def apply(limits: Limits) -> None:
     _limit(resource.RLIMIT_NOFILE, limits.open_files)
     _limit(resource.RLIMIT_AS, limits.memory_bytes)
     _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
-    _limit(resource.RLIMIT_CPU, limits.cpu_s)
+    _limit(resource.RLIMIT_CPU, limits.cpu_s, grace=1)  # SIGXCPU says why; SIGKILL, a second later, is sure
     if limits.niceness:
         os.nice(limits.niceness)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write(str(_OOM_SCORE))
 
 
-def _limit(kind: int, value: int | None) -> None:
+def _limit(kind: int, value: int | None, grace: int = 0) -> None:
     """Never above what this process was given itself. RLIMIT_NPROC is left alone: it counts every thread of the user
     on the whole machine, so a limit that holds here would fail elsewhere."""
     if value is None:
         return
     hard = resource.getrlimit(kind)[1]
-    allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (allowed, allowed))
+    highest = value + grace if hard == resource.RLIM_INFINITY else min(value + grace, hard)
+    resource.setrlimit(kind, (min(value, highest), highest))

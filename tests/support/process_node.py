@@ -1,0 +1,25 @@
+"""Stands for a node that is killed: opens the program named by its argument, prints its process's number, and waits."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import trio
+
+from celluler_node.processes.supervisor import open_process
+from celluler_node.processes.words import Limits
+from tests.support import process_children
+from tests.support.process_children import Sleep
+
+
+async def main(name: str, scratch: Path) -> None:
+    async with open_process(getattr(process_children, name), limits=Limits(), scratch=scratch) as child:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.call, Sleep(60))
+            await trio.sleep(0)
+            print(child.pid, flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        trio.run(main, sys.argv[1], Path(folder))
