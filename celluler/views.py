@@ -17,7 +17,8 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from celluler.errors import ProtocolViolation
-from celluler.tensors import Tensor, tensor_from_json, tensor_to_json
+from celluler.tensors import Tensor as Tensor  # noqa: PLC0414  # a view like the others
+from celluler.tensors import tensor_from_json, tensor_to_json
 
 SCHEMA = "celluler/v1"
 """Every JSON document a node or the command line writes carries `"schema": SCHEMA`."""

@@ -285,6 +285,8 @@ def load_config(
     Raises InvalidSpec naming the flag's path, the variable, or the key in the file.
     """
     where = places(environment)
+    if config_file is None and environment.get("CELLULER_CONFIG"):
+        config_file = Path(environment["CELLULER_CONFIG"]).expanduser()
     written = _read_file(config_file or where.config_file, required=config_file is not None)
     given = {path: value for path, value in (flags or {}).items() if value is not None}
     if unknown := set(given) - {setting.path for setting in SETTINGS}:

@@ -1,0 +1,70 @@
+"""What a command prints: results on stdout, everything else on stderr.
+
+With `--json` one document, or one a line for streams, each with the schema. Else tables on a terminal, and lines with
+tabs and without a heading into a pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from celluler.views import SCHEMA, to_json
+
+
+class Output:
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def document(self, record: Any) -> None:
+        """One JSON object on a line: a record's fields, or a mapping."""
+        print(json.dumps({"schema": SCHEMA, **to_json(record)}, ensure_ascii=False), flush=True)
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        if not sys.stdout.isatty():
+            for row in rows:
+                print("\t".join(_cell(value) for value in row))
+            return
+        from rich.console import Console  # noqa: PLC0415  # only a terminal pays for it
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(*headings, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row))
+        Console().print(table)
+
+    def listing(
+        self, name: str, records: Sequence[Any], headings: Sequence[str], rows: Iterable[Sequence[object]]
+    ) -> None:
+        """Records as one document, or as a table."""
+        if self.as_json:
+            self.document({name: records})
+        else:
+            self.table(headings, rows)
+
+    def facts(self, record: Any, lines: Mapping[str, object]) -> None:
+        """One record as a document, or as a list of names and values."""
+        if self.as_json:
+            self.document(record)
+        else:
+            self.table(("", ""), ((name, value) for name, value in lines.items() if value not in (None, "", ())))
+
+
+def say(text: str) -> None:
+    """Narration, for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def ending(name: str) -> str:
+    """The end of an id or a CID, by which people may name it: the beginnings are all alike."""
+    return name[-8:]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value).replace("\t", " ").replace("\n", " ")

@@ -1,0 +1,83 @@
+"""`celluler run MODEL INPUT`."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from celluler.errors import InvalidSpec, LocalError
+from celluler.views import Prediction, to_json
+from celluler_node.cli.output import Output, ending, say
+from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
+
+MAX_INPUT_BYTES = 256 << 20
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="author/name:1.0.0, author/name or a CID.")],
+    input: Annotated[
+        str, typer.Argument(help="Batch as nested lists in JSON, or a .json or .npy file; - for JSON on stdin.")
+    ],
+    dtype: Annotated[str, typer.Option(help="float32 or int64; by default what the input looks like.")] = "",
+    join: Join = NOBODY,
+    json: Json = False,
+) -> None:
+    """Run a model on a batch of inputs, here or at a peer that serves it."""
+    inputs = _read(input)
+
+    async def main() -> None:
+        async with open_session(join) as client:
+            _show(Output(as_json=json), await client.predict(model, inputs, dtype=dtype or None))
+
+    run(main)
+
+
+def _show(output: Output, prediction: Prediction) -> None:
+    rows = prediction.outputs.lists()
+    if output.as_json:
+        output.document({**to_json(prediction), "outputs": rows})
+        return
+    if len(prediction.outputs.shape) == 2 and prediction.labels:
+        best = [max(range(len(row)), key=row.__getitem__) for row in rows]
+        lines = [(n, prediction.labels[k], rows[n][k]) for n, k in enumerate(best)]
+        output.table(("sample", "label", "score"), lines)
+    else:
+        for row in rows if isinstance(rows, list) else [rows]:
+            print(json_module.dumps(row))
+    say(f"{prediction.model} at {ending(prediction.peer)} in {prediction.elapsed_s * 1000:.0f} ms")
+
+
+def _read(text: str) -> Any:
+    """Nested lists, or an array of a .npy file (never a pickled one)."""
+    if text.lstrip()[:1] in ("[", "{") or text == "-":
+        return _parse(sys.stdin.read(MAX_INPUT_BYTES) if text == "-" else text)
+    path = Path(text)
+    try:
+        if path.stat().st_size > MAX_INPUT_BYTES:
+            raise LocalError(f"{path} is larger than {MAX_INPUT_BYTES} bytes")
+        if path.suffix != ".npy":
+            return _parse(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalError(f"cannot read {path}: {error}") from None
+    import numpy as np  # noqa: PLC0415
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise LocalError(f"{path} is no .npy file of numbers: {error}") from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json_module.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidSpec("input", f"not JSON: {error}") from None
+
+
+_app = typer.Typer(add_completion=False)
+_app.command(name="run")(predict)
+APPS = {"run": _app}
