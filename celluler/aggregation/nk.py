@@ -76,14 +76,16 @@ def nk_weights(products: ExactMatrix, trusted: int) -> list[int]:
 def weighted_mean(kept: Aligned, weights: list[int], total: int) -> Aggregate:
     """Σ weight·row / total, rounded half up, in units of 2^base.
 
-    In float64 and still exact: sums stay below 2^43, and a quotient that is no integer is at least 1/(2·total) away
+    In float64 and still exact: sums stay below 2^44, and a quotient that is no integer is at least 1/(2·total) away
     from one, far more than the division's error, so that `floor` never errs.
     """
-    factors = np.array([float(weight << shift) for weight, shift in zip(weights, kept.left, strict=True)])
+    factors = np.array([2.0 * (weight << shift) for weight, shift in zip(weights, kept.left, strict=True)])
     values = np.empty(kept.mantissas.shape[1], dtype=np.int32)
     for columns in kept.columns():
-        sums = factors @ kept.block(columns).astype(np.float64)
-        values[columns] = np.floor((2.0 * sums + total) / (2.0 * total))
+        quotients = factors @ kept.block(columns).astype(np.float64)
+        quotients += total
+        quotients /= 2.0 * total
+        values[columns] = np.floor(quotients, out=quotients)
     return values
 
 

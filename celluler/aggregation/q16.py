@@ -45,52 +45,36 @@ def encode(values: Values) -> Quantised:
 
     values: (d,) float32. Raises LocalError for another shape or type, or a value that is not finite.
     """
-    if values.ndim != 1 or values.dtype != np.float32:
-        raise LocalError(f"a part is a float32 vector, not {values.dtype} of shape {values.shape}")
-    largest = float(max(values.max(), -values.min())) if values.size else 0.0
-    if not math.isfinite(largest):
-        raise LocalError("an update with a value that is not finite cannot be sent")
-    mantissas = np.zeros(values.size, dtype=np.int16)
-    if largest == 0.0:
-        return Quantised(ZERO_EXPONENT, mantissas)
-    exponent = math.frexp(largest)[1] - _MANTISSA_BITS
-    factor = _power_of_two(-exponent)
-    for start in range(0, values.size, _BLOCK):
-        scaled = np.rint(values[start : start + _BLOCK] * factor)
-        mantissas[start : start + _BLOCK] = np.clip(scaled, -_LARGEST, _LARGEST)
-    return Quantised(exponent, mantissas)
+    mantissas = np.empty(values.shape, dtype=np.int16)
+    return Quantised(_encode_into(mantissas, values), mantissas)
 
 
 def decode(part: Quantised) -> Values:
     """The values a part stands for: (d,) float32. Raises LocalError for an exponent no part has."""
-    values = np.zeros(part.mantissas.size, dtype=np.float32)
-    if part.exponent == ZERO_EXPONENT:
-        return values
-    if not MIN_REDUCED_EXPONENT <= part.exponent <= MAX_EXPONENT:
-        raise LocalError(f"exponent {part.exponent} is outside {MIN_REDUCED_EXPONENT}..{MAX_EXPONENT}")
-    factor = _power_of_two(part.exponent)
-    for start in range(0, values.size, _BLOCK):
-        values[start : start + _BLOCK] = part.mantissas[start : start + _BLOCK] * factor
+    values = np.empty(part.mantissas.shape, dtype=np.float32)
+    _decode_into(values, part)
+    return values
+
+
+def encode_parts(values: Values, parts: int) -> tuple[tuple[int, ...], Mantissas]:
+    """An update cut into parts: (exponent of each part, mantissas (d,) int16 of all of them in order)."""
+    mantissas = np.empty(values.shape, dtype=np.int16)
+    pieces = part_slices(values.size, parts)
+    return tuple(_encode_into(mantissas[piece], values[piece]) for piece in pieces), mantissas
+
+
+def decode_parts(exponents: tuple[int, ...], mantissas: Mantissas) -> Values:
+    """The inverse of `encode_parts`: (d,) float32."""
+    values = np.empty(mantissas.shape, dtype=np.float32)
+    pieces = part_slices(mantissas.size, len(exponents))
+    for exponent, piece in zip(exponents, pieces, strict=True):
+        _decode_into(values[piece], Quantised(exponent, mantissas[piece]))
     return values
 
 
 def is_exponent(exponent: int) -> bool:
     """Whether `encode` could have given it: what a peer claims must be checked."""
     return exponent == ZERO_EXPONENT or MIN_EXPONENT <= exponent <= MAX_EXPONENT
-
-
-def encode_parts(values: Values, parts: int) -> tuple[tuple[int, ...], Mantissas]:
-    """An update cut into parts: (exponent of each part, mantissas (d,) int16 of all of them in order)."""
-    quantised = [encode(values[piece]) for piece in part_slices(values.size, parts)]
-    return tuple(part.exponent for part in quantised), np.concatenate([part.mantissas for part in quantised])
-
-
-def decode_parts(exponents: tuple[int, ...], mantissas: Mantissas) -> Values:
-    """The inverse of `encode_parts`: (d,) float32."""
-    pieces = part_slices(mantissas.size, len(exponents))
-    return np.concatenate(
-        [decode(Quantised(exponent, mantissas[piece])) for exponent, piece in zip(exponents, pieces, strict=True)]
-    )
 
 
 def part_slices(dimension: int, parts: int) -> tuple[slice, ...]:
@@ -103,6 +87,41 @@ def part_slices(dimension: int, parts: int) -> tuple[slice, ...]:
     size, longer = divmod(dimension, parts)
     starts = [part * size + min(part, longer) for part in range(parts + 1)]
     return tuple(slice(start, end) for start, end in itertools.pairwise(starts))
+
+
+def _encode_into(mantissas: Mantissas, values: Values) -> int:
+    """Fill `mantissas` and give the exponent."""
+    if values.ndim != 1 or values.dtype != np.float32:
+        raise LocalError(f"a part is a float32 vector, not {values.dtype} of shape {values.shape}")
+    largest = float(max(values.max(), -values.min())) if values.size else 0.0
+    if not math.isfinite(largest):
+        raise LocalError("an update with a value that is not finite cannot be sent")
+    if largest == 0.0:
+        mantissas[:] = 0
+        return ZERO_EXPONENT
+    exponent = math.frexp(largest)[1] - _MANTISSA_BITS
+    factor = _power_of_two(-exponent)
+    for block in _blocks(values.size):
+        scaled = values[block] * factor
+        np.rint(scaled, out=scaled)
+        np.clip(scaled, -_LARGEST, _LARGEST, out=scaled)
+        mantissas[block] = scaled
+    return exponent
+
+
+def _decode_into(values: Values, part: Quantised) -> None:
+    if part.exponent == ZERO_EXPONENT:
+        values[:] = 0
+        return
+    if not MIN_REDUCED_EXPONENT <= part.exponent <= MAX_EXPONENT:
+        raise LocalError(f"exponent {part.exponent} is outside {MIN_REDUCED_EXPONENT}..{MAX_EXPONENT}")
+    factor = _power_of_two(part.exponent)
+    for block in _blocks(values.size):
+        values[block] = part.mantissas[block] * factor
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
 
 
 def _power_of_two(exponent: int) -> np.float32 | np.float64:

@@ -63,7 +63,9 @@ class Aligned:
         return [slice(start, start + width) for start in range(0, self.mantissas.shape[1], width)]
 
     def block(self, columns: slice) -> Mantissas:
-        """(rows, block) int16, shifted right where it must be but not yet left."""
+        """(rows, block) int16, shifted right where it must be but not yet left. Not to be written to."""
+        if len(self.rows) == len(self.mantissas) and not any(self.right):
+            return self.mantissas[:, columns]
         block = self.mantissas[list(self.rows), columns]
         for place, shift in enumerate(self.right):
             if shift:
@@ -97,10 +99,14 @@ def pack(values: Aggregate, base: int, weights: tuple[int, ...]) -> Reduced:
     if largest == 0:
         return Reduced(ZERO_EXPONENT, np.zeros(values.size, dtype=np.int16), weights)
     shift = max(0, largest.bit_length() - _MANTISSA_BITS)
-    if shift:
-        values = (values + (1 << (shift - 1))) >> shift
-    # Rounding up may reach 2^15 at the very top: one unit less is nearer than doubling every other value's error.
-    return Reduced(base + shift, np.clip(values, -_LARGEST, _LARGEST).astype(np.int16), weights)
+    half = 1 << (shift - 1) if shift else 0
+    mantissas = np.empty(values.size, dtype=np.int16)
+    for start in range(0, values.size, BLOCK_CELLS):
+        block = values[start : start + BLOCK_CELLS] + np.int32(half)
+        block >>= shift
+        # Rounding up may reach 2^15 at the very top: one unit less is nearer than doubling every other value's error.
+        mantissas[start : start + BLOCK_CELLS] = np.clip(block, -_LARGEST, _LARGEST, out=block)
+    return Reduced(base + shift, mantissas, weights)
 
 
 def weights_of(rows: tuple[int, ...], weights: list[int], inputs: int) -> tuple[int, ...]:
