@@ -169,6 +169,26 @@ def celluler(*arguments: str, home: Path, timeout_s: float = 60.0) -> Any:
     return documents[0] if len(documents) == 1 else documents
 
 
+def celluler_events(*arguments: str, home: Path, timeout_s: float = 60.0) -> Iterator[Any]:
+    """Run `celluler … --json` and yield each document as it is printed. Raises as `celluler` does."""
+    with subprocess.Popen(
+        [sys.executable, *SHIPPED, *arguments, "--json"],
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + timeout_s
+        try:
+            while line := _read_line(process, max(0.0, deadline - time.monotonic())):
+                yield json.loads(line)
+            errors = process.communicate(timeout=max(0.1, deadline - time.monotonic()))[1]
+        finally:
+            process.kill()
+    if process.returncode:
+        raise CommandFailed(arguments, process.returncode, errors.decode("utf-8", "replace"))
+
+
 def environment(home: Path) -> dict[str, str]:
     """The caller's environment without celluler's own settings, and with this home."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CELLULER_")}

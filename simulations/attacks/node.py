@@ -1,23 +1,56 @@
-"""A real node that lies: the shipped node with another trainer.
+"""A real node that lies: everything of the shipped node but its trainer.
 
-`python -m simulations.attacks.node scale:-1000 up …`: everything after the attack is the shipped command line.
+`python -m simulations.attacks.node scale:-1000 up --nickname mallory --join ADDR …`
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
 
-from celluler_node.app import Parts
-from celluler_node.cli import main as shipped
+import trio
+
+from celluler.home import NodeFile
+from celluler.views import to_json
+from celluler_node.app import Parts, run_node
+from celluler_node.config import load_config
 from celluler_node.training.worker_trainer import worker_trainer
 from simulations.attacks.trainer import lying
-from simulations.attacks.updates import parse_attack
+from simulations.attacks.updates import UpdateAttack, parse_attack
+
+
+def lying_parts(attack: UpdateAttack) -> Parts:
+    """The shipped parts, with a trainer that carries out an attack."""
+    return Parts(trainer=lambda limits, scratch: lying(worker_trainer(limits, scratch), attack))
 
 
 def main() -> None:
-    attack = parse_attack(sys.argv.pop(1))
-    shipped(parts=Parts(trainer=lambda limits, scratch: lying(worker_trainer(limits, scratch), attack)))
+    parser = argparse.ArgumentParser(prog="simulations.attacks.node", description=__doc__)
+    parser.add_argument("attack", type=parse_attack, help="such as scale:-1000")
+    parser.add_argument("command", choices=["up"])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--nickname")
+    parser.add_argument("--listen", action="append")
+    parser.add_argument("--join", action="append")
+    parser.add_argument("--api-port", type=int)
+    given = parser.parse_args()
+    flags = {
+        "nickname": given.nickname,
+        "network.listen": given.listen,
+        "network.join": given.join,
+        "api.port": given.api_port,
+    }
+    config = load_config(os.environ, flags)
+    trio.run(lambda: run_node(config, parts=lying_parts(given.attack), on_ready=_announce))
+
+
+def _announce(node: NodeFile) -> None:
+    document = to_json(node)
+    del document["token"]
+    print(json.dumps({"ready": True, **document}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

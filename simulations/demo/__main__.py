@@ -12,16 +12,16 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from celluler.client import Client
 from simulations.demo.report import ACCURACY_AIM, Findings, draw_losses, show
 from simulations.digits import MLP, Digits, write_digits
-from simulations.swarm import CommandFailed, Swarm, celluler, open_swarm
+from simulations.swarm import CommandFailed, Swarm, celluler, celluler_events, open_swarm
 
 NAMES = ("alice", "bob", "carol", "dave", "mallory")
 LIAR = "mallory"
@@ -39,6 +39,7 @@ class Demo:
         self.swarm, self.console, self.findings = swarm, console, Findings(liar=f"{LIAR}: sends its update × −1000")
         self.client_home = swarm.folder / "client"
         self.client_home.mkdir()
+        celluler("init", "--nickname", "client", home=self.client_home)
 
     def run(self) -> Findings:
         findings = self.findings
@@ -73,33 +74,23 @@ class Demo:
             self.say(f"{node.name} has joined" + (" (it will lie)" if node.name == LIAR else ""))
 
     def train(self, digits: Digits, rule: str, rounds: int) -> dict[str, Any]:
-        """Submit by the peer client and wait; returns the job as its coordinator tells it."""
-        spec, job = self.client_home / "mlp.json", self.client_home / f"{rule}.json"
-        spec.write_text(json.dumps(MLP))
-        data = self.client("blob", "add", str(digits.train), "--kind", "dataset")
-        model = self.client("model", "add", f"digits-untrained-{rule}:1.0.0", "--spec", str(spec))
-        job.write_text(json.dumps(job_spec(rule, rounds, model["cid"], data["cid"])))
-        self.say(f"submitting the job: {rounds} rounds by rule {rule}")
-        submitted = self.client("job", "submit", str(job))
-        return self.follow(submitted["id"], rule, rounds)
-
-    def follow(self, job: str, rule: str, rounds: int) -> dict[str, Any]:
-        """Narrate until the job has ended."""
-        home = self.swarm.nodes[0].home
-        with Client(home=home) as client:
-            cursor, losses = 0, self.findings.losses.setdefault(rule, [])
-            while True:
-                report = client.jobs.report(job, since=cursor, wait_s=10.0)
-                cursor = report.cursor
-                for event in report.events:
-                    if "loss" in event.metrics:
-                        losses.append(event.metrics["loss"])
-                        self.say(f"round {int(event.metrics['round'])} of {rounds}: loss {losses[-1]:.4f}")
-                    elif event.reason:
-                        self.say(f"{event.state}: {event.reason}")
-                if report.job.state in ("Succeeded", "Failed", "Cancelled"):
-                    self.findings.expect(report.job.state == "Succeeded", f"the job ended as {report.job.state}")
-                    return self.client("job", "show", job)["job"]  # type: ignore[no-any-return]
+        """Submit by the peer client and narrate until the job has ended; returns it as its coordinator tells it."""
+        architecture, spec = self.client_home / "mlp.json", self.client_home / f"{rule}.json"
+        architecture.write_text(json.dumps(MLP))
+        spec.write_text(json.dumps(job_spec(rule, rounds)))
+        self.say(f"submitting a job of {rounds} rounds by rule {rule}")
+        files = ("--data", str(digits.train), "--architecture", str(architecture))
+        losses, job = self.findings.losses.setdefault(rule, []), ""
+        for event in self.client_events("job", "submit", str(spec), *files, "--follow"):
+            job = job or event["id"]
+            if "loss" in event.get("metrics", {}) and "cursor" in event:
+                losses.append(event["metrics"]["loss"])
+                self.say(f"round {event['metrics']['round']:.0f} of {rounds}: loss {losses[-1]:.4g}")
+            elif event.get("reason"):
+                self.say(f"{event['state']}: {event['reason']}")
+        shown: dict[str, Any] = self.client("job", "show", job)
+        self.findings.expect(shown["state"] == "Succeeded", f"the job ended as {shown['state']}: {shown['reason']}")
+        return shown
 
     def note_training(self, job: dict[str, Any]) -> None:
         findings, names = self.findings, {node.peer_id: node.name for node in self.swarm.nodes}
@@ -116,7 +107,7 @@ class Demo:
 
     def note_traffic(self, job: str) -> None:
         for node in self.swarm.nodes:
-            moved = {one["peer"]: one for one in node.call("job", "show", job)["job"]["traffic"]}
+            moved = {one["peer"]: one for one in node.call("job", "show", job)["traffic"]}
             own = moved.get(node.peer_id, {"sent_bytes": 0, "received_bytes": 0})
             self.findings.moved[node.name] = own["sent_bytes"], own["received_bytes"]
 
@@ -147,21 +138,26 @@ class Demo:
 
     def client(self, *arguments: str) -> Any:
         """A command of the peer client: its own home, no node, joined by whoever lives."""
+        return celluler(*arguments, *self._joins(), home=self.client_home, timeout_s=JOB_S)
+
+    def client_events(self, *arguments: str) -> Iterator[dict[str, Any]]:
+        return celluler_events(*arguments, *self._joins(), home=self.client_home, timeout_s=JOB_S)
+
+    def _joins(self) -> list[str]:
         alive = [node for node in self.swarm.nodes if node.process.poll() is None and node.name != LIAR]
-        joins = [part for node in alive for part in ("--join", node.address)]
-        return celluler(*arguments, *joins, home=self.client_home, timeout_s=JOB_S)
+        return [part for node in alive for part in ("--join", node.address)]
 
     def say(self, text: str) -> None:
         self.console.print(f"  {text}", highlight=False, markup=False)
 
 
-def job_spec(rule: str, rounds: int, model: str, data: str) -> dict[str, Any]:
+def job_spec(rule: str, rounds: int) -> dict[str, Any]:
     return {
         "apiVersion": "celluler/v1",
         "kind": "TrainJob",
         "name": f"digits-{rule}",
-        "model": model,
-        "data": {"cid": data, "partition": "iid"},
+        "model": f"client/digits-untrained-{rule}:1.0.0",
+        "data": {"partition": "iid"},
         "train": {
             "rounds": rounds,
             "inner_steps": 20,
