@@ -62,6 +62,15 @@ async def test_a_peer_is_dialled_at_the_addresses_learnt_of_it_whichever_works()
         assert await serves(alice, bob)
 
 
+async def test_a_peer_is_dialled_by_the_name_of_its_machine() -> None:
+    async with hosts(2) as (alice, bob):
+        bob.serve(ECHO, echo)
+        await alice.connect(bob.addresses[0].replace("/ip4/127.0.0.1/", "/dns4/localhost/"))
+        assert await serves(alice, bob)
+        with pytest.raises(Unavailable):
+            await alice.connect(f"/dns4/no-such-host.invalid/tcp/1/p2p/{identity(9).peer_id}")
+
+
 async def test_a_restarted_peer_is_reached_again_at_once() -> None:
     async with hosts(1) as (alice,):
         async with open_host(identity(50), listen=LISTEN) as bob:
@@ -278,9 +287,9 @@ async def test_violations_are_counted_and_lead_to_a_ban_that_ends() -> None:
 
 
 async def test_a_host_does_not_go_deaf_after_many_connections() -> None:
-    async with hosts(1, limits=HostLimits(connections=4)) as (server,):
+    async with hosts(1, limits=HostLimits(connections=2)) as (server,):
         server.serve(ECHO, echo)
-        for number in range(10):
+        for number in range(5):
             async with open_host(identity(100 + number)) as client:
                 await client.connect(server.addresses[0])
                 assert await serves(client, server)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import base58
+import trio
 from libp2p.peer.id import ID
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
@@ -18,6 +19,7 @@ from celluler.identity import PeerId, public_key_of
 
 MAX_ADDRESS_CHARACTERS = 256
 _HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
+_FAMILIES = {"dns": trio.socket.AF_UNSPEC, "dns4": trio.socket.AF_INET, "dns6": trio.socket.AF_INET6}
 _WILDCARDS = ("/ip4/0.0.0.0/", "/ip6/::/")
 
 
@@ -73,6 +75,20 @@ def parse_foreign(peer: PeerId, text: str) -> Multiaddr:
     if named not in (None, peer):
         raise ProtocolViolation(f"address of another peer: {text[:80]!r}")
     return transport
+
+
+async def resolve(address: Multiaddr) -> tuple[Multiaddr, ...]:
+    """An address with a host name becomes those of its IP addresses, by the system's resolver; none if it fails."""
+    word = next(iter(address.protocols())).name
+    if word in ("ip4", "ip6"):
+        return (address,)
+    name, port = address.value_for_protocol(word), address.value_for_protocol("tcp")
+    try:
+        found = await trio.socket.getaddrinfo(name, int(port), type=trio.socket.SOCK_STREAM, family=_FAMILIES[word])
+    except OSError:
+        return ()
+    hosts = dict.fromkeys(sockaddr[0] for *_, sockaddr in found)
+    return tuple(Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}") for host in hosts)
 
 
 def expand(addresses: Iterable[Multiaddr]) -> list[Multiaddr]:

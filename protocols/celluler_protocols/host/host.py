@@ -34,6 +34,7 @@ from celluler_protocols.host.addresses import (
     parse_dialable,
     parse_foreign,
     peer_of,
+    resolve,
 )
 from celluler_protocols.host.guard import Guard, Notifee
 from celluler_protocols.host.kad import Dht, Validator
@@ -267,7 +268,7 @@ class Host:
         identifier = libp2p_id(peer)
         self._dialling[peer] = trio.Event()
         try:
-            for address in self._candidates(peer, identifier):
+            for address in await self._candidates(peer, identifier):
                 with trio.move_on_after(self._limits.dial_s):
                     try:
                         await self._swarm.dial_addr(address, identifier)
@@ -280,12 +281,15 @@ class Host:
             self._dialling.pop(peer).set()
         raise Unavailable(f"cannot reach peer {short(peer)}", peer=peer)
 
-    def _candidates(self, peer: PeerId, identifier: ID) -> tuple[Multiaddr, ...]:
+    async def _candidates(self, peer: PeerId, identifier: ID) -> tuple[Multiaddr, ...]:
         try:
             heard = tuple(self._node.get_peerstore().addrs(identifier))
         except Exception:
             heard = ()
-        return tuple(dict.fromkeys(self._addresses.get(peer, ()) + heard))[: self._limits.addresses_a_peer]
+        known = tuple(dict.fromkeys(self._addresses.get(peer, ()) + heard))[: self._limits.addresses_a_peer]
+        with trio.move_on_after(self._limits.dial_s):
+            known = tuple(dict.fromkeys([found for address in known for found in await resolve(address)]))
+        return known[: self._limits.addresses_a_peer]
 
     def _is_connected(self, peer: PeerId) -> bool:
         return any(not conn.is_closed for conn in self._swarm.get_connections(libp2p_id(peer)))
