@@ -13,11 +13,11 @@ from tests.support.process_children import Sleep
 
 
 async def main(name: str, scratch: Path) -> None:
-    async with open_process(getattr(process_children, name), limits=Limits(), scratch=scratch) as child:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(child.call, Sleep(60))
-            await trio.sleep(0)
-            print(child.pid, flush=True)
+    program = getattr(process_children, name)
+    async with open_process(program, limits=Limits(), scratch=scratch) as child, trio.open_nursery() as nursery:
+        nursery.start_soon(child.call, Sleep(60))
+        await trio.lowlevel.checkpoint()
+        print(child.pid, flush=True)
 
 
 if __name__ == "__main__":
