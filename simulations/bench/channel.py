@@ -3,8 +3,8 @@
 `python -m simulations.bench.channel [--mebibytes 100] [--repeats 7] [--calls 2000] [--json]`
 
 The bare side does the least that could do: one process sends what the other returns (small), or sends a buffer that
-the other receives into fresh memory, as whoever keeps it must, and acknowledges (large). The ways take turns, so that a busy machine hits both; the
-median of the repeats is reported, and for small calls the median of the single calls of the best repeat.
+the other receives into fresh memory, as whoever keeps it must, and acknowledges (large). The ways take turns, so that
+a busy machine hits both; the median of the repeats is reported, and for small calls the best repeat's median.
 """
 
 from __future__ import annotations
@@ -166,7 +166,16 @@ def row(
 ) -> dict[str, Any]:
     """aim: at most, in microseconds; at least, in GB/s."""
     met = None if aim is None else value >= aim if unit == "GB/s" else value <= aim
-    return {"name": name, "value": value, "unit": unit, "against": against, "ratio": ratio, "aim": aim, "met": met}
+    rounded = None if ratio is None else round(ratio, 3)
+    return {
+        "name": name,
+        "value": round(value, 3),
+        "unit": unit,
+        "against": against,
+        "ratio": rounded,
+        "aim": aim,
+        "met": met,
+    }
 
 
 async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -185,12 +194,12 @@ def main() -> int:
     rows = trio.run(run, options)
     if options.json:
         print(json.dumps(rows, indent=1))
-        return 0
-    for line in rows:
-        compared = f"{line['ratio']:.2f} of {line['against']}" if line["against"] else ""
-        aim = "" if line["aim"] is None else f"aim {line['aim']:g}: {'met' if line['met'] else 'MISSED'}"
-        print(f"{line['name']:45} {line['value']:9.2f} {line['unit']:5} {compared:30} {aim}")
-    return 0
+    else:
+        for line in rows:
+            compared = f"{line['ratio']:.2f} x {line['against']}" if line["against"] else ""
+            aim = "" if line["aim"] is None else f"aim {line['aim']:g}: {'met' if line['met'] else 'MISSED'}"
+            print(f"{line['name']:45} {line['value']:9.2f} {line['unit']:5} {compared:30} {aim}")
+    return 0 if all(line["met"] is not False for line in rows) else 1
 
 
 if __name__ == "__main__":
