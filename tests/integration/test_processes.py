@@ -269,7 +269,10 @@ async def test_a_process_sees_nothing_of_the_nodes_environment(tmp_path, monkeyp
     assert len(seen.descriptors.split()) <= 4  # the standard three, and the channel
 
 
-async def test_a_scratch_folder_that_is_not_there_is_the_callers_mistake(tmp_path):
+async def test_paths_that_are_not_there_are_the_callers_mistake(tmp_path):
     with pytest.raises(LocalError, match="no such folder"):
         async with open_process(SYNC, limits=LIMITS, scratch=tmp_path / "none"):
+            pass
+    with pytest.raises(LocalError, match="no such file"):
+        async with open_process(SYNC, limits=LIMITS, scratch=tmp_path, readable=[tmp_path / "none"]):
             pass

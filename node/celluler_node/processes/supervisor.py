@@ -95,6 +95,9 @@ class _Keeper:
     def __init__(self, program: Program, limits: Limits, readable: Sequence[Path], scratch: Path) -> None:
         if not scratch.is_dir():
             raise LocalError(f"no such folder: {scratch}")
+        for path in readable:
+            if not path.exists():
+                raise LocalError(f"no such file or folder: {path}")
         boot = encode(Kind.BOOT, launch.boot(program, limits, readable, scratch))
         self._program, self._limits = program, limits
         self._scope = trio.CancelScope(shield=True)
