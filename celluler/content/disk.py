@@ -43,11 +43,12 @@ class _Slot:
         self.lock = threading.Lock()
         self.descriptor: int | None = None  # of data.part, kept open between pieces
         self.unsynced_bytes = 0
+        self.filling: tuple[Content, dict[int, Piece]] | None = None  # the index's row and its missing pieces
 
     def close(self) -> None:
         if self.descriptor is not None:
             os.close(self.descriptor)
-        self.descriptor, self.unsynced_bytes = None, 0
+        self.descriptor, self.unsynced_bytes, self.filling = None, 0, None
 
 
 class DiskStore:
@@ -115,14 +116,17 @@ class DiskStore:
         return self._index.pieces(self._index.content(root).id, State.MISSING)
 
     def put_chunk(self, root: bytes, index: int, data: bytes | memoryview) -> None:
-        piece, _ = self._index.piece(self._index.content(root).id, index)
-        check_chunk(piece.digest, piece.length, data)
+        digest = digest_of(data)  # before anything is held
         with self._slot(root) as slot:
-            content = self._index.content(root)  # again: it may have been removed while the bytes were hashed
-            piece, state = self._index.piece(content.id, index)
-            if state is State.MISSING:
+            content, missing = self._filling(slot, root)
+            piece = missing.get(index) or self._index.piece(content.id, index)[0]
+            if digest != piece.digest or len(data) != piece.length:
+                check_chunk(piece.digest, piece.length, data)
+            if index in missing:
                 self._write(slot, content, piece, data)
-            self._finish_if_whole(slot, content)
+                del missing[index]
+            if not missing:
+                self._finish_if_whole(slot, content)
 
     def add(self, path: Path, kind: str) -> Digest:
         self._refuse_early(path, kind)
@@ -174,13 +178,20 @@ class DiskStore:
 
     # --- filling a content; the slot is held -------------------------------------------------------------------
 
+    def _filling(self, slot: _Slot, root: bytes) -> tuple[Content, dict[int, Piece]]:
+        """The content and its missing pieces, asked of the index once and then kept beside the open file."""
+        if slot.filling is None:
+            content = self._index.content(root)
+            slot.filling = content, {piece.index: piece for piece in self._index.pieces(content.id, State.MISSING)}
+        return slot.filling
+
     def _write(self, slot: _Slot, content: Content, piece: Piece, data: bytes | memoryview) -> None:
+        if slot.unsynced_bytes >= SYNC_BYTES:
+            self._sync(slot, content)
         with _disk_errors():
             _write_at(self._part(slot, content.root), data, piece.offset)
         self._index.mark_written(content.id, piece)
         slot.unsynced_bytes += piece.length
-        if slot.unsynced_bytes >= SYNC_BYTES:
-            self._sync(slot, content)
 
     def _sync(self, slot: _Slot, content: Content) -> None:
         """Data first, then the index. A failed fdatasync may have dropped pages, so nothing unsynced is kept."""
@@ -189,7 +200,7 @@ class DiskStore:
                 os.fdatasync(self._part(slot, content.root))
         except CellulerError:
             self._index.forget(content.id, self._index.pieces(content.id, State.WRITTEN))
-            slot.unsynced_bytes = 0
+            slot.unsynced_bytes, slot.filling = 0, None
             raise
         self._index.mark_synced(content.id)
         slot.unsynced_bytes = 0

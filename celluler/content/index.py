@@ -35,6 +35,8 @@ CREATE TABLE piece (
 CREATE INDEX piece_held ON piece (digest) WHERE state > 0;
 CREATE INDEX piece_missing ON piece (content) WHERE state = 0;
 CREATE INDEX piece_unsynced ON piece (content) WHERE state = 1;
+CREATE TRIGGER piece_written AFTER UPDATE OF state ON piece WHEN OLD.state = 0 AND NEW.state = 1
+    BEGIN UPDATE content SET have = have + NEW.length WHERE id = NEW.content; END;
 """
 
 
@@ -63,6 +65,7 @@ class Index:
         """Raises IntegrityError when the file is no index of ours."""
         self._quota_bytes = quota_bytes
         self._lock = threading.RLock()
+        self._durable: bool | None = None  # what the connection is set to
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -192,9 +195,14 @@ class Index:
             return tuple(_piece(row) for row in self._rows(query, content))
 
     def mark_written(self, content: int, piece: Piece) -> None:
-        with self._transaction(durable=False):
-            self._set_state(content, [piece], State.WRITTEN)
-            self._db.execute("UPDATE content SET have = have + ? WHERE id = ?", (piece.length, content))
+        """One statement, hence one transaction: between two of them a busy thread may hold this one up for long."""
+        with self._lock:
+            self._set_durable(False)
+            try:
+                query = "UPDATE piece SET state = 1 WHERE content = ? AND number = ? AND state = 0"
+                self._db.execute(query, (content, piece.index))
+            except sqlite3.Error as error:
+                raise _ours(error) from error
 
     def mark_synced(self, content: int) -> None:
         """What is written is synced now."""
@@ -268,7 +276,7 @@ class Index:
         with self._lock:
             used = self._used
             try:
-                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._set_durable(durable)
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")
@@ -279,6 +287,11 @@ class Index:
                 if isinstance(error, sqlite3.Error):
                     raise _ours(error) from error
                 raise
+
+    def _set_durable(self, durable: bool) -> None:
+        if durable != self._durable:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         return self._db.execute(query, values).fetchall()
