@@ -63,10 +63,14 @@ async def test_files_outside_the_allow_list_are_refused(place):
         ("write", place.readable / "data"),
         ("write", place.readable / "new"),
         ("symlink", place.scratch / "link"),
+        ("rename", place.secret),
         ("write", "/dev/shm/new"),
     ]
     assert await outcomes(place, *outside) == ["PermissionError"] * len(outside)
     assert place.secret.read_text() == "private"
+    (linked,) = await outcomes(place, ("link", place.readable / "data"))
+    assert linked in ("PermissionError", "OSError")  # refused as if the two lay on different disks
+    assert not (place.scratch / "linked").exists()
 
 
 @needs_landlock

@@ -112,6 +112,8 @@ ATTEMPTS: dict[str, Callable[[str], str | None]] = {
     "write": lambda on: str(Path(on).write_bytes(b"x")),
     "unlink": os.unlink,
     "mkdir": os.mkdir,
+    "link": lambda on: os.link(on, "linked"),
+    "rename": lambda on: os.rename(on, "renamed"),
     "symlink": lambda on: os.symlink("/etc/passwd", on),
     "truncate": lambda on: os.truncate(on, 0),
     "chmod": lambda on: os.chmod(on, 0o777),

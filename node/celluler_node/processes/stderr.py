@@ -13,6 +13,7 @@ from celluler_node.processes.channel import printable
 _KEPT_LINES = 50
 _LOGGED_LINES = 2000
 _LINE_BYTES = 500
+_FLOOD_PAUSE_S = 0.05
 
 
 class Tail:
@@ -38,6 +39,8 @@ class Tail:
                     for line in whole:
                         self._take(line)
                     partial = partial[-_LINE_BYTES:]
+                    if self._count > _LOGGED_LINES:  # it floods: let it wait for us, and not the node for it
+                        await trio.sleep(_FLOOD_PAUSE_S)
         except trio.BrokenResourceError:
             pass
         finally:
