@@ -378,11 +378,11 @@ def test_joining_reads_page_by_page_and_then_makes_us_known() -> None:
         assert len(page.message.records) <= MAX_PAGE_RECORDS
         outputs = alice.receive(BOB.peer_id, page.message, 0.1 * step)
         seen += [output for output in outputs if isinstance(output, Joined)]
-    assert Synced(BOB.peer_id, complete=True) in outputs
     assert len(seen) == len(alice) == 101
     (ping,) = sends(outputs, Ping)
-    bob.receive(ALICE.peer_id, ping.message, 1.0)
+    (ack,) = sends(bob.receive(ALICE.peer_id, ping.message, 1.0), Ack)
     assert ALICE.peer_id in bob
+    assert Synced(BOB.peer_id, complete=True) in alice.receive(BOB.peer_id, ack.message, 1.1)
 
 
 def test_a_join_that_nobody_answers_ends() -> None:

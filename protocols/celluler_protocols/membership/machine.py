@@ -113,7 +113,10 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """`join` is through. complete is False when the peer stopped answering before its list ended."""
+    """`join` is through.
+
+    complete: we have the whole list, and the peer was told of us; else it fell silent before its list ended.
+    """
 
     peer: PeerId
     complete: bool
@@ -130,6 +133,7 @@ class _Probe:
     sequence: int
     sent_at: float
     timer: Timer
+    introduces: bool = False  # ends a join: the target learns of us by it
     asked: bool = False
     helpers: set[PeerId] = field(default_factory=set)
     nacked: set[PeerId] = field(default_factory=set)
@@ -295,6 +299,8 @@ class Swim:
                 words = self._absorb(peer, rumours, now)
                 worth = peer in self and self._answers.take(peer, now)  # else it could use up what others must hear
                 self._send(peer, Ack(sequence, self._piggyback(peer, words) if worth else self._words(peer, words)))
+                if not len(self) and not self._pulls:  # somebody counts on us, and we know nobody
+                    self._pull(peer, now, whole=True, after="")
             case Ack(sequence, rumours):
                 self._absorb(peer, rumours, now)
                 self._on_ack(peer, sequence, now)
@@ -412,15 +418,16 @@ class Swim:
         if (target := self._table.next_target(self._probed)) is not None:
             self._probe(target, now)
 
-    def _probe(self, target: PeerId, now: float) -> None:
+    def _probe(self, target: PeerId, now: float, *, introduces: bool = False) -> None:
         sequence = self._next_sequence()
         timer = self._timers.at(
             now + self._config.ack_timeout_s * (1 + self._health), lambda when: self._ask_others(probe, when)
         )
-        probe = _Probe(target, sequence, now, timer)
+        probe = _Probe(target, sequence, now, timer, introduces)
         self._probes[sequence] = probe
         self._probed.add(target)
-        self._send(target, Ping(sequence, self._piggyback(target)))
+        words = (Alive(self.own.raw),) if introduces else ()
+        self._send(target, Ping(sequence, self._piggyback(target, words)))
 
     def _ask_others(self, probe: _Probe, now: float, *, again: bool = True) -> None:
         """Through `indirect` helpers, and once more directly: one message is sooner lost than one of two."""
@@ -463,6 +470,8 @@ class Swim:
         probe.timer.cancel()
         self._probes.pop(probe.sequence, None)
         self._probed.discard(probe.target)
+        if probe.introduces:
+            self._out.append(Synced(probe.target, complete=True))
 
     def _relay(self, requester: PeerId, sequence: int, target: PeerId, now: float) -> None:
         """Ask for another; only members for members, so that no stranger makes us knock at doors."""
@@ -573,10 +582,10 @@ class Swim:
         del self._pulls[peer]
         if pull.whole and page.more and not self._table.full:
             self._pull(peer, now, whole=True, after=last)
+        elif pull.whole and peer in self:
+            self._probe(peer, now, introduces=True)
         elif pull.whole:
             self._out.append(Synced(peer, complete=True))
-            if peer in self:
-                self._probe(peer, now)  # carries our own record: now we are known there
 
     def _read(self, page: Page, after: str, peer: PeerId, now: float) -> str:
         """Take in a page; the result is the id of its last record."""

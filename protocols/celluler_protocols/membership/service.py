@@ -21,6 +21,7 @@ import trio
 from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation, Unavailable
 from celluler.identity import Identity, PeerId, short
 
+from ..nursery import own_nursery
 from .limits import Buckets
 from .machine import Joined, Left, Output, Profile, Send, Swim, SwimConfig, Synced, Updated
 from .messages import PROTOCOL_ID, Ack, Message, Nack, Page, PeerRecord, Ping, PingRequest, Sync, frames, read_page
@@ -104,7 +105,7 @@ async def open_membership(
         rng=random.SystemRandom(),
         config=config or SwimConfig(),
     )
-    async with trio.open_nursery() as nursery:
+    async with own_nursery() as nursery:
         membership = Membership(host, machine, nursery, known)
         host.serve(PROTOCOL_ID, membership._answer)
         nursery.start_soon(membership._keep_time)
@@ -112,7 +113,6 @@ async def open_membership(
         try:
             yield membership
         finally:
-            nursery.cancel_scope.cancel()
             membership._close()
 
 

@@ -1,0 +1,87 @@
+"""Hosts without sockets: trio memory streams between peers of one process, as far as membership needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from trio.testing import memory_stream_pair
+
+from celluler.errors import CellulerError, InvalidSpec, PeerViolation, Unavailable
+from celluler.identity import Identity, PeerId
+
+Handler = Callable[[PeerId, trio.abc.Stream], Awaitable[None]]
+
+
+class MemoryNetwork:
+    """All hosts by peer id, and which of them do not hear each other."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.hosts: dict[PeerId, MemoryHost] = {}
+        self.cut: set[frozenset[PeerId]] = set()
+        self.streams_opened = 0
+
+    def host(self, identity: Identity, *, listens: bool = True) -> MemoryHost:
+        """A host that begins to live; one of the same identity is gone by that."""
+        host = self.hosts[identity.peer_id] = MemoryHost(self, identity.peer_id, listens=listens)
+        return host
+
+    def kill(self, peer: PeerId) -> None:
+        del self.hosts[peer]
+
+
+class MemoryHost:
+    """A host in memory; it must have learnt a peer's address before it can open a stream to it."""
+
+    def __init__(self, network: MemoryNetwork, peer: PeerId, *, listens: bool) -> None:
+        self._network = network
+        self.peer_id = peer
+        self.addresses: tuple[str, ...] = (f"/ip4/127.0.0.1/tcp/4001/p2p/{peer}",) if listens else ()
+        self.learnt: dict[PeerId, tuple[str, ...]] = {}
+        self.penalties: list[tuple[PeerId, Exception]] = []
+        self.handlers: dict[str, Handler] = {}
+
+    def connected(self) -> frozenset[PeerId]:
+        return frozenset(self._network.hosts) & frozenset(self.learnt)
+
+    async def connect(self, address: str) -> PeerId:
+        _, named, name = address.rpartition("/p2p/")
+        peer = PeerId(name)
+        if not named:
+            raise InvalidSpec("address", "names no peer")
+        self.learn(peer, (address,))
+        if peer not in self._network.hosts:
+            raise Unavailable("nobody listens there", peer=peer)
+        return peer
+
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        self.learnt[peer] = tuple(addresses)
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> trio.abc.HalfCloseableStream:
+        await trio.lowlevel.checkpoint()
+        other = self._network.hosts.get(peer)
+        cut = frozenset((peer, self.peer_id)) in self._network.cut or self._network.hosts.get(self.peer_id) is not self
+        if peer not in self.learnt or other is None or cut:
+            raise Unavailable("cannot reach", peer=peer)
+        if protocol not in other.handlers:
+            raise Unavailable("does not speak that", peer=peer)
+        self._network.streams_opened += 1
+        ours, theirs = memory_stream_pair()
+        self._network.nursery.start_soon(other._answer, self.peer_id, other.handlers[protocol], theirs)
+        return ours
+
+    def serve(self, protocol: str, handler: Handler) -> None:
+        self.handlers[protocol] = handler
+
+    def penalise(self, peer: PeerId, error: Exception) -> None:
+        self.penalties.append((peer, error))
+
+    async def _answer(self, peer: PeerId, handler: Handler, stream: trio.abc.Stream) -> None:
+        async with stream:
+            try:
+                await handler(peer, stream)
+            except PeerViolation as error:
+                self.penalise(peer, error)
+            except (CellulerError, trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
