@@ -273,6 +273,6 @@ async def test_paths_that_are_not_there_are_the_callers_mistake(tmp_path):
     with pytest.raises(LocalError, match="no such folder"):
         async with open_process(SYNC, limits=LIMITS, scratch=tmp_path / "none"):
             pass
-    with pytest.raises(LocalError, match="no such file"):
+    with pytest.raises(LocalError, match="cannot be read"):
         async with open_process(SYNC, limits=LIMITS, scratch=tmp_path, readable=[tmp_path / "none"]):
             pass

@@ -47,7 +47,7 @@ def version() -> int:
 
 
 def restrict(rules: Mapping[Path, int]) -> None:
-    """From here on only this: path -> rights on it and on all beneath it. A path that does not exist is left out.
+    """From here on only this: path -> rights on it and on all beneath it. A path that cannot be reached is left out.
 
     Needs no_new_privs. Raises OSError.
     """
@@ -71,7 +71,7 @@ def restrict(rules: Mapping[Path, int]) -> None:
 def _allow(ruleset: int, path: Path, rights: int) -> None:
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:
         return
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):

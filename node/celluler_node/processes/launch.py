@@ -89,8 +89,6 @@ def _code_paths(module: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """
     ours = tuple(_folder_of(package) for package in dict.fromkeys((*_PACKAGES, module.partition(".")[0])))
     python = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    base = {Path(sysconfig.get_path("stdlib", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix}))}
-    library = sysconfig.get_config_var("LIBDIR")
-    shared = {Path(library)} if library else set()
-    read = tuple(path for path in (*ours, *sorted(python | base | shared)) if path.exists())
+    shared = {Path(sys.base_prefix, "lib"), Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")}  # libpython
+    read = (*ours, *sorted(python | shared))
     return read, tuple(dict.fromkeys((*_source_roots(), *(folder.parent for folder in ours))))

@@ -96,8 +96,8 @@ class _Keeper:
         if not scratch.is_dir():
             raise LocalError(f"no such folder: {scratch}")
         for path in readable:
-            if not path.exists():
-                raise LocalError(f"no such file or folder: {path}")
+            if not os.access(path, os.R_OK):
+                raise LocalError(f"cannot be read: {path}")
         boot = encode(Kind.BOOT, launch.boot(program, limits, readable, scratch))
         self._program, self._limits = program, limits
         self._scope = trio.CancelScope(shield=True)
