@@ -10,14 +10,13 @@ worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 import trio
 
-from celluler.aggregation.digests import mantissas_of, part_hash
+from celluler.aggregation.digests import mantissas_of, part_hash, reduced_digest
 from celluler.aggregation.q16 import part_slices
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation, Unavailable
 from celluler.identity import PeerId, public_key_of, short
@@ -38,29 +37,15 @@ from celluler.learning.effects import (
 from celluler.learning.report import RoundReport
 from celluler.learning.run import Run
 from celluler_node.bounded import bounded, plain
-from celluler_node.training.averaging import Averaging, Reduction
+from celluler_node.training.averaging import Averaging
 from celluler_node.training.trainer import Trainer, Update
+from celluler_protocols.rounds import HeldPart, RunStreams
 
 FETCH_S = 15.0
 KEPT_ROUNDS = 2
 """Rounds whose reduced parts are kept for members that lag."""
 
 log = structlog.get_logger()
-
-
-class Members(Protocol):
-    """Direct streams to the roster (`celluler_protocols.rounds`)."""
-
-    def send(self, to: PeerId, data: bytes) -> None:
-        """Queue a message; a full queue loses it."""
-
-    def broadcast(self, data: bytes, *, skip: tuple[PeerId, ...] = ()) -> None: ...
-
-    def incoming(self) -> AsyncIterator[tuple[PeerId, bytes]]: ...
-
-    async def fetch(self, peer: PeerId, round_number: int, part: int, digest: bytes) -> bytes:
-        """The reduced part a member holds, as `Reduced` wrote it. Raises Unavailable."""
-        ...
 
 
 class RunStalled(Unavailable):
@@ -77,13 +62,38 @@ class Progress:
     loss: float | None
 
 
+class Reductions:
+    """Reduced parts of the last rounds, for ourselves and for members that lag."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, dict[bytes, HeldPart]] = {}
+
+    def keep(self, number: int, held: HeldPart) -> None:
+        self._held.setdefault(number, {})[held.result.digest] = held
+
+    def get(self, number: int, digest: bytes) -> HeldPart | None:
+        return self._held.get(number, {}).get(digest)
+
+    def of(self, number: int, digest: bytes) -> HeldPart:
+        """One that must be here. Raises LocalError."""
+        held = self.get(number, digest)
+        if held is None:
+            raise LocalError(f"a reduced part of round {number} is not here")
+        return held
+
+    def forget_before(self, number: int) -> None:
+        for old in [one for one in self._held if one <= number]:
+            del self._held[old]
+
+
 class Driver:
     """One run at one member. `run` it once."""
 
     def __init__(
         self,
         run: Run,
-        members: Members,
+        members: RunStreams,
+        reduced: Reductions,
         trainer: Trainer,
         averaging: Averaging,
         *,
@@ -91,9 +101,9 @@ class Driver:
         on_violation: Callable[[PeerId, Exception], None],
     ) -> None:
         self._run, self._members, self._trainer, self._averaging = run, members, trainer, averaging
+        self._reduced = reduced
         self._on_progress, self._on_violation = on_progress, on_violation
         self._update: tuple[int, Update] | None = None
-        self._reduced: dict[int, dict[bytes, Reduction]] = {}  # by round, by digest
         self._losses: dict[int, float] = {}
         self._round_scope: trio.CancelScope | None = None
         self._fetching: set[bytes] = set()
@@ -117,17 +127,10 @@ class Driver:
         except BaseExceptionGroup as group:
             raise plain(group) from None
 
-    async def reduced(self, round_number: int, digest: bytes) -> Reduction:
-        """A part that another member asks us for. Raises Unavailable."""
-        held = self._reduced.get(round_number, {}).get(digest)
-        if held is None:
-            raise Unavailable("that part is not here")
-        return held
-
     # --- in -----------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        async for peer, data in self._members.incoming():
+        async for peer, data in self._members.incoming:
             self._perform(self._run.receive(peer, data, trio.current_time()))
 
     async def _keep_time(self) -> None:
@@ -224,7 +227,7 @@ class Driver:
                 self._on_violation(blame.peer, ProtocolViolation(blame.reason, peer=blame.peer))
         for one in exchanged.results:
             if one is not None:
-                self._keep(effect.round, one)
+                self._reduced.keep(effect.round, HeldPart(effect.set_hash, one.part, one.mantissas))
         parts = tuple(None if one is None else one.part for one in exchanged.results)
         self._perform(run.exchanged(effect.round, effect.view, parts, trio.current_time()))
 
@@ -234,27 +237,39 @@ class Driver:
             for holder in holders:
                 try:
                     with bounded(FETCH_S, "fetching a reduced part", peer=holder):
-                        reduction = await self._ask(holder, number, part, digest)
+                        held = await self._members.fetch(holder, number, part, digest)
+                    await trio.to_thread.run_sync(self._check, number, part, digest, held)
                 except Unavailable as error:
                     log.debug("part_not_fetched", peer=short(holder), error=str(error))
                     continue
                 except PeerViolation as error:
                     self._on_violation(holder, error)
                     continue
-                self._keep(number, reduction)
+                self._reduced.keep(number, held)
                 self._perform(self._run.fetched(number, digest, trio.current_time()))
                 return
         finally:
             self._fetching.discard(digest)
 
     async def _apply(self, effect: Apply) -> None:
-        held = self._reduced.get(effect.round, {})
-        mantissas = b"".join(held[part.digest].mantissas for part in effect.parts)
+        mantissas = b"".join(self._reduced.of(effect.round, part.digest).mantissas for part in effect.parts)
         exponents = tuple(part.exponent for part in effect.parts)
         root = await self._trainer.apply(effect.round, exponents, mantissas)
-        for old in [number for number in self._reduced if number <= effect.round - KEPT_ROUNDS]:
-            del self._reduced[old]
+        self._reduced.forget_before(effect.round - KEPT_ROUNDS)
         self._perform(self._run.applied(effect.round, root, trio.current_time()))
 
-    def _keep(self, number: int, reduction: Reduction) -> None:
-        self._reduced.setdefault(number, {})[reduction.part.digest] = reduction
+    def _check(self, number: int, part: int, digest: bytes, held: HeldPart) -> None:
+        """Raises ProtocolViolation unless everything in it hashes to the digest asked for."""
+        result, piece = held.result, part_slices(self._trainer.dimension, self._run.roster.rules.parts)[part]
+        found = reduced_digest(
+            self._run.roster.run,
+            number,
+            held.set_hash,
+            part=part,
+            exponent=result.exponent,
+            used=result.used,
+            weights=result.weights,
+            mantissas=held.mantissas,
+        )
+        if found != digest or result.digest != digest or len(held.mantissas) != 2 * (piece.stop - piece.start):
+            raise ProtocolViolation("another reduced part than the one asked for")

@@ -13,7 +13,6 @@ from typing import Any
 
 import structlog
 import trio
-from celluler_protocols.rounds import open_rounds
 
 from celluler.content.digest import Digest, parse_cid
 from celluler.errors import CellulerError, ProtocolViolation, TimedOut, Unavailable
@@ -24,7 +23,7 @@ from celluler.learning.run import Run
 from celluler.models.manifest import Metric, OpenedManifest, open_manifest
 from celluler_node.bounded import plain
 from celluler_node.training.averaging import Averaging, open_averaging
-from celluler_node.training.drive import Driver, Progress
+from celluler_node.training.drive import Driver, Progress, Reductions
 from celluler_node.training.publish import REPLICAS, replicated, settle
 from celluler_node.training.record import JobRecord
 from celluler_node.training.site import Site
@@ -93,16 +92,17 @@ async def _train(
     record.report = run.report
     finished = trio.Event()
     members = tuple(member.peer for member in roster.members)
-    async with open_rounds(site.host, roster.run, members) as streams:
+    reduced = Reductions()
+    async with site.rounds.open_run(roster.run, members, reduced.get) as streams:
         driver = Driver(
             run,
             streams,
+            reduced,
             trainer,
             averaging,
             on_progress=lambda progress: _measure(site, record, progress),
             on_violation=site.host.penalise,
         )
-        streams.serve_parts(driver.reduced)
         _advance(site, record, JobState.RUNNING, f"{len(members)} members")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_drive, driver, finished)
