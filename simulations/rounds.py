@@ -22,6 +22,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
+from celluler.errors import PeerViolation
 from celluler.identity import Identity, PeerId, seal
 from celluler.learning.effects import (
     Apply,
@@ -57,6 +58,7 @@ from celluler.learning.run import Run
 from simulations.world import Network, World
 
 HORIZON_S = 900.0
+CALM_S = 40.0
 GENESIS = blake2b(b"state before round 0", digest_size=32).digest()
 
 
@@ -173,6 +175,34 @@ class TwoVotes(Honest):
         return super().say(to, raw)
 
 
+class Traitor(Honest):
+    """Works with a cunning network: in even views it votes for the body to one member and against it to the rest, so
+    that this one may decide alone; in odd views it votes for whatever is proposed, as if it had never been locked."""
+
+    def __init__(self, roster: RosterView, signer: Identity, rng: random.Random) -> None:
+        super().__init__(roster, signer, rng)
+        self.proposed: dict[tuple[int, int], bytes] = {}
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        record = signed.record
+        if isinstance(record, BodyProposal):
+            self.proposed[record.round, record.view] = record_hash(record.body)
+        if signed.signer != self.signer.peer_id or not isinstance(record, Vote):
+            return super().say(to, raw)
+        body = self.proposed.get((record.round, record.view))
+        pro, contra = (seal(self.signer, replace(record, body=choice, lacking=0)) for choice in (body, None))
+        if record.view % 2:
+            return [(peer, pro) for peer in to]
+        chosen = self.roster.members[favoured(self.roster, record.round, record.view)].peer
+        return [(peer, pro if peer == chosen else contra) for peer in to]
+
+
+def favoured(roster: RosterView, round_number: int, view: int) -> int:
+    """Whom a cunning network lets decide: neither the leader of this view nor of the next."""
+    return (round_number + view + 2) % len(roster)
+
+
 class Withholds(Honest):
     """Takes part, but never votes."""
 
@@ -268,6 +298,12 @@ class Schedule:
     """place: (when it dies, when it starts again or None)"""
     partition: tuple[float, float, frozenset[int]] | None
     cuts: tuple[tuple[int, int], ...]
+    """Links that never work."""
+    flaps: tuple[tuple[float, float, int, int], ...]
+    """(from, to, one, other): links that fail for a while, long enough that views end in disagreement."""
+    cunning: bool
+    """Until it heals the network reads what it carries and parts the members just where they decide: only one gets the
+    last votes, the next leader does not see the lock, and nobody is shown a certificate."""
     slow: dict[int, float]
     """place: by how many seconds its training is slower"""
 
@@ -302,10 +338,26 @@ def draw(seed: int) -> Schedule:
         partition = (start, start + rng.uniform(1.0, 15.0), side)
     pairs = [(one, other) for one in range(size) for other in range(one)]
     cuts = tuple(rng.sample(pairs, 1)) if size > 3 and rng.random() < 0.3 else ()
+    flaps: tuple[tuple[float, float, int, int], ...] = ()
+    if rng.random() < 0.4 and size > 3:
+        starts = [rng.uniform(0.5, 30.0) for _ in range(rng.randint(5, 12) * size)]
+        flaps = tuple((start, start + rng.uniform(1.0, 7.0), *rng.choice(pairs)) for start in starts)
+    cunning = rng.random() < 0.2
+    if cunning:
+        size = rng.choice((4, 4, 7))
+        liars, deaths, partition, cuts, flaps = (
+            dict.fromkeys(rng.sample(range(size), tolerated(size)), Traitor),
+            {},
+            None,
+            (),
+            (),
+        )
     slow = {rng.randrange(size): rng.uniform(0.0, 6.0)} if rng.random() < 0.3 else {}
     return Schedule(
-        seed, size, rng.choice((1, 2, 2, 3)), rng.randint(1, 3), network, liars, deaths, partition, cuts, slow
-    )
+        seed=seed, size=size, rounds=rng.choice((1, 2, 2, 3)), parts=rng.randint(1, 3), network=network, liars=liars,
+        deaths=deaths, partition=partition, cuts=cuts, flaps=flaps,
+        cunning=cunning, slow=slow,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -354,7 +406,8 @@ class Member:
         for effect in effects:
             if isinstance(effect, Send):
                 to = [effect.to] if effect.to else [peer for peer in self.voice.others if peer not in effect.skip]
-                outputs += [Out(peer, raw) for peer, raw in self.voice.say(to, effect.data)]
+                words = self.voice.say(to, effect.data)
+                outputs += [Out(peer, raw) for peer, raw in words if not self.theatre.swallows(peer, raw)]
             else:
                 outputs.append(effect)
         return outputs
@@ -392,7 +445,10 @@ class Theatre:
             world.at(end, world.partition)
         for one, other in schedule.cuts:
             world.cut(self._name(one), self._name(other))
-        world.at(40.0, self._calm)
+        for start, end, one, other in schedule.flaps:
+            world.at(start, lambda one=one, other=other: world.cut(self._name(one), self._name(other)))  # type: ignore[misc]
+            world.at(end, lambda one=one, other=other: self._mend(one, other))  # type: ignore[misc]
+        world.at(CALM_S, self._calm)
         step = 5.0
         while world.now < until and not self._over():
             world.run(min(world.now + step, until))
@@ -404,12 +460,35 @@ class Theatre:
         """Whom progress was promised: the honest that were never started again (those may follow mute to the end)."""
         return place not in self.schedule.liars and place not in self.schedule.deaths
 
+    def swallows(self, receiver: str, raw: bytes) -> bool:
+        """Whether a cunning network keeps this message from this receiver."""
+        if not self.schedule.cunning or self.world.now >= CALM_S:
+            return False
+        try:
+            signed = open_message(raw)
+        except PeerViolation:
+            return False
+        record = signed.record
+        size, place, author = len(self.roster), self.roster.index_of(receiver), self.roster.index_of(signed.signer)
+        match record:
+            case Vote(phase=1, body=bytes()) if record.view % 2 == 0:
+                return (
+                    place == (record.round + record.view + 1) % size and author == (record.round + record.view) % size
+                )
+            case Vote(phase=2, body=bytes()) if record.view % 2 == 0:
+                return place != favoured(self.roster, record.round, record.view)
+        return isinstance(record, Certificate)
+
     # --- the model world ---
 
     def _calm(self) -> None:
         """The network heals: from here on progress is promised. Cut links stay cut."""
         low, high = self.world.network.latency_s
         self.world.network = replace(self.world.network, latency_s=(low, min(high, 0.3)), loss=0.0)
+
+    def _mend(self, one: int, other: int) -> None:
+        if (one, other) not in self.schedule.cuts:
+            self.world.restore(self._name(one), self._name(other))
 
     def _name(self, place: int) -> str:
         return self.roster.members[place].peer
@@ -477,6 +556,10 @@ class Theatre:
         ):
             return None
         used = [k for k, sender in enumerate(effect.members) if sender in entered and self._sends(sender)]
+        if (self.schedule.flaps or self.schedule.cunning) and len(used) == len(effect.members) and self.roster.rules.b:
+            used.pop(
+                effect.view % len(used)
+            )  # an input that did not arrive: the same set, yet another body in each view
         if len(used) < len(effect.members) - self.roster.rules.b:
             return None
         weights = tuple(
