@@ -186,6 +186,19 @@ async def test_a_lost_connection_never_looks_like_the_end_of_a_stream() -> None:
             await stream.receive_some()
 
 
+async def test_a_peer_that_falls_silent_without_closing_is_dropped_and_one_that_only_idles_is_not() -> None:
+    async with hosts(3, limits=HostLimits(keepalive_s=0.1, silence_s=0.5)) as (bob, idle, silent):
+        await join(idle, bob)
+        await join(silent, bob)
+
+        async def swallow(_frame: bytes) -> None: ...
+
+        for connection in silent._swarm.get_connections():
+            connection.muxed_conn._write_frame = swallow
+        await until(lambda: silent.peer_id not in bob.connected())
+        assert idle.peer_id in bob.connected()
+
+
 async def test_a_caller_who_gives_up_does_not_break_the_connection() -> None:
     async with hosts(2) as (alice, bob):
         bob.serve(ECHO, echo)

@@ -35,6 +35,10 @@ class HostLimits:
     """How long a peer may leave our bytes unread before the stream breaks."""
     frame_write_s: float = 10.0
     """How long the socket may take no byte before the connection is given up."""
+    keepalive_s: float = 15.0
+    """How often a connection is asked whether its peer is still there."""
+    silence_s: float = 20.0
+    """How long it may leave that unanswered before it is closed: a machine that vanished says nothing."""
     linger_s: float = 5.0
     """How long a stream we closed is kept for its peer to close it too."""
     close_s: float = 5.0

@@ -4,12 +4,15 @@
   cancelled there would leave the cipher's counter ahead of the wire and every later frame unreadable.
 - What a peer sends to streams nobody reads is bounded for the connection, and so is the number of streams it
   leaves open: libp2p warns about an overrun window and goes on buffering.
+- A peer that does not answer a ping is gone: libp2p would keep its connection until TCP gives up.
 - A stream that ends because its connection ended is marked `torn`: libp2p reports a clean end of stream.
   What had arrived before stays readable as `leftover`.
 """
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +21,19 @@ from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import (
+    FLAG_SYN,
     GO_AWAY_NORMAL,
     PROTOCOL_ID,
+    TYPE_PING,
+    YAMUX_HEADER_FORMAT,
     Yamux,
     YamuxStream,
 )
 
 from celluler.errors import ProtocolViolation, Unavailable
 from celluler_protocols.host.limits import HostLimits
+
+log = logging.getLogger(__name__)
 
 _WINDOW_BYTES = 1 << 20
 _MAX_OPEN_STREAMS = 2048
@@ -106,6 +114,38 @@ class BoundedYamux(Yamux):
         if scope.cancelled_caught:
             await self.secured_conn.close()  # the reading side notices and cleans up
             raise ConnectionResetError("the peer's socket takes nothing")
+
+    async def start(self) -> None:
+        """However its tasks end, the connection ends with them: none is left that looks open and answers nothing."""
+        try:
+            await super().start()
+        finally:
+            if not self.event_closed.is_set():
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.close_s):
+                    await self._cleanup_on_error()
+
+    async def _measure_rtt_loop(self) -> None:
+        """libp2p measures and shrugs when no answer comes; here that ends the connection."""
+        try:
+            while await self._answers():
+                with trio.move_on_after(self._limits.keepalive_s):
+                    await self.event_shutting_down.wait()
+        except Exception as error:
+            log.debug("ping_failed peer=%s error=%r", self.peer_id.to_base58()[-8:], error)
+        await self.secured_conn.close()  # the reading side notices and cleans up
+
+    async def _answers(self) -> bool:
+        if self.event_shutting_down.is_set():
+            return False
+        self._ping_id += 1
+        self._ping_event = trio.Event()
+        await self._write_frame(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, self._ping_id))
+        self._ping_sent_time = trio.current_time()
+        with trio.move_on_after(self._limits.silence_s):
+            await self._ping_event.wait()
+            return True
+        log.info("peer_silent peer=%s", self.peer_id.to_base58()[-8:])
+        return False
 
     async def _cleanup_on_error(self) -> None:
         self._mark_torn()
