@@ -68,20 +68,17 @@ class _Part(BaseModel):
 
 class Data(_Part):
     cid: Cid = Field(description="the dataset: a content of kind `dataset`")
-    partition: Literal["iid", "shards"] = Field(
-        default="iid", description="`iid`: every member draws from all of it; `shards`: each has a part of its own"
+    partition: Literal["iid", "shard"] = Field(
+        default="iid", description="`iid`: every member draws from all of it; `shard`: each has a part of its own"
     )
-    held_out: Cid | None = Field(default=None, description="a dataset nobody trains on; accuracy is measured on it")
 
 
 class Train(_Part):
     rounds: int = Field(ge=1, le=1024, description="averaging rounds")
     inner_steps: int = Field(default=20, ge=1, le=100_000, description="local steps in a round")
     batch: int = Field(default=32, ge=1, le=65536, description="samples in a local step")
-    learning_rate: Number = Field(default=0.05, gt=0, le=100, description="of the local steps")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field(
-        default="sgd", description="of the local steps, fresh in every round"
-    )
+    learning_rate: Number = Field(default=0.001, gt=0, le=100, description="of the local steps")
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of the local steps, fresh in every round")
     aggregator: Literal["nk", "median", "mean"] = Field(
         default="nk", description="rule for the average: `nk` and `median` bear liars, `mean` bears none"
     )
@@ -104,7 +101,7 @@ class Peers(_Part):
 
 class Resources(_Part):
     peers: Peers = Field(default_factory=Peers, description="how many take part")
-    memory: Bytes = Field(default=1 << 30, description="a member must have free for its worker")
+    memory: Bytes = Field(default=1 << 30, description="that a worker of a member must be allowed")
     accelerator: Literal["any", "cpu", "cuda", "rocm", "mps"] = Field(
         default="any", description="device a member must have"
     )
@@ -115,7 +112,7 @@ class Policy(_Part):
     deadline: Seconds = Field(default=7200, description="from submission; then the job fails")
     retries: int = Field(default=0, ge=0, le=10, description="how often it may be queued again after its run broke")
     preemptible: bool = Field(default=False, description="a more urgent job may take its place")
-    regions: list[Literal["any"]] = Field(default=["any"], min_length=1, max_length=1, description="`[any]`")
+    regions: list[Literal["any"]] = Field(default=["any"], min_length=1, max_length=1, description="nothing else yet")
 
 
 class Result(_Part):

@@ -55,6 +55,7 @@ class MemoryNode:
         self.attachments: tuple[str, ...] = ()
         self.moved = trio.Event()
         self.polls = 0
+        self.polled_twice = trio.Event()
         self._folder = tempfile.TemporaryDirectory()
 
     def close(self) -> None:
@@ -192,6 +193,8 @@ class MemoryNode:
 
     async def job(self, job: str, *, since: int = 0, wait_s: float = 0.0) -> JobReport:
         self.polls += 1
+        if self.polls == 2:
+            self.polled_twice.set()
         found = match_job(self.told, job)
         if found is None:
             raise NotFound(f"job {job}", hint="celluler job ls")

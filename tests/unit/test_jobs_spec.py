@@ -49,6 +49,7 @@ def test_what_is_left_out_gets_the_documented_default() -> None:
         ("cid: b", "cid: x", "data.cid", "not a CID"),
         ("name: digits", "name: Digits!", "name", "a-z"),
         ("version: 2.0.0", "version: 2.0", "result.version", "in quotes"),
+        ("partition: iid", "partition: iid, held_out: b", "data.held_out", "unknown key"),
         ("kind: TrainJob", "kind: BatchJob", "kind", "not built yet"),
         ("kind: TrainJob", "kind: Train", "kind", "TrainJob"),
         ("celluler/v1", "celluler/v2", "apiVersion", "celluler/v1"),

@@ -12,7 +12,7 @@ from celluler.views import Blob
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
 
-app = typer.Typer(no_args_is_help=True, help="Contents by CID: add, get, stat.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 APPS = {"blob": app}
 
 
@@ -20,12 +20,13 @@ APPS = {"blob": app}
 def add(
     file: Annotated[Path, typer.Argument(help="File to keep and to provide.")],
     kind: Annotated[str, typer.Option(help="`blob`, `dataset` or `model`.")] = "blob",
+    join: Join = NOBODY,
     json: Json = False,
 ) -> None:
     """Put a file into the store. Prints its CID."""
 
     async def main() -> None:
-        async with open_session() as client:
+        async with open_session(join) as client:
             _show(Output(as_json=json), await client.blobs.add(file, kind=kind))
 
     run(main)
@@ -52,11 +53,11 @@ def get(
 
 
 @app.command()
-def stat(cid: str, json: Json = False) -> None:
+def stat(cid: str, join: Join = NOBODY, json: Json = False) -> None:
     """What is here of a content. Fetches nothing."""
 
     async def main() -> None:
-        async with open_session() as client:
+        async with open_session(join) as client:
             _show(Output(as_json=json), await client.blobs.stat(cid))
 
     run(main)

@@ -15,7 +15,7 @@ from celluler.identity import format_identity, load_identity, parse_identity
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import Json
 
-app = typer.Typer(no_args_is_help=True, help="The key that is this peer: show, export, import.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 APPS = {"id": app}
 
 

@@ -18,7 +18,7 @@ from celluler.views import Job, JobLine
 from celluler_node.cli.output import Output, ending, say
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
 
-app = typer.Typer(no_args_is_help=True, help="Jobs: submit, validate, ls, show, logs, wait, cancel.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 APPS = {"job": app}
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id, or its last 6 characters or more.")]
 SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file; - for stdin.")]
@@ -28,7 +28,6 @@ SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file
 def submit(
     spec: SpecFile,
     data: Annotated[Path | None, typer.Option(help="Dataset file: added first, its CID becomes data.cid.")] = None,
-    held_out: Annotated[Path | None, typer.Option(help="Held-out dataset file: becomes data.held_out.")] = None,
     architecture: Annotated[
         Path | None, typer.Option(help="Architecture file: published first as the spec's model.")
     ] = None,
@@ -44,7 +43,7 @@ def submit(
 
     async def main() -> bool:
         async with open_session(join) as client:
-            attachments = await _attach(client, document, data, held_out, architecture, weights)
+            attachments = await _attach(client, document, data, architecture, weights)
             check_job(document)  # here, where the place in the file is known, and again at the node
             job = await client.jobs.submit(document, client_id=client_id or None, attachments=attachments)
             _show(output, job.info)
@@ -156,21 +155,19 @@ async def _attach(
     client: AsyncClient,
     document: dict[str, Any],
     data: Path | None,
-    held_out: Path | None,
     architecture: Path | None,
     weights: Path | None,
 ) -> list[str]:
     """Add what was given as files, write their CIDs into the document; returns all of them."""
     attached = []
-    for key, path in (("cid", data), ("held_out", held_out)):
-        if path is not None:
-            blob = await client.blobs.add(path, kind="dataset")
-            say(f"added {path} ({format_bytes(blob.total_bytes)})")
-            part = document.setdefault("data", {})
-            if not isinstance(part, dict):
-                raise InvalidSpec("data", "not a mapping")
-            part[key] = blob.cid
-            attached.append(blob.cid)
+    if data is not None:
+        part = document.setdefault("data", {})
+        if not isinstance(part, dict):
+            raise InvalidSpec("data", "not a mapping")
+        blob = await client.blobs.add(data, kind="dataset")
+        say(f"added {data} ({format_bytes(blob.total_bytes)})")
+        part["cid"] = blob.cid
+        attached.append(blob.cid)
     if architecture is not None:
         model = await client.models.add(str(document.get("model")), architecture, weights=weights)
         say(f"published {model.name} ({model.parameters} parameters)")

@@ -12,7 +12,7 @@ from celluler.views import Model
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
 
-app = typer.Typer(no_args_is_help=True, help="Models: add, ls, show, pull.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 APPS = {"model": app}
 Reference = Annotated[str, typer.Argument(metavar="MODEL", help="author/name:1.0.0, author/name or a CID.")]
 
@@ -24,12 +24,13 @@ def add(
     weights: Annotated[Path | None, typer.Option(help="A safetensors file; without one, initial weights.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
     label: Annotated[list[str], typer.Option(help="Name of a class, in order. May be repeated.")] = NOBODY,
+    join: Join = NOBODY,
     json: Json = False,
 ) -> None:
     """Sign and publish a model."""
 
     async def main() -> None:
-        async with open_session() as client:
+        async with open_session(join) as client:
             _show(Output(as_json=json), await client.models.add(name, spec, weights=weights, seed=seed, labels=label))
 
     run(main)
@@ -62,11 +63,11 @@ def show(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
 
 
 @app.command()
-def pull(model: Reference, json: Json = False) -> None:
+def pull(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
     """Fetch a model and verify it."""
 
     async def main() -> None:
-        async with open_session() as client:
+        async with open_session(join) as client:
             if not json:
                 say(f"fetching {model}")
             _show(Output(as_json=json), await client.models.pull(model))

@@ -186,7 +186,7 @@ def _toml(value: Any) -> str:
 
 
 def _single(command: Callable[..., None]) -> typer.Typer:
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name=command.__name__)(command)
     return app
 

@@ -11,7 +11,7 @@ from celluler.quantities import format_bytes
 from celluler_node.cli.output import Output, ending
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
 
-app = typer.Typer(no_args_is_help=True, help="Members of the swarm: ls, show, ping.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 APPS = {"peer": app}
 Peer = Annotated[str, typer.Argument(help="Peer id, its last 8 characters, or a nickname.")]
 

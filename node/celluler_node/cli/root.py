@@ -12,6 +12,7 @@ import typer
 import typer.core
 import typer.main
 
+import celluler
 from celluler.errors import CellulerError
 from celluler.failures import describe_error
 from celluler.views import SCHEMA
@@ -54,25 +55,32 @@ def load(name: str) -> Any:
     module = importlib.import_module(f"{_PACKAGE}.{COMMANDS[name][0]}")
     command = typer.main.get_command(module.APPS[name])
     command.name = name
+    command.help = command.help or COMMANDS[name][1]
     return command
 
 
-app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=LazyGroup, add_completion=False, invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
 def root(
+    context: typer.Context,
     home: Annotated[str, typer.Option(help="Folder of key, state and content; instead of CELLULER_HOME.")] = "",
     config: Annotated[str, typer.Option(help="Configuration file; instead of CELLULER_CONFIG.")] = "",
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Train, store and serve AI models among peers, with no server in the middle."""
+    if version:
+        print(f"celluler {celluler.__version__}")
+        raise typer.Exit
     # A flag goes before the environment by taking its place in it: children of ours inherit the choice.
     if home:
         os.environ["CELLULER_HOME"] = os.path.abspath(home)
     if config:
         os.environ["CELLULER_CONFIG"] = os.path.abspath(config)
-    assert not version  # answered before anything was imported
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 def run(arguments: list[str]) -> int:

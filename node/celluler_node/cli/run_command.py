@@ -78,6 +78,6 @@ def _parse(text: str) -> Any:
         raise InvalidSpec("input", f"not JSON: {error}") from None
 
 
-_app = typer.Typer(add_completion=False)
+_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 _app.command(name="run")(predict)
 APPS = {"run": _app}

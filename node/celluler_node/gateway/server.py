@@ -10,6 +10,7 @@ import anycorn
 import anyio.abc
 import trio
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from celluler.errors import LocalError
 
@@ -30,6 +31,22 @@ class _PortRelay(anyio.abc.TaskStatus[list[str]]):
         self._outer.started(self._port)
 
 
+class _Requests:
+    """The application without a life of its own. Starlette answers a cancelled lifespan with a failure, anycorn raises
+    that as an error: every end of a node would be one."""
+
+    def __init__(self, app: Starlette) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            return await self._app(scope, receive, send)
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
+        return None
+
+
 async def serve_gateway(
     app: Starlette, host: str, port: int, *, task_status: PortStatus = trio.TASK_STATUS_IGNORED
 ) -> None:
@@ -45,8 +62,8 @@ async def serve_gateway(
     config.accesslog = None
     config.alpn_protocols = ["http/1.1"]
     config.include_server_header = False
-    config.keep_alive_timeout = 30.0  # seconds; a client that polls keeps its connection
-    asgi: Any = app  # anycorn types the messages of ASGI more closely than starlette
+    config.keep_alive_timeout = 10.0  # seconds; also for whoever connects and says nothing
+    asgi: Any = _Requests(app)  # anycorn types the messages of ASGI more closely than starlette
     await anycorn.serve(asgi, config, task_status=_PortRelay(task_status, bound_port), mode="asgi")
 
 

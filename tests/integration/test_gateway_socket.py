@@ -1,0 +1,121 @@
+"""The gateway on a real socket: both clients against anycorn, bad bytes, and an end that leaves no port open."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from celluler.client import AsyncClient, Client
+from celluler.errors import LocalError, NodeNotRunning
+from celluler.home import NodeFile, write_node_file
+from celluler.jobs.states import JobState
+from celluler_node.gateway.app import gateway_app
+from celluler_node.gateway.server import serve_gateway
+from tests.support.jobs import ALICE, JOB_YAML
+from tests.support.operations import MemoryNode
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[MemoryNode]:
+    node = MemoryNode()
+    yield node
+    node.close()
+
+
+@pytest.fixture
+async def port(node: MemoryNode, nursery: trio.Nursery) -> int:
+    return int(await nursery.start(serve_gateway, gateway_app(node, "t"), "127.0.0.1", 0))
+
+
+async def test_the_synchronous_client_does_what_the_other_does(node: MemoryNode, port: int, tmp_path: Path) -> None:
+    write_node_file(tmp_path, NodeFile(os.getpid(), f"http://127.0.0.1:{port}", "t", ALICE.peer_id, (), 0.0))
+    (tmp_path / "in").write_bytes(os.urandom(5 << 20))
+
+    def use() -> None:
+        with Client(home=tmp_path) as client:
+            assert client.status().nickname == "alice"
+            blob = client.blobs.add(tmp_path / "in")
+            assert client.blobs.get(blob.cid, tmp_path / "out") == 5 << 20
+            assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()
+            client.models.add("alice/d:1.0.0", {"layers": []})
+            assert client.predict("alice/d", [[1, 2]]).outputs.lists() == [[2.0, 4.0]]
+            job = client.jobs.submit(JOB_YAML)
+            trio.from_thread.run_sync(node.move, job.id, JobState.FAILED, "no")
+            assert [line.state for line in job.logs(follow=True)] == ["Pending", "Failed"]
+            assert job.wait(5).reason == "no"
+            client.shutdown()
+
+    with trio.fail_after(20):
+        await trio.to_thread.run_sync(use)
+        await node.ended.wait()
+
+
+async def test_a_follower_hears_of_a_change_when_it_happens(node: MemoryNode, port: int) -> None:
+    async with AsyncClient(f"http://127.0.0.1:{port}", "t") as client:
+        job, seen = await client.jobs.submit(JOB_YAML), []
+
+        async def follow() -> None:
+            seen.extend([line async for line in job.logs(follow=True)])
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(follow)
+                await node.polled_twice.wait()
+                node.move(job.id, JobState.CANCELLED, "as asked")
+    assert [line.state for line in seen] == ["Pending", "Cancelled"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\xff\x00\n" * 2000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /api/v1/status HTTP/1.1\r\nHost: evil.example\r\nHost: localhost\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\nx",
+        b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+async def test_bad_bytes_are_survived(port: int, sent: bytes) -> None:
+    with trio.fail_after(10):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        answer = b""
+        async with stream:
+            try:
+                await stream.send_all(sent)
+                await stream.send_eof()
+                while chunk := await stream.receive_some():
+                    answer += chunk
+            except trio.BrokenResourceError:
+                pass
+        assert b" 200 " not in answer
+        async with AsyncClient(f"http://127.0.0.1:{port}", "t") as client:
+            assert (await client.status()).nickname == "alice"
+
+
+async def test_a_taken_port_is_told_with_what_to_do(node: MemoryNode, port: int) -> None:
+    with pytest.raises(LocalError, match=f"127.0.0.1:{port}") as raised:
+        await serve_gateway(gateway_app(node, "t"), "127.0.0.1", port)
+    assert "--api-port 0" in (raised.value.hint or "")
+
+
+async def test_nothing_listens_after_the_end(node: MemoryNode) -> None:
+    async with trio.open_nursery() as nursery:
+        port = int(await nursery.start(partial(serve_gateway, gateway_app(node, "t"), "127.0.0.1", 0)))
+        async with AsyncClient(f"http://127.0.0.1:{port}", "t") as client:
+            await client.status()
+            nursery.cancel_scope.cancel()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 2):
+        pass
+    async with AsyncClient(f"http://127.0.0.1:{port}", "t") as client:
+        with pytest.raises(NodeNotRunning):
+            await client.status()
