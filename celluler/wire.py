@@ -22,6 +22,7 @@ import msgpack
 from celluler.errors import LocalError, ProtocolViolation
 
 LENGTH_PREFIX_BYTES = 4
+_LONG_BYTES = 1 << 16  # from here on msgpack writes a bin 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,11 @@ class Frames:
         reader, writer = _codec(type(message))
         plain = writer(message)
         reader(plain, type(message).__name__)
-        body = msgpack.packb([tag, plain], use_bin_type=True)
-        if len(body) > self._limit:
-            raise LocalError(f"{type(message).__name__} of {len(body)} bytes is over the limit of {self._limit}")
-        return len(body).to_bytes(LENGTH_PREFIX_BYTES, "big") + bytes(body)
+        parts = _pack_parts([tag, plain])
+        size = sum(map(len, parts))
+        if size > self._limit:
+            raise LocalError(f"{type(message).__name__} of {size} bytes is over the limit of {self._limit}")
+        return b"".join((size.to_bytes(LENGTH_PREFIX_BYTES, "big"), *parts))
 
     def feed(self, chunk: bytes) -> list[Any]:
         """All messages that `chunk` completes, in order. Raises ProtocolViolation; then the stream is lost."""
@@ -135,6 +137,16 @@ class Frames:
                 return _codec(cls)[0](plain, cls.__name__)
             case _:
                 raise ProtocolViolation("not a message of this protocol")
+
+
+def _pack_parts(message: list[Any]) -> tuple[bytes, ...]:
+    """`[tag, fields]` in msgpack. A long byte string at the end is not copied through msgpack, which costs as much
+    as hashing it; the bytes are the same."""
+    plain = message[1]
+    if not plain or not isinstance(plain[-1], bytes) or len(plain[-1]) < _LONG_BYTES:
+        return (msgpack.packb(message, use_bin_type=True),)
+    head = msgpack.packb([message[0], [*plain[:-1], b""]], use_bin_type=True)
+    return head[:-2], b"\xc6" + len(plain[-1]).to_bytes(4, "big"), plain[-1]  # bin 8 of nothing -> bin 32
 
 
 def _parse(data: bytes | memoryview, limit: int) -> Any:

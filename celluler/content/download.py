@@ -117,12 +117,15 @@ class _Source:
     interval_bytes: int = 0
 
     def room_bytes(self) -> int:
+        """What may be asked now: nothing until half the window is free, so that requests go out in batches."""
         window = FIRST_WINDOW_BYTES if self.rate is None else int(self.rate * WINDOW_S)
         window = max(MIN_WINDOW_BYTES, min(MAX_WINDOW_BYTES, window))
-        return window - sum(self.asked.values()) - sum(self.keeping.values())
+        room = window - sum(self.asked.values()) - sum(self.keeping.values())
+        return room if room >= window // 2 else 0
 
     def room_digests(self) -> int:
-        return MAX_ASKED - len(self.asked) - len(self.keeping)
+        room = MAX_ASKED - len(self.asked) - len(self.keeping)
+        return room if room >= MAX_ASKED // 2 else 0
 
     def wake(self, now: float) -> None:
         """It owed nothing until now: idle time is not slowness."""

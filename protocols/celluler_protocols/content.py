@@ -52,7 +52,7 @@ BLOCK_S = 10.0
 """A requester of one block turns to the next provider after so long."""
 
 _RECEIVE_BYTES = 1 << 18
-_BATCH_BYTES = 2 << 20  # read, hashed and framed by one visit to a thread
+_BATCH_BYTES = 1 << 18  # read, hashed and framed by one visit to a thread; a large chunk makes a batch by itself
 _BATCH_STEPS = 16  # kept by one visit to a thread
 _END_OF_STREAM = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 

@@ -198,6 +198,21 @@ def test_nesting_without_end_is_refused() -> None:
         unpack(Point, body, limit=LIMIT)
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    name: Name
+    data: Annotated[bytes, Length(0, 1 << 17)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 2**16 - 1, 2**16, 2**16 + 1, 2**17])
+def test_a_long_byte_string_is_framed_as_msgpack_would(size: int) -> None:
+    frames = Frames((Empty, Blob), limit=1 << 18)
+    message = Blob("long", (bytes(range(256)) * 512)[:size])
+    body = msgpack.packb([1, ["long", message.data]])
+    assert frames.encode(message) == len(body).to_bytes(4, "big") + body
+    assert frames.feed(frames.encode(message)) == [message]
+
+
 def test_a_length_over_the_limit_is_refused_when_it_is_read() -> None:
     for length in (0, LIMIT + 1, 2**32 - 1):
         with pytest.raises(ProtocolViolation):
