@@ -1,255 +1,355 @@
-"""/celluler/rounds/1: the members of a run speak directly, each to each. Spec: docs/reference/protocols/rounds.md
+"""/celluler/rounds/1: direct streams among the members of a run. Spec: docs/reference/protocols/rounds.md
 
-A member keeps one stream to every other on which it only sends, and serves the one that the other keeps to it: there
-is no question of who dials. What travels are the signed messages of `celluler.learning`, opaque here; losing one is
-allowed, since members tell each other again and again what they hold. A second use of the protocol hands reduced
-parts to a member that was left behind.
+Every member keeps one stream open to every other and says on it what its machine wants said; whoever is said something
+reads it at once. Losing a message is allowed everywhere (a queue that is full, a stream that breaks): the machine tells
+its peers what it lacks and is sent it again. What to pass on is the machine's decision too.
 
-Guaranteed: what `incoming` gives came from the member it names, whole. Not guaranteed: that it came once, or in order.
+On other streams members ask each other for reduced parts, by digest; the bytes are the asker's to check.
+
+Knows nothing of what a message means. One `RoundsHub` a host; one `open_rounds` a run.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Annotated, Protocol
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Protocol
 
 import trio
 
-from celluler.errors import CellulerError, LocalError, ProtocolViolation, Unavailable
-from celluler.identity import PeerId
-from celluler.learning.messages import MAX_MESSAGE_BYTES, Part
-from celluler.learning.roster import MAX_PARTS, MAX_ROUNDS
-from celluler.wire import Bytes32, Frames, Length, Range
+from celluler.errors import BlockAbsent, LocalError, PeerViolation, ProtocolViolation, TimedOut, Unavailable
+from celluler.identity import PeerId, short
 from celluler_protocols.nursery import own_nursery
+from celluler_protocols.rounds_messages import (
+    MAX_ENVELOPE_BYTES,
+    MAX_PIECE_BYTES,
+    PROTOCOL_ID,
+    Absent,
+    Have,
+    Piece,
+    Say,
+    Talk,
+    Want,
+    frames,
+)
 
-PROTOCOL_ID = "/celluler/rounds/1"
-MAX_ENVELOPE_BYTES = MAX_MESSAGE_BYTES + 512
-MAX_PART_BYTES = 1 << 28
-PIECE_BYTES = 1 << 18
-QUEUE = 256
-"""Messages that wait for one member; what comes to a full queue is lost."""
-INCOMING = 1024
-SEND_S = 10.0
-HELLO_S = 10.0
-OPEN_S = 10.0
-BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+QUEUE_MESSAGES = 512
+"""Messages waiting for one member, or from one; beyond that the oldest outgoing or the newest incoming is lost."""
+FIRST_WORD_S = 10.0
+"""A stream must say what it is for within this."""
+WRITE_S = 10.0
+"""A member that does not take a message within this is dropped and called again."""
+IDLE_S = 120.0
+"""A stream on which nothing was said for so long is closed; its opener opens another."""
+RETRY_S = (0.1, 5.0)
+"""Back-off before a member is called again: from, to, doubling."""
+MAX_ASKS_A_PART = 4
+"""How often one member is given one part: its own retries, no more."""
+PARTS_AT_ONCE = 4
+"""Parts being served at once, to all members together."""
+PART_S = 120.0
+"""Longest that serving one part may take."""
 
+CLOSE_S = 1.0
 
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """First on a stream of messages."""
+_RECEIVE_BYTES = 1 << 18
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 
-    run: Bytes32
-
-
-@dataclass(frozen=True, slots=True)
-class Carry:
-    """One signed message, the sender's own or passed on."""
-
-    data: Annotated[bytes, Length(1, MAX_ENVELOPE_BYTES)]
-
-
-@dataclass(frozen=True, slots=True)
-class WantPart:
-    """First on a stream of its own: send me the reduced part of this digest."""
-
-    run: Bytes32
-    round: Annotated[int, Range(0, MAX_ROUNDS)]
-    part: Annotated[int, Range(0, MAX_PARTS - 1)]
-    digest: Bytes32
-
-
-@dataclass(frozen=True, slots=True)
-class HavePart:
-    """`size` bytes follow in pieces. The receiver hashes everything to the digest it asked for."""
-
-    set_hash: Bytes32
-    result: Part
-    size: Annotated[int, Range(2, MAX_PART_BYTES)]
+PartSource = Callable[[bytes], bytes | bytearray | memoryview | None]
+"""A reduced part by digest, from memory; None when it is not held (any more)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    data: Annotated[bytes, Length(1, PIECE_BYTES)]
+class StreamHost(Protocol):
+    """The part of a host used here."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    async def open_stream(self, peer: PeerId, protocol: str, /) -> trio.abc.Stream: ...
+
+    def serve(self, protocol: str, handler: Callable[[PeerId, Any], Awaitable[None]], /) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class AbsentPart:
-    """It is not here, or not any more."""
+class RoundsHub:
+    """Answers the protocol on one host and hands each stream to the run it names."""
 
-
-def frames() -> Frames:
-    return Frames((Hello, Carry, WantPart, HavePart, Piece, AbsentPart), limit=PIECE_BYTES + 1024)
-
-
-@dataclass(frozen=True, slots=True)
-class HeldPart:
-    """A reduced part as one member hands it to another. mantissas: little-endian int16."""
-
-    set_hash: bytes
-    result: Part
-    mantissas: bytes
-
-
-PartSource = Callable[[int, bytes], HeldPart | None]
-"""The part of a round and a digest, if it is here."""
-
-
-class RoundsHost(Protocol):
-    """What is needed of a host."""
-
-    peer_id: PeerId
-
-    async def open_stream(self, peer: PeerId, protocol: str) -> trio.abc.Stream: ...
-
-    def serve(self, protocol: str, handler: Callable[[PeerId, trio.abc.Stream], Awaitable[None]]) -> None: ...
-
-    def penalise(self, peer: PeerId, error: Exception) -> None: ...
-
-
-class Switchboard:
-    """Hands the streams that peers open to the run they belong to. One a node."""
-
-    def __init__(self, host: RoundsHost) -> None:
-        self._host = host
-        self._runs: dict[bytes, RunStreams] = {}
+    def __init__(self, host: StreamHost) -> None:
+        self.host = host
+        self.runs: dict[bytes, Rounds] = {}
         host.serve(PROTOCOL_ID, self._answer)
 
-    @asynccontextmanager
-    async def open_run(self, run: bytes, members: Sequence[PeerId], parts: PartSource) -> AsyncIterator[RunStreams]:
-        """The streams of one run for the length of the block. members: all, ourselves included."""
-        if run in self._runs:
-            raise LocalError("this run is open already")
-        streams = self._runs[run] = RunStreams(self._host, run, members, parts)
-        try:
-            async with own_nursery() as nursery:
-                for peer in streams.others:
-                    nursery.start_soon(streams._keep_sending, peer)
-                yield streams
-        finally:
-            del self._runs[run]
-
     async def _answer(self, peer: PeerId, stream: trio.abc.Stream) -> None:
-        """Raises ProtocolViolation for what no honest peer sends; a run that is not open here ends the stream."""
-        async with stream:
-            words, first = frames(), None
-            with trio.move_on_after(HELLO_S):
-                first, *rest = await _read(stream, words)
-            if first is None:
-                return
-            match first:
-                case Hello(run) | WantPart(run, _, _, _) if run in self._runs:
-                    if peer not in self._runs[run].others:
-                        raise ProtocolViolation("not a member of this run", peer=peer)
-                case Hello() | WantPart():
-                    return
-                case _:
-                    raise ProtocolViolation("neither Hello nor WantPart first", peer=peer)
-            if isinstance(first, Hello):
-                await self._runs[first.run]._take(peer, stream, words, rest)
-            elif not rest:
-                await self._runs[first.run]._hand_out(first, stream, words)
+        """Raises ProtocolViolation for strangers and for anything outside the protocol. A run that is not open here is
+        no violation: the caller may be ahead of us, and will call again."""
+        incoming = frames()
+        words: list[Any] = []
+        with trio.move_on_after(FIRST_WORD_S):
+            words = await _next(stream, incoming)
+        if not words:
+            return
+        first = words[0]
+        if not isinstance(first, Talk | Want):
+            raise ProtocolViolation("a stream that does not say what it is for", peer=peer)
+        rounds = self.runs.get(first.run)
+        if rounds is None:
+            return
+        if peer not in rounds.members:
+            raise ProtocolViolation(f"{short(peer)} is no member of the run it talks to", peer=peer)
+        with rounds.within():
+            if isinstance(first, Talk):
+                await rounds.listen(peer, stream, incoming, words[1:])
+            elif len(words) > 1:
+                raise ProtocolViolation("more than one part asked for on one stream", peer=peer)
+            else:
+                await rounds.serve_part(peer, stream, first.digest)
 
 
-class RunStreams:
-    """Made by `Switchboard.open_run`."""
+@asynccontextmanager
+async def open_rounds(
+    hub: RoundsHub, run: bytes, members: Iterable[PeerId], *, parts: PartSource
+) -> AsyncIterator[Rounds]:
+    """Talk to the other members of a run until the block ends. Raises LocalError when that run is open already.
 
-    def __init__(self, host: RoundsHost, run: bytes, members: Sequence[PeerId], parts: PartSource) -> None:
+    parts: looks a reduced part up; called in the event loop, so it must not touch a disk.
+    """
+    if run in hub.runs:
+        raise LocalError("this run is open already")
+    rounds = Rounds(hub.host, run, members, parts)
+    hub.runs[run] = rounds
+    try:
+        async with own_nursery() as nursery:
+            for peer in rounds.members:
+                nursery.start_soon(rounds.talk, peer)
+            yield rounds
+    finally:
+        del hub.runs[run]
+        rounds.close()
+
+
+class Rounds:
+    """The other members of one run, and what goes to and fro. Made by `open_rounds`."""
+
+    def __init__(self, host: StreamHost, run: bytes, members: Iterable[PeerId], parts: PartSource) -> None:
+        self.members = tuple(dict.fromkeys(peer for peer in members if peer != host.peer_id))
+        self.connected: set[PeerId] = set()
+        """Members on whose stream we can speak at this moment."""
+        self.lost = 0
+        """Messages dropped because a queue was full."""
         self._host, self._run, self._parts = host, run, parts
-        self.others = tuple(peer for peer in members if peer != host.peer_id)
-        self._queues = {peer: trio.open_memory_channel[bytes](QUEUE) for peer in self.others}
-        self._arrived, self.incoming = trio.open_memory_channel[tuple[PeerId, bytes]](INCOMING)
+        self._outboxes = {peer: _Outbox() for peer in self.members}
+        self._inbox: dict[PeerId, deque[bytes]] = {}  # only members with something waiting, in order of their turn
+        self._arrived = trio.Event()
+        self._scopes: set[trio.CancelScope] = set()
+        self._asked: Counter[tuple[PeerId, bytes]] = Counter()
+        self._serving = trio.CapacityLimiter(PARTS_AT_ONCE)
 
-    def send(self, to: PeerId, data: bytes) -> None:
-        """Queue a message for one member; lost when its queue is full."""
-        if to in self._queues:
-            with suppress(trio.WouldBlock):
-                self._queues[to][0].send_nowait(data)
+    # --- speaking ---
 
-    def broadcast(self, data: bytes, *, skip: Sequence[PeerId] = ()) -> None:
-        """Queue a message for every other member but those."""
-        for peer in self.others:
+    def broadcast(self, data: bytes, skip: Iterable[PeerId] = ()) -> None:
+        """Say it to every member but those in `skip`. Never waits."""
+        for peer in self.members:
             if peer not in skip:
                 self.send(peer, data)
 
-    async def fetch(self, holder: PeerId, round_number: int, part: int, digest: bytes) -> HeldPart:
-        """A reduced part from a member that holds it, unchecked: the caller hashes it. The deadline is the caller's.
+    def send(self, peer: PeerId, data: bytes) -> None:
+        """Say it to one member. Never waits; a member that is away loses its oldest messages."""
+        if not 0 < len(data) <= MAX_ENVELOPE_BYTES:
+            raise LocalError(f"a message of {len(data)} bytes, limit {MAX_ENVELOPE_BYTES}")
+        outbox = self._outboxes.get(peer)
+        if outbox is None:
+            raise LocalError(f"{short(peer)} is no other member of this run")
+        self.lost += outbox.put(data)
 
-        Raises Unavailable when it has not got it, ProtocolViolation for an answer that is none.
-        """
-        words = frames()
-        stream = await self._host.open_stream(holder, PROTOCOL_ID)
-        async with stream:
-            await stream.send_all(words.encode(WantPart(self._run, round_number, part, digest)))
-            have: HavePart | None = None
-            data = bytearray()
-            while have is None or len(data) < have.size:
-                for message in await _read(stream, words):
-                    match message:
-                        case AbsentPart() if have is None:
-                            raise Unavailable("that part is not there", peer=holder)
-                        case HavePart() if have is None:
-                            have = message
-                        case Piece(piece) if have is not None and len(data) + len(piece) <= have.size:
-                            data += piece
-                        case _:
-                            raise ProtocolViolation("no answer to WantPart", peer=holder)
-        return HeldPart(have.set_hash, have.result, bytes(data))
-
-    # --- inside ------------------------------------------------------------------------------------------------
-
-    async def _keep_sending(self, peer: PeerId) -> None:
-        """One stream after the other, for as long as the run is open."""
-        failures = 0
+    async def talk(self, peer: PeerId) -> None:
+        """Keep a stream open to one member, for ever."""
+        low, high = RETRY_S
+        wait_s = low
         while True:
             try:
-                await self._send_on_one_stream(peer)
-                failures = 0
-            except (CellulerError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
-                await trio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)])
-                failures += 1
+                stream = await self._host.open_stream(peer, PROTOCOL_ID)
+            except (Unavailable, PeerViolation):
+                pass
+            else:
+                began = trio.current_time()
+                await self._speak(peer, stream)
+                if trio.current_time() - began > high:
+                    wait_s = low
+            await trio.sleep(wait_s)
+            wait_s = min(2 * wait_s, high)
 
-    async def _send_on_one_stream(self, peer: PeerId) -> None:
-        words, queue = frames(), self._queues[peer][1]
-        with trio.fail_after(OPEN_S):
-            stream = await self._host.open_stream(peer, PROTOCOL_ID)
-        async with stream:
-            await stream.send_all(words.encode(Hello(self._run)))
-            async for data in queue:
-                with trio.fail_after(SEND_S):
-                    await stream.send_all(words.encode(Carry(data)))
+    async def _speak(self, peer: PeerId, stream: trio.abc.Stream) -> None:
+        """Returns when the stream breaks, stalls, or is closed by the other side."""
+        outgoing, outbox = frames(), self._outboxes[peer]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_closed, stream, nursery.cancel_scope)
+            try:
+                with trio.fail_after(WRITE_S):
+                    await stream.send_all(outgoing.encode(Talk(self._run)))
+                self.connected.add(peer)
+                while True:
+                    data = await outbox.get()
+                    with trio.fail_after(WRITE_S):
+                        await stream.send_all(outgoing.encode(Say(data)))
+            except (*_BROKEN, Unavailable, trio.TooSlowError):
+                nursery.cancel_scope.cancel()
+            finally:
+                self.connected.discard(peer)
+                await _close(stream)
 
-    async def _take(self, peer: PeerId, stream: trio.abc.Stream, words: Frames, first: list[object]) -> None:
-        """Drain what a member sends. A reader that lags loses the newest: they are sent again."""
-        messages: Sequence[object] = first
+    # --- hearing ---
+
+    async def receive(self) -> tuple[PeerId, bytes]:
+        """The next message and the member whose stream brought it. Members take turns: one cannot crowd out another."""
+        await trio.lowlevel.checkpoint()  # a caller in a loop lets the others run
+        while not self._inbox:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        peer, waiting = next(iter(self._inbox.items()))
+        del self._inbox[peer]
+        data = waiting.popleft()
+        if waiting:
+            self._inbox[peer] = waiting
+        return peer, data
+
+    def __aiter__(self) -> Rounds:
+        return self
+
+    async def __anext__(self) -> tuple[PeerId, bytes]:
+        return await self.receive()
+
+    async def listen(self, peer: PeerId, stream: trio.abc.Stream, incoming: Any, words: list[Any]) -> None:
+        """Drain a member's stream until it ends. Raises ProtocolViolation for any word but Say."""
         while True:
-            for message in messages:
-                if not isinstance(message, Carry):
-                    raise ProtocolViolation(f"{type(message).__name__} among messages", peer=peer)
-                with suppress(trio.WouldBlock, trio.BrokenResourceError):
-                    self._arrived.send_nowait((peer, message.data))
-            chunk = await stream.receive_some()
-            if not chunk:
+            for word in words:
+                if not isinstance(word, Say):
+                    raise ProtocolViolation("not a message of a round", peer=peer)
+                self._hear(peer, word.envelope)
+            words = []
+            with trio.move_on_after(IDLE_S):
+                words = await _next(stream, incoming)
+            if not words:
                 return
-            messages = words.feed(chunk)
 
-    async def _hand_out(self, want: WantPart, stream: trio.abc.Stream, words: Frames) -> None:
-        held = self._parts(want.round, want.digest)
-        with trio.move_on_after(SEND_S * max(1, math.log2(2 + (len(held.mantissas) if held else 0) / PIECE_BYTES))):
-            if held is None:
-                await stream.send_all(words.encode(AbsentPart()))
+    def _hear(self, peer: PeerId, data: bytes) -> None:
+        waiting = self._inbox.setdefault(peer, deque())
+        if len(waiting) < QUEUE_MESSAGES:
+            waiting.append(data)
+            self._arrived.set()
+        else:
+            self.lost += 1
+
+    # --- parts ---
+
+    async def fetch_part(self, peer: PeerId, digest: bytes, *, length: int) -> bytearray:
+        """A reduced part of exactly `length` bytes from one member. The caller compares it with the digest.
+
+        Raises BlockAbsent when it has not got it, Unavailable, or ProtocolViolation for another length.
+        The deadline is the caller's.
+        """
+        stream = await self._host.open_stream(peer, PROTOCOL_ID)
+        try:
+            await stream.send_all(frames().encode(Want(self._run, digest)))
+            return await _read_part(peer, stream, digest, length)
+        except _BROKEN as error:
+            raise Unavailable(f"{short(peer)} broke off", peer=peer) from error
+        finally:
+            await _close(stream)
+
+    async def serve_part(self, peer: PeerId, stream: trio.abc.Stream, digest: bytes) -> None:
+        outgoing = frames()
+        self._asked[peer, digest] += 1
+        data = self._parts(digest) if self._asked[peer, digest] <= MAX_ASKS_A_PART else None
+        with trio.move_on_after(PART_S), suppress(*_BROKEN):
+            if data is None:
+                await stream.send_all(outgoing.encode(Absent()))
                 return
-            await stream.send_all(words.encode(HavePart(held.set_hash, held.result, len(held.mantissas))))
-            for start in range(0, len(held.mantissas), PIECE_BYTES):
-                await stream.send_all(words.encode(Piece(held.mantissas[start : start + PIECE_BYTES])))
+            async with self._serving:
+                view = memoryview(data).cast("B")
+                await stream.send_all(outgoing.encode(Have(len(view))))
+                for start in range(0, len(view), MAX_PIECE_BYTES):
+                    await stream.send_all(outgoing.encode(Piece(bytes(view[start : start + MAX_PIECE_BYTES]))))
+
+    # --- ending ---
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """For what the host's handlers do on behalf of this run: it ends with the run."""
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+    def close(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
 
 
-async def _read(stream: trio.abc.Stream, words: Frames) -> list[object]:
-    """At least one message. Raises Unavailable at the end of the stream."""
-    while chunk := await stream.receive_some():
-        if messages := words.feed(chunk):
-            return messages
-    raise Unavailable("the stream ended")
+class _Outbox:
+    """What waits for one member; when full, the oldest goes: the newest says more."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[bytes] = deque()
+        self._filled = trio.Event()
+
+    def put(self, data: bytes) -> int:
+        """How many messages were lost for it."""
+        self._waiting.append(data)
+        self._filled.set()
+        if len(self._waiting) <= QUEUE_MESSAGES:
+            return 0
+        self._waiting.popleft()
+        return 1
+
+    async def get(self) -> bytes:
+        while not self._waiting:
+            self._filled = trio.Event()
+            await self._filled.wait()
+        return self._waiting.popleft()
+
+
+async def _next(stream: trio.abc.Stream, incoming: Any) -> list[Any]:
+    """The next words of a stream, at least one; none at its end. Raises ProtocolViolation."""
+    while True:
+        try:
+            chunk = await stream.receive_some(_RECEIVE_BYTES)
+        except (*_BROKEN, Unavailable):
+            return []
+        if not chunk:
+            return []
+        words: list[Any] = incoming.feed(bytes(chunk))
+        if words:
+            return words
+
+
+async def _read_part(peer: PeerId, stream: trio.abc.Stream, digest: bytes, length: int) -> bytearray:
+    incoming, data, announced = frames(), bytearray(), False
+    while not announced or len(data) < length:
+        words = await _next(stream, incoming)
+        if not words:
+            raise TimedOut(f"{short(peer)} ended the stream before the part", peer=peer)
+        for word in words:
+            match word:
+                case Absent() if not announced:
+                    raise BlockAbsent(digest, peer=peer)
+                case Have(size) if not announced and size == length:
+                    announced = True
+                case Piece(piece) if announced and len(data) + len(piece) <= length:
+                    data += piece
+                case _:
+                    raise ProtocolViolation("a part of another length than the round's", peer=peer)
+    return data
+
+
+async def _until_closed(stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    """The listener says nothing on a Talk stream: whatever comes from there is its end."""
+    with suppress(*_BROKEN, Unavailable):
+        await stream.receive_some(1)
+    scope.cancel()
+
+
+async def _close(stream: trio.abc.Stream) -> None:
+    with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True), suppress(*_BROKEN, Unavailable):
+        await stream.aclose()
