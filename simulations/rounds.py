@@ -582,7 +582,7 @@ class Theatre:
         return self.world.rng.random() < self.world.network.loss / 3
 
     def _fetch(self, member: Member, effect: Fetch, now: float) -> None:
-        for _, wanted in effect.parts:
+        for wanted in [part.digest for _, part in effect.parts]:
             for holder_name in effect.holders:
                 holder = self._living(holder_name)
                 if (

@@ -47,11 +47,14 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Get reduced parts by digest from those who hold them, answer `fetched` for each. Repeated while they lack."""
+    """Get reduced parts from those who hold them, answer `fetched` for each. Repeated while they lack.
+
+    parts: (number, what it must be). Its digest covers set_hash and every field of it beside the bytes.
+    """
 
     round: int
-    parts: tuple[tuple[int, bytes], ...]
-    """(part, digest)"""
+    set_hash: bytes
+    parts: tuple[tuple[int, Part], ...]
     holders: tuple[PeerId, ...]
 
 

@@ -129,7 +129,7 @@ class Height:
         self._grace = self._deadline = now
         self._timer: float | None = None
         self._fetch_at: float | None = None
-        self._fetching: tuple[tuple[int, bytes], ...] = ()
+        self._fetching: tuple[tuple[int, Part], ...] = ()
         self._fetches = 0
 
     # --- what happens ------------------------------------------------------------------------------------------
@@ -618,7 +618,7 @@ class Height:
 
     def _fetch(self) -> None:
         """Ask for the parts that others hold and we lack, again and again, each time starting with another holder."""
-        lacking, holders = self._parts_to_fetch()
+        inputs, lacking, holders = self._parts_to_fetch()
         if not lacking or not holders:
             self._fetching, self._fetch_at = (), None
             return
@@ -628,27 +628,29 @@ class Height:
         peers = tuple(self.setting.roster.members[place].peer for place in holders[turn:] + holders[:turn])
         self._fetches += 1
         self._fetching, self._fetch_at = lacking, self._now + self._delta_s / 2
-        self._out.append(Fetch(self.round, lacking, peers))
+        self._out.append(Fetch(self.round, inputs, lacking, peers))
 
-    def _parts_to_fetch(self) -> tuple[tuple[tuple[int, bytes], ...], list[int]]:
-        """((part, digest), …) and the places of those who hold them."""
+    def _parts_to_fetch(self) -> tuple[bytes, tuple[tuple[int, Part], ...], list[int]]:
+        """The set they were reduced from, the parts that are not here, and the places of those who hold them."""
         holders: list[int] = []
-        digests: list[bytes | None] = []
+        parts: Sequence[Part | None] = ()
+        inputs = b""
         if self.certificate is not None:
-            digests = [part.digest for part in self.certificate.body.parts]
+            inputs, parts = self.certificate.body.set_hash, self.certificate.body.parts
             holders = [*(mark.member for mark in self.certificate.quorum.marks), *range(self._size)]
         elif self.step in (Step.SET, Step.EXCHANGE) and not self._exchanging:
             signed = self._proposals.get(self.view)
             if signed is not None:
                 name = record_hash(signed.record.body)
-                digests = [part.digest for part in signed.record.body.parts]
+                inputs, parts = signed.record.body.set_hash, signed.record.body.parts
                 holders = [self._leader(self.view), *self._tally(self.view, 1).voters_for(name)]
             elif self._leading and self._inputs is not None:
                 stated = [self._stated(part) for part in range(self.setting.parts)]
-                digests = [None if signed is None else signed.record.result.digest for signed in stated]
+                inputs = self._inputs.hash
+                parts = [None if signed is None else signed.record.result for signed in stated]
                 holders = list(self._inputs.reducers)
-        lacking = tuple((part, d) for part, d in enumerate(digests) if d is not None and d not in self._held)
-        return lacking, [place for place in dict.fromkeys(holders) if place != self.setting.me]
+        lacking = tuple((n, p) for n, p in enumerate(parts) if p is not None and p.digest not in self._held)
+        return inputs, lacking, [place for place in dict.fromkeys(holders) if place != self.setting.me]
 
     # --- small parts -------------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ from celluler_protocols.gossip import Gossip, open_gossip
 from celluler_protocols.host import Host, open_host
 from celluler_protocols.membership import Capabilities, Member, Membership, Profile, open_membership
 from celluler_protocols.nursery import own_nursery
-from celluler_protocols.rounds import Switchboard
+from celluler_protocols.rounds import RoundsHub
 
 ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
 
@@ -277,7 +277,7 @@ def _site(core: Core, parts: Parts, limits: Limits, scratch: ScratchRoot, nurser
         fetcher=core.fetcher,
         repository=core.repository,
         gossip=core.gossip,
-        rounds=Switchboard(core.host),
+        rounds=RoundsHub(core.host),
         make_trainer=parts.trainer,
         device=core.hardware.device,
         worker_limits=limits,

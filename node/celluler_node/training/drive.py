@@ -34,12 +34,14 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
+from celluler.learning.messages import Part
 from celluler.learning.report import RoundReport
 from celluler.learning.run import Run
 from celluler_node.bounded import bounded, plain
 from celluler_node.training.averaging import Averaging
 from celluler_node.training.trainer import Trainer, Update
-from celluler_protocols.rounds import HeldPart, RunStreams
+from celluler_protocols.averaging_messages import VALUE_BYTES
+from celluler_protocols.rounds import Rounds
 
 FETCH_S = 15.0
 KEPT_ROUNDS = 2
@@ -63,26 +65,26 @@ class Progress:
 
 
 class Reductions:
-    """Reduced parts of the last rounds, for ourselves and for members that lag."""
+    """Reduced parts of the last rounds, by digest: for ourselves and for members that lag."""
 
     def __init__(self) -> None:
-        self._held: dict[int, dict[bytes, HeldPart]] = {}
+        self._held: dict[int, dict[bytes, bytes]] = {}
 
-    def keep(self, number: int, held: HeldPart) -> None:
-        self._held.setdefault(number, {})[held.result.digest] = held
+    def keep(self, round_number: int, digest: bytes, mantissas: bytes) -> None:
+        self._held.setdefault(round_number, {})[digest] = mantissas
 
-    def get(self, number: int, digest: bytes) -> HeldPart | None:
-        return self._held.get(number, {}).get(digest)
+    def find(self, digest: bytes) -> bytes | None:
+        return next((held[digest] for held in self._held.values() if digest in held), None)
 
-    def of(self, number: int, digest: bytes) -> HeldPart:
+    def of(self, digest: bytes) -> bytes:
         """One that must be here. Raises LocalError."""
-        held = self.get(number, digest)
+        held = self.find(digest)
         if held is None:
-            raise LocalError(f"a reduced part of round {number} is not here")
+            raise LocalError(f"the reduced part {digest.hex()[:16]}… is not here")
         return held
 
-    def forget_before(self, number: int) -> None:
-        for old in [one for one in self._held if one <= number]:
+    def forget_before(self, round_number: int) -> None:
+        for old in [one for one in self._held if one < round_number]:
             del self._held[old]
 
 
@@ -92,7 +94,7 @@ class Driver:
     def __init__(
         self,
         run: Run,
-        members: RunStreams,
+        members: Rounds,
         reduced: Reductions,
         trainer: Trainer,
         averaging: Averaging,
@@ -130,7 +132,7 @@ class Driver:
     # --- in -----------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        async for peer, data in self._members.incoming:
+        async for peer, data in self._members:
             self._perform(self._run.receive(peer, data, trio.current_time()))
 
     async def _keep_time(self) -> None:
@@ -163,11 +165,11 @@ class Driver:
                 self._nursery.start_soon(self._train, number, fresh)
             case Exchange():
                 self._begin(self._exchange, effect)
-            case Fetch(number, parts, holders):
-                for part, digest in parts:
-                    if digest not in self._fetching:
-                        self._fetching.add(digest)
-                        self._nursery.start_soon(self._fetch, number, part, digest, holders)
+            case Fetch(_, _, parts, _):
+                for number, part in parts:
+                    if part.digest not in self._fetching:
+                        self._fetching.add(part.digest)
+                        self._nursery.start_soon(self._fetch, effect, number, part)
             case Apply():
                 self._begin(self._apply, effect)
             case Certified(_, report):
@@ -227,49 +229,49 @@ class Driver:
                 self._on_violation(blame.peer, ProtocolViolation(blame.reason, peer=blame.peer))
         for one in exchanged.results:
             if one is not None:
-                self._reduced.keep(effect.round, HeldPart(effect.set_hash, one.part, one.mantissas))
+                self._reduced.keep(effect.round, one.part.digest, one.mantissas)
         parts = tuple(None if one is None else one.part for one in exchanged.results)
         self._perform(run.exchanged(effect.round, effect.view, parts, trio.current_time()))
 
-    async def _fetch(self, number: int, part: int, digest: bytes, holders: tuple[PeerId, ...]) -> None:
+    async def _fetch(self, effect: Fetch, number: int, part: Part) -> None:
         """From one holder after the other. What hashes to the digest is the part, whoever sent it."""
+        piece = part_slices(self._trainer.dimension, self._run.roster.rules.parts)[number]
+        length = VALUE_BYTES * (piece.stop - piece.start)
         try:
-            for holder in holders:
+            for holder in effect.holders:
                 try:
                     with bounded(FETCH_S, "fetching a reduced part", peer=holder):
-                        held = await self._members.fetch(holder, number, part, digest)
-                    await trio.to_thread.run_sync(self._check, number, part, digest, held)
+                        mantissas = bytes(await self._members.fetch_part(holder, part.digest, length=length))
+                    await trio.to_thread.run_sync(self._check, effect, number, part, mantissas)
                 except Unavailable as error:
                     log.debug("part_not_fetched", peer=short(holder), error=str(error))
-                    continue
                 except PeerViolation as error:
                     self._on_violation(holder, error)
-                    continue
-                self._reduced.keep(number, held)
-                self._perform(self._run.fetched(number, digest, trio.current_time()))
-                return
+                else:
+                    self._reduced.keep(effect.round, part.digest, mantissas)
+                    self._perform(self._run.fetched(effect.round, part.digest, trio.current_time()))
+                    return
         finally:
-            self._fetching.discard(digest)
+            self._fetching.discard(part.digest)
 
-    async def _apply(self, effect: Apply) -> None:
-        mantissas = b"".join(self._reduced.of(effect.round, part.digest).mantissas for part in effect.parts)
-        exponents = tuple(part.exponent for part in effect.parts)
-        root = await self._trainer.apply(effect.round, exponents, mantissas)
-        self._reduced.forget_before(effect.round - KEPT_ROUNDS)
-        self._perform(self._run.applied(effect.round, root, trio.current_time()))
-
-    def _check(self, number: int, part: int, digest: bytes, held: HeldPart) -> None:
-        """Raises ProtocolViolation unless everything in it hashes to the digest asked for."""
-        result, piece = held.result, part_slices(self._trainer.dimension, self._run.roster.rules.parts)[part]
+    def _check(self, effect: Fetch, number: int, part: Part, mantissas: bytes) -> None:
+        """Raises ProtocolViolation unless everything hashes to the digest asked for."""
         found = reduced_digest(
             self._run.roster.run,
-            number,
-            held.set_hash,
-            part=part,
-            exponent=result.exponent,
-            used=result.used,
-            weights=result.weights,
-            mantissas=held.mantissas,
+            effect.round,
+            effect.set_hash,
+            part=number,
+            exponent=part.exponent,
+            used=part.used,
+            weights=part.weights,
+            mantissas=mantissas,
         )
-        if found != digest or result.digest != digest or len(held.mantissas) != 2 * (piece.stop - piece.start):
+        if found != part.digest:
             raise ProtocolViolation("another reduced part than the one asked for")
+
+    async def _apply(self, effect: Apply) -> None:
+        mantissas = b"".join(self._reduced.of(part.digest) for part in effect.parts)
+        exponents = tuple(part.exponent for part in effect.parts)
+        root = await self._trainer.apply(effect.round, exponents, mantissas)
+        self._reduced.forget_before(effect.round + 1 - KEPT_ROUNDS)
+        self._perform(self._run.applied(effect.round, root, trio.current_time()))

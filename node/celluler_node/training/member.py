@@ -28,6 +28,7 @@ from celluler_node.training.publish import REPLICAS, replicated, settle
 from celluler_node.training.record import JobRecord
 from celluler_node.training.site import Site
 from celluler_node.training.trainer import RunSetup, Trainer
+from celluler_protocols.rounds import open_rounds
 
 LINGER_S = 10.0
 """How long a member that has finished goes on answering those that lag."""
@@ -93,7 +94,7 @@ async def _train(
     finished = trio.Event()
     members = tuple(member.peer for member in roster.members)
     reduced = Reductions()
-    async with site.rounds.open_run(roster.run, members, reduced.get) as streams:
+    async with open_rounds(site.rounds, roster.run, members, parts=reduced.find) as streams:
         driver = Driver(
             run,
             streams,
@@ -130,6 +131,9 @@ async def _finish(site: Site, record: JobRecord, trainer: Trainer, material: Mat
 
 
 def _measure(site: Site, record: JobRecord, progress: Progress) -> None:
+    assert record.roster is not None
+    if progress.report.round == record.roster.rules.rounds:
+        return  # the closing height: it certifies the final state and trains nothing
     figures = {"round": float(progress.report.round + 1), "views": float(progress.report.views)}
     if progress.loss is not None and math.isfinite(progress.loss):
         figures["loss"] = progress.loss

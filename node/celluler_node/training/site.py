@@ -18,7 +18,7 @@ from celluler_node.repository import Repository
 from celluler_node.training.trainer import TrainerFactory
 from celluler_protocols.gossip import Gossip
 from celluler_protocols.host import Host
-from celluler_protocols.rounds import Switchboard
+from celluler_protocols.rounds import RoundsHub
 
 TrainerMaker = Callable[[Limits, Path], TrainerFactory]
 """From a worker's limits and a scratch folder to trainers. The shipped one is `worker_trainer`."""
@@ -35,7 +35,7 @@ class Site:
     fetcher: Fetcher
     repository: Repository
     gossip: Gossip
-    rounds: Switchboard
+    rounds: RoundsHub
     make_trainer: TrainerMaker
     device: str
     worker_limits: Limits
