@@ -1,6 +1,6 @@
 """A store in memory: for tests, simulations and peers that keep nothing.
 
-`path` writes the content into a temporary folder that the store owns and deletes on `close`.
+`path` writes the content into a temporary folder that the store owns and deletes on `close`, or when it is forgotten.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,8 +114,7 @@ class MemoryStore:
             if not content.complete:
                 raise BlockAbsent(root)
             content.last_used_s = self._clock()
-            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="celluler-memory-"))
-            path = self._folder / root.hex()
+            path = self._own_folder() / root.hex()
             if not path.exists():
                 path.write_bytes(b"".join(content.pieces[index] for index in range(len(content.layout))))
             return path
@@ -152,8 +152,14 @@ class MemoryStore:
     def close(self) -> None:
         with self._lock:
             if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                self._delete_folder()
                 self._folder = None
+
+    def _own_folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="celluler-memory-"))
+            self._delete_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
 
     def _drop(self, root: bytes, content: _Content) -> None:
         self._used_bytes -= content.layout.manifest.total_len
