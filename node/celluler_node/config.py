@@ -47,6 +47,7 @@ class NodeConfig:
     sandbox: bool
     log_format: str
     log_level: str
+    log_file: Path | None
 
     @property
     def key_file(self) -> Path:
@@ -61,8 +62,8 @@ class NodeConfig:
         return self.home / NODE_FILE
 
     @property
-    def log_file(self) -> Path:
-        """Where a node started with `--detach` writes."""
+    def detached_log_file(self) -> Path:
+        """Where a node started with `--detach` logs when nothing else is said."""
         return self.home / "node.log"
 
     @property
@@ -144,9 +145,9 @@ def _bootstrap(value: Any) -> str:
     return address
 
 
-def _folder(value: Any) -> Path:
+def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is no folder")
+        raise ValueError(f"{value!r} is no path")
     return Path(value).expanduser().absolute()
 
 
@@ -231,7 +232,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "store.folder",
         "store_folder",
-        _folder,
+        _path,
         None,
         "where content lies; by default `store` under the data folder",
     ),
@@ -261,7 +262,7 @@ SETTINGS: tuple[Setting, ...] = (
         "log_format",
         _one_of("text", "json"),
         "text",
-        "of the log on stderr",
+        "of the log",
     ),
     Setting(
         "log.level",
@@ -269,6 +270,13 @@ SETTINGS: tuple[Setting, ...] = (
         _one_of("debug", "info", "warning", "error"),
         "info",
         "the least that is logged",
+    ),
+    Setting(
+        "log.file",
+        "log_file",
+        _path,
+        None,
+        "file to log to, rotated at 10 MiB; by default stderr, and `node.log` in the home with `--detach`",
     ),
 )
 

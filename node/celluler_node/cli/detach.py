@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from celluler.errors import CellulerError, TimedOut, WorkerFailed
@@ -29,11 +30,12 @@ _FLAGS = {
     "worker.sandbox": "--sandbox",
     "log.format": "--log-format",
     "log.level": "--log-level",
+    "log.file": "--log-file",
 }
 
 
 def start_detached(config: NodeConfig, flags: Mapping[str, Any]) -> NodeFile:
-    """The node, ready, in a session of its own; its log goes to `node.log` in its home.
+    """The node, ready, in a session of its own; without a log file of its own choice it logs to its home.
 
     Raises WorkerFailed with the end of the log when it ended, TimedOut when it is not ready in time (it is stopped).
     """
@@ -41,7 +43,10 @@ def start_detached(config: NodeConfig, flags: Mapping[str, Any]) -> NodeFile:
     for path, value in flags.items():
         for item in value if isinstance(value, list) else [] if value is None else [value]:
             arguments += [_FLAGS[path], str(item)]
-    descriptor = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log_file = config.log_file or config.detached_log_file
+    if config.log_file is None:
+        arguments += ["--log-file", str(log_file)]
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "wb") as log:
         child = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
@@ -54,10 +59,10 @@ def start_detached(config: NodeConfig, flags: Mapping[str, Any]) -> NodeFile:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(10)
         child.kill()
-        raise TimedOut(f"the node was not ready in {READY_S:.0f} s; its log is {config.log_file}")
+        raise TimedOut(f"the node was not ready in {READY_S:.0f} s; its log is {log_file}")
     if not line:
         code = child.wait()
-        raise WorkerFailed(f"the node ended with code {code}: {_last_words(config)}")
+        raise WorkerFailed(f"the node ended with code {code}: {_last_words(log_file)}")
     json.loads(line)  # our own line: anything else is a bug, and shows as one
     return read_node_file(config.home)
 
@@ -77,9 +82,9 @@ def _first_line(descriptor: int, deadline: float) -> bytes | None:
     return line
 
 
-def _last_words(config: NodeConfig) -> str:
+def _last_words(log_file: Path) -> str:
     """The end of the log; an error of ours in JSON as its message."""
-    text = config.log_file.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace").strip()
+    text = log_file.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace").strip()
     with contextlib.suppress(ValueError, KeyError, TypeError, CellulerError):
         return str(json.loads(text.splitlines()[-1])["error"]["message"])
     return text.splitlines()[-1] if text else "it said nothing"

@@ -6,20 +6,21 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import celluler
 from celluler.client import AsyncClient
-from celluler.errors import CellulerError, TimedOut
+from celluler.errors import TimedOut
 from celluler.home import NodeFile, places, read_node_file
 from celluler.identity import load_or_create_identity
 from celluler.quantities import format_bytes, format_duration
 from celluler.views import to_json
 from celluler_node.cli.detach import start_detached
 from celluler_node.cli.output import Output, ending, say
-from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
+from celluler_node.cli.session import NOBODY, Join, Json, log_to, open_session, run
 from celluler_node.config import SETTINGS, load_config
 
 DOWN_S = 30.0
@@ -55,6 +56,7 @@ def up(
     sandbox: Annotated[str, typer.Option(help="`on` or `off`: confine workers.")] = "",
     log_format: Annotated[str, typer.Option(help="`text` or `json`.")] = "",
     log_level: Annotated[str, typer.Option(help="`debug`, `info`, `warning` or `error`.")] = "",
+    log_file: Annotated[str, typer.Option(help="Log there instead of to stderr.")] = "",
     detach: Annotated[bool, typer.Option("--detach", help="In the background, once it is ready.")] = False,
     json: Json = False,
 ) -> None:
@@ -69,6 +71,7 @@ def up(
         "worker.sandbox": sandbox or None,
         "log.format": log_format or None,
         "log.level": log_level or None,
+        "log.file": log_file or None,
     }
     config = load_config(os.environ, flags)
     config.home.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,7 @@ def up(
         return
     from celluler_node.app import run_node  # noqa: PLC0415  # libp2p: only a node pays for it
 
+    log_to(config.log_file, config.log_format, config.log_level)
     run(partial(run_node, config, on_ready=announce))
 
 
@@ -92,7 +96,7 @@ def down(json: Json = False) -> None:
 
     run(main)
     deadline = time.monotonic() + DOWN_S
-    while _runs(node):
+    while not _ended(node.pid):
         if time.monotonic() > deadline:
             raise TimedOut(f"process {node.pid} has not ended in {DOWN_S:.0f} s", hint=f"kill {node.pid}")
         time.sleep(0.05)
@@ -156,10 +160,14 @@ def _announce(output: Output, node: NodeFile) -> None:
         print(f"  celluler up --join {address}", flush=True)
 
 
-def _runs(node: NodeFile) -> bool:
+def _ended(pid: int) -> bool:
+    """Gone, or waiting to be buried by its parent: a zombie holds no port and no file."""
     try:
-        return read_node_file(places(os.environ).home).pid == node.pid
-    except CellulerError:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0] == "Z"
+    except ProcessLookupError:
+        return True
+    except (OSError, IndexError):  # no /proc here, or somebody else's process
         return False
 
 

@@ -6,13 +6,14 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, TypeVar, cast
 
 import trio
 import typer
 
 from celluler.client import AsyncClient
-from celluler.errors import CellulerError
+from celluler.errors import CellulerError, LocalError
 from celluler.home import places
 
 T = TypeVar("T")
@@ -40,11 +41,22 @@ async def open_session(join: Sequence[str] = ()) -> AsyncIterator[AsyncClient]:
     from celluler_node.light import open_light  # noqa: PLC0415  # libp2p: only when asked for
 
     config = load_config(os.environ, {"network.join": list(join)})
+    log_to(None, "text", "warning")  # never on stdout, which is for the result
     token = secrets.token_hex(16)
     async with open_light(config, config.join) as operations:
         transport = httpx.ASGITransport(app=gateway_app(operations, token), raise_app_exceptions=False)
         async with AsyncClient("http://localhost", token, transport=transport) as client:
             yield client
+
+
+def log_to(file: Path | None, form: str, level: str) -> None:
+    """Send the log of this process to a file, or to stderr."""
+    from celluler_node.logs import Level, LogConfig, set_up  # noqa: PLC0415
+
+    try:
+        set_up(LogConfig(cast(Level, level), "json" if form == "json" else "console", file))
+    except OSError as error:
+        raise LocalError(f"cannot log to {file}: {error.strerror}") from None
 
 
 def run(main: Callable[[], Awaitable[T]]) -> T:
