@@ -138,9 +138,10 @@ class NewModel:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A published model. cid: of its signed manifest. weights: CID of the content. local: weights complete here.
+    """A published model: version `version` of `name` by `author`, a peer id.
 
-    spec: the architecture; left out of lists.
+    cid: of its signed manifest. weights: CID of the content. local: weights complete here. spec: the architecture;
+    left out of lists.
     """
 
     name: str
@@ -161,6 +162,11 @@ class Model:
     job: str | None = None
     providers: tuple[str, ...] = ()
     spec: Mapping[str, Any] | None = None
+
+    @property
+    def reference(self) -> str:
+        """`author/name:version`, by nickname when the author has one."""
+        return f"{self.nickname or self.author}/{self.name}:{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +256,7 @@ class JobReport:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """peer: who computed it. model: the exact version. elapsed_s: as the node waited for it."""
+    """peer: who computed it. model: what was asked for. cid: the exact version. elapsed_s: as the node waited."""
 
     outputs: Tensor
     model: str

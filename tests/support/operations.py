@@ -134,7 +134,7 @@ class MemoryNode:
         if str(name) in self.known:
             raise LocalError(f"{name} is published already", hint="publish it as a higher version")
         self.known[str(name)] = Model(
-            name=str(name),
+            name=name.name,
             version=str(name.version),
             cid=cid_of(digest_of(str(name).encode())),
             author=ALICE.peer_id,
@@ -167,7 +167,7 @@ class MemoryNode:
     async def predict(self, ref: str, inputs: Tensor) -> Prediction:
         model = await self.show_model(ref)
         outputs = tensor_of(inputs.numpy() * 2)
-        return Prediction(outputs, model.name, model.cid, BOB.peer_id, 0.01, ("zero", "one"))
+        return Prediction(outputs, model.reference, model.cid, BOB.peer_id, 0.01, ("zero", "one"))
 
     async def submit_job(self, job: NewJob) -> Job:
         spec = parse_job(job.spec)

@@ -64,7 +64,7 @@ async def test_a_model_is_added_with_its_weights_and_predicts(client: AsyncClien
     added = await client.models.add("alice/d:1.0.0", {"layers": []}, weights=tmp_path / "w.safetensors", labels=["a"])
     assert (await client.blobs.stat(added.weights)).kind == "model"
     assert (await client.models.show("alice/d")).spec == {"layers": []}
-    assert [model.name for model in await client.models.ls()] == ["alice/d:1.0.0"]
+    assert [model.reference for model in await client.models.ls()] == ["alice/d:1.0.0"]
     assert (await client.models.pull(added.cid)).local
     from_lists = await client.predict("alice/d", [[1, 2], [3, 4]])
     assert from_lists.outputs.lists() == [[2.0, 4.0], [6.0, 8.0]]

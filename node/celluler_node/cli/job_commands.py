@@ -170,7 +170,7 @@ async def _attach(
         attached.append(blob.cid)
     if architecture is not None:
         model = await client.models.add(str(document.get("model")), architecture, weights=weights)
-        say(f"published {model.name} ({model.parameters} parameters)")
+        say(f"published {model.reference} ({model.parameters} parameters)")
         document["model"] = model.cid
         attached += [model.cid, model.weights]
     elif weights is not None:

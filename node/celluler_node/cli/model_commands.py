@@ -44,7 +44,8 @@ def ls(join: Join = NOBODY, json: Json = False) -> None:
         async with open_session(join) as client:
             models = await client.models.ls()
         rows = (
-            (m.name, m.task, m.parameters, format_bytes(m.weights_bytes), "here" if m.local else "") for m in models
+            (m.reference, m.task, m.parameters, format_bytes(m.weights_bytes), "here" if m.local else "")
+            for m in models
         )
         Output(as_json=json).listing("models", models, ("model", "task", "parameters", "size", ""), rows)
 
@@ -77,7 +78,7 @@ def pull(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
 
 def _show(output: Output, model: Model) -> None:
     lines = {
-        "model": model.name,
+        "model": model.reference,
         "cid": model.cid,
         "author": f"{model.nickname or '?'} {model.author}",
         "task": model.task,

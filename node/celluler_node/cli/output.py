@@ -49,7 +49,7 @@ class Output:
         if self.as_json:
             self.document(record)
         else:
-            self.table(("", ""), ((name, value) for name, value in lines.items() if value not in (None, "", ())))
+            self.table(("", ""), ((name, value) for name, value in lines.items() if value or value == 0))
 
 
 def say(text: str) -> None:
