@@ -225,6 +225,10 @@ class TwoFaces(Honest):
         return super().say(to, raw)
 
 
+class Poisons(Honest):
+    """Keeps to every rule, and sends an update that the aggregation gives no weight."""
+
+
 class KeepsParts(Honest):
     """States what it reduced, and gives the bytes to nobody."""
 
@@ -277,7 +281,7 @@ class Garbage(Honest):
 
 
 LIARS: tuple[type[Honest], ...] = (
-    Silent, TwoUpdates, TwoSets, TwoVotes, Withholds, TwoFaces, KeepsParts, Late, Forges, Garbage,
+    Silent, TwoUpdates, TwoSets, TwoVotes, Withholds, TwoFaces, Poisons, KeepsParts, Late, Forges, Garbage,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ Knows nothing of training, arrays, sockets, or of other heights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
@@ -22,7 +22,8 @@ from typing import Any, Final
 from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.identity import Record, Signed
 from celluler.learning.effects import Diverged, Effect, Exchange, Exclude, Fault, Fetch, Send
-from celluler.learning.inputs import Inputs, check_part, check_set, inputs_of
+from celluler.learning.inputs import Inputs, check_part, inputs_of
+from celluler.learning.ledger import Ledger, Setting
 from celluler.learning.messages import (
     Body,
     BodyProposal,
@@ -35,20 +36,13 @@ from celluler.learning.messages import (
     SetProposal,
     Status,
     Vote,
-    check_quorum,
     check_signature,
     mask,
     open_message,
     record_hash,
     signature_of,
 )
-from celluler.learning.roster import RosterView
 from celluler.learning.tally import Tally
-
-VIEW_WINDOW = 8
-"""Messages of views further ahead are not kept; they are asked for again once we are there."""
-MAX_COMMIT_VARIANTS = 4
-"""Commits kept of a member that signed several: any of them may be in the leader's set."""
 
 
 class Step(Enum):
@@ -74,27 +68,6 @@ class Lock:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a height is given. leaders: places of the members that take turns. parts: 0 at the closing height.
-
-    mute: follow without signing anything. suspects (latest last) and excluded outlive the height.
-    """
-
-    roster: RosterView
-    me: int
-    round: int
-    prev: bytes
-    state_root: bytes
-    parts: int
-    leaders: tuple[int, ...]
-    mute: bool
-    seal: Callable[[Record], bytes]
-    expected: Callable[[int], bool]
-    suspects: dict[int, None]
-    excluded: set[int]
-
-
 class Height:
     """Feed it with what arrives, then `take` what it wants done. Every call brings `now`, in seconds."""
 
@@ -111,13 +84,7 @@ class Height:
         self._exchange_s = self._rules.exchange_ms / 1000
         self._now = now
         self._out: list[Effect] = []
-        self._commits: dict[int, dict[bytes, Signed[Commit]]] = {}
-        self._sets: dict[int, Signed[SetProposal]] = {}
-        self._reduced: dict[tuple[int, int, int], Signed[Reduced]] = {}  # by view, part, author
-        self._proposals: dict[int, Signed[BodyProposal]] = {}
-        self._tallies: dict[tuple[int, int], Tally] = {}  # by view, phase
-        self._bodies: dict[bytes, Body] = {}
-        self._claims: dict[int, int] = {}  # the highest view each member was seen in
+        self._ledger = Ledger(setting, self._equivocated)
         self._held: set[bytes] = set()
         self._locked: Lock | None = None
         self._valid: tuple[Lock, Quorum] | None = None
@@ -138,7 +105,7 @@ class Height:
         """Our own training is done."""
         self._now = now
         setting = self.setting
-        if setting.me not in self._commits and self._may_sign:
+        if setting.me not in self._ledger.commits and self._may_sign:
             run = setting.roster.run
             self._broadcast(Commit(run, self.round, setting.prev, setting.state_root, hashes, exponents, fresh))
         self._advance()
@@ -146,17 +113,18 @@ class Height:
     def receive(self, member: int, signed: Signed[Any], now: float) -> bool:
         """A message of this round, signed by `member`. True if it was new. Raises PeerViolation, blaming `member`."""
         self._now = now
-        claimed = self._claims.get(member)
-        new = self._store(member, signed)
-        if new or claimed != self._claims.get(member):
+        claims = self._ledger.claims
+        claimed = claims.get(member)
+        new = self._ledger.add(member, signed, self.view)
+        if new or claimed != claims.get(member):
             self._advance()
         return new
 
     def claim(self, member: int, view: int, now: float) -> None:
         """A member says in which view it is."""
         self._now = now
-        if view > self._claims.get(member, -1):
-            self._claims[member] = view
+        if view > self._ledger.claims.get(member, -1):
+            self._ledger.claims[member] = view
             self._advance()
 
     def exchanged(self, view: int, results: Sequence[Part | None], now: float) -> None:
@@ -180,7 +148,7 @@ class Height:
         self._now = now
         if self.certificate is not None:
             return False
-        self._check_body(certificate.body)
+        self._ledger.check_body(certificate.body)
         self._decide(certificate)
         self._advance()
         return True
@@ -218,151 +186,37 @@ class Height:
             incarnation=incarnation,
             sequence=sequence,
             certified=self.certificate is not None,
-            commits=mask(self._commits),
-            has_set=self.view in self._sets,
-            has_body=self.view in self._proposals,
+            commits=mask(self._ledger.commits),
+            has_set=self.view in self._ledger.sets,
+            has_body=self.view in self._ledger.proposals,
             reduced=self._reduced_mask(),
-            votes_1=self._tally(self.view, 1).mask,
-            votes_2=self._tally(self.view, 2).mask,
+            votes_1=self._ledger.tally(self.view, 1).mask,
+            votes_2=self._ledger.tally(self.view, 2).mask,
             heard=heard,
-            wanted=self._wanted(),
+            wanted=self._ledger.missing_commits(self.view),
         )
 
     def answer(self, status: Status) -> list[bytes]:
         """Everything we hold that a member of this round and view says it lacks."""
-        view = status.view
-        answers = [next(iter(kept.values())).raw for m, kept in self._commits.items() if not status.commits >> m & 1]
-        for entry in status.wanted:
-            known = self._commits.get(entry.member, {}).get(entry.commit)
-            if known is not None:
-                answers.append(known.raw)
-        if not status.has_set and view in self._sets:
-            answers.append(self._sets[view].raw)
-        if not status.has_body and view in self._proposals:
-            answers.append(self._proposals[view].raw)
-        answers += [
-            s.raw for (at, part, _), s in self._reduced.items() if at == view and not status.reduced >> part & 1
-        ]
-        for phase, known_votes in ((1, status.votes_1), (2, status.votes_2)):
-            tally = self._tallies.get((view, phase))
-            if tally is not None:
-                answers += [signed.raw for member, signed in tally.votes.items() if not known_votes >> member & 1]
-        return answers
+        return self._ledger.answer(status)
 
     def obstacle(self) -> str:
         """In words, what this height waits for: the reason given when a run stalls here."""
         where = f"round {self.round}, view {self.view}"
         match self.step:
             case Step.COMMITS:
-                return f"{where}: {len(self._group()[1])} of the {self._rules.q} updates needed from one state"
+                return (
+                    f"{where}: {len(self._ledger.largest_group())} of the {self._rules.q} updates needed from one state"
+                )
             case Step.SET:
-                return f"{where}: no set of inputs from the leader {self._nickname(self._leader(self.view))}"
+                return f"{where}: no set of inputs from the leader {self._nickname(self.setting.leader(self.view))}"
             case Step.EXCHANGE:
                 return f"{where}: {self._lacking_now().bit_count()} of {self.setting.parts} parts missing"
             case Step.DECIDED:
                 return f"{where}: decided, but {len(self._fetching)} of its parts could not be fetched"
             case _:
-                votes = self._tally(self.view, 1 if self.step is Step.VOTE_1 else 2).votes
+                votes = self._ledger.tally(self.view, 1 if self.step is Step.VOTE_1 else 2).votes
                 return f"{where}: {len(votes)} votes without a quorum of {self._rules.q} for one result"
-
-    # --- keeping what arrives ----------------------------------------------------------------------------------
-
-    def _store(self, member: int, signed: Signed[Any]) -> bool:
-        record = signed.record
-        if isinstance(record, Commit):
-            return self._store_commit(member, record, signed)
-        self._claims[member] = max(record.view, self._claims.get(member, -1))
-        if record.view > self.view + VIEW_WINDOW:
-            return False
-        match record:
-            case SetProposal():
-                self._check_leader(member, record.view)
-                check_set(self.setting.roster, record)
-                return self._keep(self._sets, record.view, member, signed)
-            case Reduced():
-                if record.part >= self.setting.parts:
-                    raise ProtocolViolation(f"no part {record.part} in a round of {self.setting.parts}")
-                return self._keep(self._reduced, (record.view, record.part, member), member, signed)
-            case BodyProposal():
-                return self._store_proposal(member, record, signed)
-            case Vote():
-                return self._store_vote(member, record, signed)
-        raise ProtocolViolation(f"{type(record).__name__} is no message of a height")
-
-    def _store_commit(self, member: int, commit: Commit, signed: Signed[Commit]) -> bool:
-        if commit.prev != self.setting.prev:
-            raise ProtocolViolation("a commit that follows another history")
-        if not len(commit.hashes) == len(commit.exponents) == self.setting.parts:
-            raise ProtocolViolation(f"a commit of {len(commit.hashes)} parts in a round of {self.setting.parts}")
-        name = record_hash(commit)
-        kept = self._commits.setdefault(member, {})
-        if name in kept:
-            return False
-        if kept:
-            self._equivocated(member, "two updates in one round", next(iter(kept.values())), signed)
-        if len(kept) >= 2 and (Entry(member, name) not in self._wanted() or len(kept) >= MAX_COMMIT_VARIANTS):
-            return False
-        kept[name] = signed
-        return True
-
-    def _store_proposal(self, member: int, proposal: BodyProposal, signed: Signed[BodyProposal]) -> bool:
-        self._check_leader(member, proposal.view)
-        if proposal.view in self._proposals:
-            return self._keep(self._proposals, proposal.view, member, signed)
-        body, proof = proposal.body, proposal.proof
-        self._check_body(body)
-        if proof is None:
-            if len(proposal.statements) != self.setting.parts:
-                raise ProtocolViolation("a body without its reducers' signatures")
-        else:
-            if proof.view >= proposal.view or proposal.statements:
-                raise ProtocolViolation("a body proposed again without an earlier quorum")
-            check_quorum(self.setting.roster, self.round, 1, record_hash(body), proof)
-        self._bodies[record_hash(body)] = body
-        return self._keep(self._proposals, proposal.view, member, signed)
-
-    def _store_vote(self, member: int, vote: Vote, signed: Signed[Vote]) -> bool:
-        if vote.body is not None and vote.lacking:
-            raise ProtocolViolation("a vote for a body that lacks parts")
-        tally = self._tally(vote.view, vote.phase)
-        known = tally.votes.get(member)
-        if known is None:
-            tally.add(member, signed)
-            return True
-        if known.record != vote:
-            self._equivocated(member, f"two votes in phase {vote.phase} of one view", known, signed)
-        return False
-
-    def _keep(self, table: dict[Any, Signed[Any]], key: Any, member: int, signed: Signed[Any]) -> bool:
-        """The first of its kind stays; a different second one is proof against its author."""
-        known = table.get(key)
-        if known is None:
-            table[key] = signed
-            return True
-        if known.record != signed.record:
-            self._equivocated(member, f"two different {_PLURAL[type(signed.record)]} in one view", known, signed)
-        return False
-
-    def _equivocated(self, member: int, what: str, first: Signed[Any], second: Signed[Any]) -> None:
-        if member not in self.setting.excluded:
-            self.setting.excluded.add(member)
-            self._out.append(Exclude(self.setting.roster.members[member].peer, what, (first.raw, second.raw)))
-
-    def _check_leader(self, member: int, view: int) -> None:
-        if member != self._leader(view):
-            raise ProtocolViolation("a proposal from a member that does not lead this view")
-
-    def _check_body(self, body: Body) -> None:
-        setting = self.setting
-        if body.round != self.round or body.prev != setting.prev:
-            raise ProtocolViolation("a body that follows another history")
-        size = body.members.bit_count()
-        if size < self._rules.q or body.members >> self._size:
-            raise ProtocolViolation("a body from less than a quorum, or with strangers")
-        if len(body.parts) != setting.parts:
-            raise ProtocolViolation(f"a body of {len(body.parts)} parts in a round of {setting.parts}")
-        for part in body.parts:
-            check_part(part, size, self._rules.b)
 
     # --- the machine: rules tried in order until none applies --------------------------------------------------
 
@@ -377,14 +231,14 @@ class Height:
 
     def _open(self) -> bool:
         """View 0 opens with the q-th commit: how long training takes is nobody's fault before that."""
-        if self.step is not Step.COMMITS or len(self._group()[1]) < self._rules.q:
+        if self.step is not Step.COMMITS or len(self._ledger.largest_group()) < self._rules.q:
             return False
         self._enter(0)
         return True
 
     def _jump(self) -> bool:
         """b+1 members in a later view hold an honest one: follow."""
-        ahead = sorted((view for view in self._claims.values() if view > self.view), reverse=True)
+        ahead = sorted((view for view in self._ledger.claims.values() if view > self.view), reverse=True)
         if len(ahead) <= self._rules.b:
             return False
         self._enter(ahead[self._rules.b])
@@ -403,7 +257,7 @@ class Height:
         """Reducers whose part we did not get, or b+1 members say they did not."""
         if self._inputs is None:
             return
-        complaints = [signed.record.lacking for signed in self._tally(self.view, 1).votes.values()]
+        complaints = [signed.record.lacking for signed in self._ledger.tally(self.view, 1).votes.values()]
         for part, reducer in enumerate(self._inputs.reducers):
             told = sum(lacking >> part & 1 for lacking in complaints)
             if (self._lacking >> part & 1 or told > self._rules.b) and reducer != self.setting.me:
@@ -412,26 +266,31 @@ class Height:
 
     def _propose_set(self) -> bool:
         """The leader's first word: a body with an earlier quorum again, or else a set of inputs."""
-        if not self._leading or self.step is not Step.SET or self.view in self._sets or self.view in self._proposals:
+        if (
+            not self._leading
+            or self.step is not Step.SET
+            or self.view in self._ledger.sets
+            or self.view in self._ledger.proposals
+        ):
             return False
         run = self.setting.roster.run
         if self._valid is not None:
             lock, proof = self._valid
-            self._broadcast(BodyProposal(run, self.round, self.view, self._bodies[lock.body], (), proof))
+            self._broadcast(BodyProposal(run, self.round, self.view, self._ledger.bodies[lock.body], (), proof))
             return True
         members = self._chosen()
         if members is None:
             return False
-        entries = tuple(Entry(member, next(iter(self._commits[member]))) for member in members)
+        entries = tuple(Entry(member, next(iter(self._ledger.commits[member]))) for member in members)
         self._broadcast(SetProposal(run, self.round, self.view, entries, self._barred(members)))
         return True
 
     def _chosen(self) -> tuple[int, ...] | None:
         """Whose commits to propose; None while it is worth waiting for more."""
-        group, quorum = self._group()[1], self._rules.q
+        group, quorum = self._ledger.largest_group(), self._rules.q
         if len(group) < quorum:
             return None
-        missing = [m for m in range(self._size) if m not in self._commits and self.setting.expected(m)]
+        missing = [m for m in range(self._size) if m not in self._ledger.commits and self.setting.expected(m)]
         if missing and self._now < self._grace:
             return None
         trusted = [member for member in group if member not in self.setting.excluded]
@@ -441,26 +300,17 @@ class Height:
             chosen = present if len(present) >= quorum else chosen
         return tuple(chosen)
 
-    def _group(self) -> tuple[bytes, list[int]]:
-        """(state, members): the largest group of commits from one state, ascending."""
-        groups: dict[bytes, list[int]] = {}
-        for member in sorted(self._commits):
-            kept = self._commits[member]
-            if kept:
-                groups.setdefault(next(iter(kept.values())).record.state_root, []).append(member)
-        return max(groups.items(), key=lambda group: (len(group[1]), group[0]), default=(b"", []))
-
     def _barred(self, members: tuple[int, ...]) -> int:
         """At most b, so that a lying leader cannot keep the work among its friends."""
         latest_first = [*sorted(self.setting.excluded), *reversed(self.setting.suspects)]
         return mask(list(dict.fromkeys(member for member in latest_first if member in members))[: self._rules.b])
 
     def _accept_set(self) -> bool:
-        signed = self._sets.get(self.view)
-        if self.step is not Step.SET or signed is None or self._bad_set or self._missing_commits(signed.record):
+        signed = self._ledger.sets.get(self.view)
+        if self.step is not Step.SET or signed is None or self._bad_set or self._ledger.missing_commits(self.view):
             return False
         proposal = signed.record
-        commits = [self._commits[entry.member][entry.commit] for entry in proposal.entries]
+        commits = [self._ledger.commits[entry.member][entry.commit] for entry in proposal.entries]
         try:
             self._inputs = inputs = inputs_of(self.setting.roster, proposal, commits, self.setting.parts)
         except ProtocolViolation as error:
@@ -489,7 +339,7 @@ class Height:
         inputs = self._inputs
         if inputs is None:
             return None
-        signed = self._reduced.get((self.view, part, inputs.reducers[part]))
+        signed = self._ledger.reduced.get((self.view, part, inputs.reducers[part]))
         if signed is None or signed.record.set_hash != inputs.hash:
             return None
         try:
@@ -501,7 +351,7 @@ class Height:
     def _propose_body(self) -> bool:
         """The leader's second word. It holds every part itself, so that it can serve those who lack one."""
         inputs = self._inputs
-        if inputs is None or not self._leading or self.step is not Step.EXCHANGE or self.view in self._proposals:
+        if inputs is None or not self._leading or self.step is not Step.EXCHANGE or self.view in self._ledger.proposals:
             return False
         stated = [signed for part in range(self.setting.parts) if (signed := self._stated(part)) is not None]
         if len(stated) < self.setting.parts or any(s.record.result.digest not in self._held for s in stated):
@@ -517,10 +367,10 @@ class Height:
     def _vote_1(self) -> bool:
         if self.step not in (Step.SET, Step.EXCHANGE):
             return False
-        signed = self._proposals.get(self.view)
+        signed = self._ledger.proposals.get(self.view)
         choice = WAIT if signed is None else self._judge(signed.record)
         if choice is WAIT:
-            if self._now < self._deadline and not self._leader_resigned() and not self._bad_set:
+            if self._now < self._deadline and not self._leader_failed():
                 return False
             choice = None
         self._lacking = self._lacking_now() if choice is None else 0
@@ -556,7 +406,7 @@ class Height:
             for number, (part, signature) in enumerate(zip(body.parts, proposal.statements, strict=True)):
                 reducer = inputs.reducers[number]
                 raw = check_signature(roster, reducer, inputs.states(roster, self.round, number, part), signature)
-                self._keep(self._reduced, (self.view, number, reducer), reducer, open_message(raw))
+                self._ledger.keep(self._ledger.reduced, (self.view, number, reducer), reducer, open_message(raw))
         except PeerViolation as error:
             self._blame_leader(error)
             return False
@@ -564,20 +414,20 @@ class Height:
 
     def _lock(self) -> bool:
         """A phase-1 quorum: lock, and say so in phase 2. The parts need not be here: b+1 honest voters hold them."""
-        name = self._tally(self.view, 1).body_with(self._rules.q)
-        if self.step not in (Step.VOTE_1, Step.VOTE_2) or name is None or name not in self._bodies:
+        name = self._ledger.tally(self.view, 1).body_with(self._rules.q)
+        if self.step not in (Step.VOTE_1, Step.VOTE_2) or name is None or name not in self._ledger.bodies:
             return False
         lock = Lock(self.view, name)
         if self._valid is not None and self._valid[0].view >= lock.view:
             return False
-        self._valid = (lock, self._tally(self.view, 1).proof(name))
+        self._valid = (lock, self._ledger.tally(self.view, 1).proof(name))
         if self.step is Step.VOTE_1:
             self._locked = lock
             self._to_phase_2(name)
         return True
 
     def _give_up_phase_1(self) -> bool:
-        if self.step is not Step.VOTE_1 or not self._time_is_up(self._tally(self.view, 1)):
+        if self.step is not Step.VOTE_1 or not self._time_is_up(self._ledger.tally(self.view, 1)):
             return False
         self._to_phase_2(None)
         return True
@@ -587,7 +437,7 @@ class Height:
         self._cast(2, choice, 0)
 
     def _give_up_phase_2(self) -> bool:
-        if self.step is not Step.VOTE_2 or not self._time_is_up(self._tally(self.view, 2)):
+        if self.step is not Step.VOTE_2 or not self._time_is_up(self._ledger.tally(self.view, 2)):
             return False
         self._enter(self.view + 1)
         return True
@@ -601,10 +451,10 @@ class Height:
         return self._timer is not None and self._now >= self._timer
 
     def _count_decision(self) -> bool:
-        for (_, phase), tally in self._tallies.items():
+        for (_, phase), tally in self._ledger.tallies.items():
             name = tally.body_with(self._rules.q) if phase == 2 else None
-            if name is not None and name in self._bodies:
-                self._decide(Certificate(self.setting.roster.run, self._bodies[name], tally.proof(name)))
+            if name is not None and name in self._ledger.bodies:
+                self._decide(Certificate(self.setting.roster.run, self._ledger.bodies[name], tally.proof(name)))
                 return True
         return False
 
@@ -639,11 +489,11 @@ class Height:
             inputs, parts = self.certificate.body.set_hash, self.certificate.body.parts
             holders = [*(mark.member for mark in self.certificate.quorum.marks), *range(self._size)]
         elif self.step in (Step.SET, Step.EXCHANGE) and not self._exchanging:
-            signed = self._proposals.get(self.view)
+            signed = self._ledger.proposals.get(self.view)
             if signed is not None:
                 name = record_hash(signed.record.body)
                 inputs, parts = signed.record.body.set_hash, signed.record.body.parts
-                holders = [self._leader(self.view), *self._tally(self.view, 1).voters_for(name)]
+                holders = [self.setting.leader(self.view), *self._ledger.tally(self.view, 1).voters_for(name)]
             elif self._leading and self._inputs is not None:
                 stated = [self._stated(part) for part in range(self.setting.parts)]
                 inputs = self._inputs.hash
@@ -657,7 +507,7 @@ class Height:
     def _broadcast(self, record: Record) -> None:
         raw = self.setting.seal(record)
         self._out.append(Send(None, raw))
-        self._store(self.setting.me, open_message(raw))
+        self._ledger.add(self.setting.me, open_message(raw), self.view)
 
     def _cast(self, phase: int, choice: bytes | None, lacking: int) -> None:
         if self._may_sign:
@@ -669,20 +519,23 @@ class Height:
 
     @property
     def _leading(self) -> bool:
-        return self._leader(self.view) == self.setting.me and self._may_sign
+        return self.setting.leader(self.view) == self.setting.me and self._may_sign
 
-    def _leader(self, view: int) -> int:
-        leaders = self.setting.leaders
-        return leaders[(self.round + view) % len(leaders)]
+    def _leader_failed(self) -> bool:
+        """Nothing more is to be hoped for in this view: its leader proposed nonsense, votes against it, or is gone."""
+        leader = self.setting.leader(self.view)
+        vote = self._ledger.tally(self.view, 1).votes.get(leader)
+        gone = self.step is Step.SET and leader != self.setting.me and not self.setting.expected(leader)
+        return self._bad_set or gone or (vote is not None and vote.record.body is None)
 
-    def _leader_resigned(self) -> bool:
-        """A leader that votes against its own view will propose nothing more in it."""
-        vote = self._tally(self.view, 1).votes.get(self._leader(self.view))
-        return vote is not None and vote.record.body is None
+    def _equivocated(self, member: int, what: str, first: Signed[Any], second: Signed[Any]) -> None:
+        if member not in self.setting.excluded:
+            self.setting.excluded.add(member)
+            self._out.append(Exclude(self.setting.roster.members[member].peer, what, (first.raw, second.raw)))
 
     def _blame_leader(self, error: PeerViolation) -> None:
         self._bad_set = True
-        self._out.append(Fault(self.setting.roster.members[self._leader(self.view)].peer, str(error)))
+        self._out.append(Fault(self.setting.roster.members[self.setting.leader(self.view)].peer, str(error)))
 
     def _compare_state(self, agreed: bytes) -> None:
         if agreed != self.setting.state_root and not self.diverged:
@@ -699,19 +552,6 @@ class Height:
     def _reduced_mask(self) -> int:
         return mask(part for part in range(self.setting.parts) if self._stated(part) is not None)
 
-    def _missing_commits(self, proposal: SetProposal) -> list[Entry]:
-        return [entry for entry in proposal.entries if entry.commit not in self._commits.get(entry.member, {})]
-
-    def _wanted(self) -> tuple[Entry, ...]:
-        signed = self._sets.get(self.view)
-        return () if signed is None else tuple(self._missing_commits(signed.record))
-
-    def _tally(self, view: int, phase: int) -> Tally:
-        return self._tallies.setdefault((view, phase), Tally(view))
-
     def _nickname(self, place: int) -> str:
         member = self.setting.roster.members[place]
         return member.nickname or member.peer[-8:]
-
-
-_PLURAL: Final = {SetProposal: "sets of inputs", Reduced: "results for one part", BodyProposal: "bodies", Vote: "votes"}

@@ -28,6 +28,7 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
+from celluler.learning.ledger import Setting
 from celluler.learning.messages import (
     Certificate,
     Part,
@@ -40,7 +41,7 @@ from celluler.learning.messages import (
 )
 from celluler.learning.report import RunReport, report_of
 from celluler.learning.roster import RosterView
-from celluler.learning.round import Height, Setting
+from celluler.learning.round import Height
 
 INACTIVE_ROUNDS = 3
 """Rounds in a row without an update after which nobody waits for a member, nor lets it lead."""
@@ -70,6 +71,7 @@ class Run:
         self.stalled: str | None = None
         self._seal: Callable[[Record], bytes] = lambda record: seal(identity, record)
         self._state_root = state_root
+        self._places = {member.peer: member.index for member in roster.members}
         self._rules = roster.rules
         self._size = len(roster)
         self._period_s = roster.rules.delta_ms / 1000 / STATUSES_PER_DELTA
@@ -98,6 +100,14 @@ class Run:
     def round(self) -> int:
         return self._at.round
 
+    @property
+    def settled(self) -> bool:
+        """Finished, and so by their own word are all others that are alive: nobody needs us any more."""
+        if not self.finished:
+            return False
+        done = {m for m, s in self._statuses.items() if s.certified and s.round == self._rules.rounds}
+        return all(place in done for place in range(self._size) if place != self.me and self._alive(place))
+
     def start(self, now: float) -> Effects:
         self._heard = dict.fromkeys(range(self._size), now)
         self._status_at = now
@@ -111,7 +121,7 @@ class Run:
         self._now = now
         try:
             signed = open_message(raw)
-            author = self.roster.index_of(signed.signer)
+            author = self._places.get(signed.signer)
             if author is None or signed.record.run != self.roster.run:
                 raise ProtocolViolation("passed on a message of another run or of a stranger")
         except PeerViolation as error:

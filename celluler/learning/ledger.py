@@ -1,0 +1,216 @@
+"""Everything signed that arrived at one height, checked as far as it can be without knowing the time.
+
+The first message of its kind counts. A different second one from the same member is proof against it and is handed to
+`equivocated`; it is never counted, except that a commit the leader chose is kept whichever of several it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from celluler.errors import ProtocolViolation
+from celluler.identity import Record, Signed
+from celluler.learning.inputs import check_part, check_set
+from celluler.learning.messages import (
+    Body,
+    BodyProposal,
+    Commit,
+    Entry,
+    Reduced,
+    SetProposal,
+    Status,
+    Vote,
+    check_quorum,
+    record_hash,
+)
+from celluler.learning.roster import RosterView
+from celluler.learning.tally import Tally
+
+VIEW_WINDOW = 8
+"""Messages of views further ahead are not kept; they are asked for again once we are there."""
+MAX_COMMIT_VARIANTS = 4
+"""Commits kept of a member that signed several: any of them may be in the leader's set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a height is given. leaders: places of the members that take turns. parts: 0 at the closing height.
+
+    mute: follow without signing anything. suspects (latest last) and excluded outlive the height.
+    """
+
+    roster: RosterView
+    me: int
+    round: int
+    prev: bytes
+    state_root: bytes
+    parts: int
+    leaders: tuple[int, ...]
+    mute: bool
+    seal: Callable[[Record], bytes]
+    expected: Callable[[int], bool]
+    suspects: dict[int, None]
+    excluded: set[int]
+
+    def leader(self, view: int) -> int:
+        return self.leaders[(self.round + view) % len(self.leaders)]
+
+
+class Ledger:
+    """equivocated: called with (member, what it did, first, second)."""
+
+    def __init__(self, setting: Setting, equivocated: Callable[[int, str, Signed[Any], Signed[Any]], None]) -> None:
+        self.commits: dict[int, dict[bytes, Signed[Commit]]] = {}
+        """By member and name; the first is the one that counts."""
+        self.sets: dict[int, Signed[SetProposal]] = {}
+        self.reduced: dict[tuple[int, int, int], Signed[Reduced]] = {}
+        """By view, part, author."""
+        self.proposals: dict[int, Signed[BodyProposal]] = {}
+        self.bodies: dict[bytes, Body] = {}
+        self.tallies: dict[tuple[int, int], Tally] = {}
+        """By view, phase."""
+        self.claims: dict[int, int] = {}
+        """The latest view in which each member was seen."""
+        self._setting, self._equivocated = setting, equivocated
+
+    def add(self, member: int, signed: Signed[Any], view: int) -> bool:
+        """Keep a message. view: the one we are in. True if it is new and kept.
+
+        Raises ProtocolViolation for what no honest member signs.
+        """
+        record, setting = signed.record, self._setting
+        if isinstance(record, Commit):
+            return self._add_commit(member, record, signed, view)
+        self.claims[member] = max(record.view, self.claims.get(member, -1))
+        if record.view > view + VIEW_WINDOW:
+            return False
+        match record:
+            case SetProposal():
+                self._check_leader(member, record.view)
+                check_set(setting.roster, record)
+                return self.keep(self.sets, record.view, member, signed)
+            case Reduced():
+                if record.part >= setting.parts:
+                    raise ProtocolViolation(f"no part {record.part} in a round of {setting.parts}")
+                return self.keep(self.reduced, (record.view, record.part, member), member, signed)
+            case BodyProposal():
+                return self._add_proposal(member, record, signed)
+            case Vote():
+                return self._add_vote(member, record, signed)
+        raise ProtocolViolation(f"{type(record).__name__} is no message of a height")
+
+    def keep(self, table: dict[Any, Signed[Any]], key: Any, member: int, signed: Signed[Any]) -> bool:
+        """The first of its kind stays; a different second one is proof against its author."""
+        known = table.get(key)
+        if known is None:
+            table[key] = signed
+            return True
+        if known.record != signed.record:
+            self._equivocated(member, f"two different {_PLURAL[type(signed.record)]} in one view", known, signed)
+        return False
+
+    def tally(self, view: int, phase: int) -> Tally:
+        return self.tallies.setdefault((view, phase), Tally(view))
+
+    def largest_group(self) -> tuple[int, ...]:
+        """The members, ascending, of the largest group whose commits start from one state."""
+        groups: dict[bytes, list[int]] = {}
+        for member, kept in sorted(self.commits.items()):
+            groups.setdefault(next(iter(kept.values())).record.state_root, []).append(member)
+        return tuple(max(groups.items(), key=lambda group: (len(group[1]), group[0]), default=(b"", []))[1])
+
+    def missing_commits(self, view: int) -> tuple[Entry, ...]:
+        """Those named by the set of a view that are not here."""
+        signed = self.sets.get(view)
+        entries = () if signed is None else signed.record.entries
+        return tuple(entry for entry in entries if entry.commit not in self.commits.get(entry.member, {}))
+
+    def answer(self, status: Status) -> list[bytes]:
+        """Every message that a member of this height says it lacks for its view."""
+        view = status.view
+        found: list[Signed[Any]] = [
+            next(iter(kept.values())) for member, kept in self.commits.items() if not status.commits >> member & 1
+        ]
+        found += [
+            self.commits[entry.member][entry.commit]
+            for entry in status.wanted
+            if entry.commit in self.commits.get(entry.member, {})
+        ]
+        if not status.has_set and view in self.sets:
+            found.append(self.sets[view])
+        if not status.has_body and view in self.proposals:
+            found.append(self.proposals[view])
+        found += [
+            signed for (at, part, _), signed in self.reduced.items() if at == view and not status.reduced >> part & 1
+        ]
+        for phase, known in ((1, status.votes_1), (2, status.votes_2)):
+            if (view, phase) in self.tallies:
+                votes = self.tallies[view, phase].votes
+                found += [signed for member, signed in votes.items() if not known >> member & 1]
+        return [signed.raw for signed in found]
+
+    def check_body(self, body: Body) -> None:
+        """Raises ProtocolViolation for a body that cannot be of this height."""
+        setting = self._setting
+        if body.round != setting.round or body.prev != setting.prev:
+            raise ProtocolViolation("a body that follows another history")
+        size = body.members.bit_count()
+        if size < setting.roster.rules.q or body.members >> len(setting.roster):
+            raise ProtocolViolation("a body from less than a quorum, or with strangers")
+        if len(body.parts) != setting.parts:
+            raise ProtocolViolation(f"a body of {len(body.parts)} parts in a round of {setting.parts}")
+        for part in body.parts:
+            check_part(part, size, setting.roster.rules.b)
+
+    def _add_commit(self, member: int, commit: Commit, signed: Signed[Commit], view: int) -> bool:
+        parts = self._setting.parts
+        if commit.prev != self._setting.prev:
+            raise ProtocolViolation("a commit that follows another history")
+        if not len(commit.hashes) == len(commit.exponents) == parts:
+            raise ProtocolViolation(f"a commit of {len(commit.hashes)} parts in a round of {parts}")
+        name = record_hash(commit)
+        kept = self.commits.setdefault(member, {})
+        if name in kept:
+            return False
+        if kept:
+            self._equivocated(member, "two updates in one round", next(iter(kept.values())), signed)
+        wanted = Entry(member, name) in self.missing_commits(view)
+        if len(kept) >= (MAX_COMMIT_VARIANTS if wanted else 2):
+            return False
+        kept[name] = signed
+        return True
+
+    def _add_proposal(self, member: int, proposal: BodyProposal, signed: Signed[BodyProposal]) -> bool:
+        self._check_leader(member, proposal.view)
+        body, proof = proposal.body, proposal.proof
+        if proposal.view not in self.proposals:
+            self.check_body(body)
+            if proof is None and len(proposal.statements) != self._setting.parts:
+                raise ProtocolViolation("a body without its reducers' signatures")
+            if proof is not None:
+                if proof.view >= proposal.view or proposal.statements:
+                    raise ProtocolViolation("a body proposed again without an earlier quorum")
+                check_quorum(self._setting.roster, proposal.round, 1, record_hash(body), proof)
+            self.bodies[record_hash(body)] = body
+        return self.keep(self.proposals, proposal.view, member, signed)
+
+    def _add_vote(self, member: int, vote: Vote, signed: Signed[Vote]) -> bool:
+        if vote.body is not None and vote.lacking:
+            raise ProtocolViolation("a vote for a body that lacks parts")
+        tally = self.tally(vote.view, vote.phase)
+        known = tally.votes.get(member)
+        if known is None:
+            tally.add(member, signed)
+            return True
+        if known.record != vote:
+            self._equivocated(member, f"two votes in phase {vote.phase} of one view", known, signed)
+        return False
+
+    def _check_leader(self, member: int, view: int) -> None:
+        if member != self._setting.leader(view):
+            raise ProtocolViolation("a proposal from a member that does not lead this view")
+
+
+_PLURAL: Final = {SetProposal: "sets of inputs", Reduced: "results for one part", BodyProposal: "bodies"}

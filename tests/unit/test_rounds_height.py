@@ -1,0 +1,493 @@
+"""One height, message by message: four members, one of them possibly a liar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+
+from celluler.errors import PeerViolation, ProtocolViolation
+from celluler.identity import seal
+from celluler.learning.effects import Diverged, Effect, Exchange, Exclude, Fault, Fetch, Send
+from celluler.learning.inputs import assign_reducers, check_part, inputs_of
+from celluler.learning.ledger import Setting
+from celluler.learning.messages import (
+    Body,
+    BodyProposal,
+    Certificate,
+    Commit,
+    Entry,
+    Mark,
+    Part,
+    Quorum,
+    Reduced,
+    SetProposal,
+    Vote,
+    check_certificate,
+    open_message,
+    record_hash,
+    set_hash,
+    signature_of,
+)
+from celluler.learning.round import Height, Step
+from simulations.rounds import digest, roster_of, signers_of
+
+T = TypeVar("T")
+SIZE, PARTS = 4, 2
+ROOT = digest("root")
+ROSTER = roster_of(SIZE, 2, PARTS)
+DELTA_S, EXCHANGE_S = ROSTER.rules.delta_ms / 1000, ROSTER.rules.exchange_ms / 1000
+
+
+def sign(place: int, record: Any) -> bytes:
+    return seal(signers_of(SIZE)[ROSTER.members[place].peer], record)
+
+
+class Bench:
+    """The height of one member, and the other members' pens. Round 0: the leader of view v is member v."""
+
+    def __init__(self, me: int, *, mute: bool = False, alive: Sequence[int] = range(SIZE)) -> None:
+        self.me, self.now = me, 0.0
+        self.effects: list[Effect] = []
+        self.height = Height(
+            Setting(
+                roster=ROSTER, me=me, round=0, prev=ROSTER.digest, state_root=ROOT, parts=PARTS,
+                leaders=tuple(range(SIZE)), mute=mute, seal=lambda record: sign(me, record),
+                expected=lambda place: place in alive, suspects={}, excluded=set(),
+            ),
+            self.now,
+        )  # fmt: skip
+
+    def say(self, place: int, *records: Any) -> None:
+        """Another member says something."""
+        for record in records:
+            self.height.receive(place, open_message(sign(place, record)), self.now)
+        self.effects += self.height.take()
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.height.tick(self.now)
+        self.effects += self.height.take()
+
+    def commit(self) -> None:
+        self.height.commit((digest("hash", self.me),) * PARTS, (0,) * PARTS, False, self.now)
+        self.effects += self.height.take()
+
+    def all_commit(self, *others: int) -> None:
+        self.commit()
+        for place in others or [place for place in range(SIZE) if place != self.me]:
+            self.say(place, commit_of(place))
+
+    def hand_over(self, view: int, results: Sequence[Part | None]) -> None:
+        self.height.exchanged(view, results, self.now)
+        self.effects += self.height.take()
+
+    def said(self, kind: type[T]) -> list[T]:
+        records = [open_message(e.data).record for e in self.effects if isinstance(e, Send)]
+        return [record for record in records if isinstance(record, kind)]
+
+    def did(self, kind: type[T]) -> list[T]:
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
+
+def commit_of(place: int, *, root: bytes = ROOT, fresh: bool = False) -> Commit:
+    return Commit(ROSTER.run, 0, ROSTER.digest, root, (digest("hash", place),) * PARTS, (0,) * PARTS, fresh)
+
+
+def entries_of(*places: int) -> tuple[Entry, ...]:
+    return tuple(Entry(place, record_hash(commit_of(place))) for place in places)
+
+
+def set_of(*places: int, view: int = 0, barred: int = 0) -> SetProposal:
+    return SetProposal(ROSTER.run, 0, view, entries_of(*places), barred)
+
+
+def part_of(number: int, size: int = SIZE, *, face: str = "") -> Part:
+    return Part(digest("part", number, face), 0, (1 << size) - 1, (1,) * size)
+
+
+RESULTS = tuple(part_of(number) for number in range(PARTS))
+
+
+def inputs(proposal: SetProposal) -> Any:
+    commits = [open_message(sign(entry.member, commit_of(entry.member))) for entry in proposal.entries]
+    return inputs_of(ROSTER, proposal, commits, PARTS)
+
+
+def body_of(proposal: SetProposal, parts: tuple[Part, ...] = RESULTS) -> Body:
+    chosen = inputs(proposal)
+    return Body(0, ROSTER.digest, chosen.hash, chosen.mask, ROOT, parts)
+
+
+def body_proposal(proposal: SetProposal, parts: tuple[Part, ...] = RESULTS) -> BodyProposal:
+    chosen = inputs(proposal)
+    signatures = [
+        signature_of(sign(chosen.reducers[n], chosen.states(ROSTER, 0, n, part))) for n, part in enumerate(parts)
+    ]
+    return BodyProposal(ROSTER.run, 0, proposal.view, body_of(proposal, parts), tuple(signatures), None)
+
+
+def vote(body: Body | None, *, phase: int, view: int = 0, lacking: int = 0) -> Vote:
+    return Vote(ROSTER.run, 0, view, phase, None if body is None else record_hash(body), lacking)
+
+
+def quorum_of(body: Body, *places: int, phase: int = 1, view: int = 0) -> Quorum:
+    record = vote(body, phase=phase, view=view)
+    return Quorum(view, tuple(Mark(place, signature_of(sign(place, record))) for place in places))
+
+
+def locked_bench() -> Bench:
+    """Member 3, locked in view 0 on the body of all four; view 1 has just begun."""
+    bench = Bench(3)
+    bench.all_commit()
+    bench.say(0, set_of(0, 1, 2, 3))
+    bench.hand_over(0, RESULTS)
+    bench.say(0, body_proposal(set_of(0, 1, 2, 3)))
+    for place in (0, 1):
+        bench.say(place, vote(body_of(set_of(0, 1, 2, 3)), phase=1))
+    for place in (1, 2):
+        bench.say(place, vote(None, phase=2))
+    bench.wait(DELTA_S)
+    assert (bench.height.step, bench.height.view) == (Step.SET, 1)
+    return bench
+
+
+# --- the way it should go -----------------------------------------------------------------------------------------
+
+
+def test_the_leader_takes_a_height_from_commits_to_a_certificate() -> None:
+    bench = Bench(0)
+    bench.all_commit()
+    [proposal] = bench.said(SetProposal)
+    assert proposal == set_of(0, 1, 2, 3)
+    [exchange] = bench.did(Exchange)
+    assert exchange.reducers == (0, 1)
+    bench.hand_over(0, RESULTS)
+    [statement] = bench.said(Reduced)  # part 0 is ours; part 1 is stated by member 1
+    assert statement == inputs(proposal).states(ROSTER, 0, 0, RESULTS[0])
+    assert not bench.said(BodyProposal)
+    bench.say(1, inputs(proposal).states(ROSTER, 0, 1, RESULTS[1]))
+    assert [said.body for said in bench.said(BodyProposal)] == [body_of(proposal)]
+    for phase in (1, 2):
+        for place in (1, 2):
+            bench.say(place, vote(body_of(proposal), phase=phase))
+    assert [said.phase for said in bench.said(Vote)] == [1, 2]
+    certificate = bench.height.certificate
+    assert certificate is not None
+    check_certificate(ROSTER, certificate)
+    assert bench.height.complete
+
+
+def test_nothing_is_timed_before_a_quorum_has_committed() -> None:
+    bench = Bench(1)
+    bench.commit()
+    bench.say(2, commit_of(2))
+    assert bench.height.next_deadline() is None
+    bench.say(3, commit_of(3))
+    assert bench.height.next_deadline() == DELTA_S
+
+
+def test_the_leader_waits_half_a_delta_for_those_alive_and_not_for_the_dead() -> None:
+    waiting, alone = Bench(0), Bench(0, alive=(0, 1, 2))
+    for bench in (waiting, alone):
+        bench.all_commit(1, 2)
+    assert alone.said(SetProposal) == [set_of(0, 1, 2)]
+    assert not waiting.said(SetProposal)
+    waiting.wait(DELTA_S / 2)
+    assert waiting.said(SetProposal) == [set_of(0, 1, 2)]
+
+
+def test_commits_from_another_state_are_not_in_the_set() -> None:
+    bench = Bench(0)
+    bench.commit()
+    bench.say(1, commit_of(1, root=digest("elsewhere")))
+    bench.say(2, commit_of(2))
+    bench.say(3, commit_of(3))
+    assert bench.said(SetProposal) == [set_of(0, 2, 3)]
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_leader_costs_one_delta_and_the_next_one_proposes() -> None:
+    bench = Bench(1)
+    bench.all_commit()
+    bench.wait(DELTA_S)
+    assert bench.said(Vote) == [vote(None, phase=1)]
+    for phase in (1, 2):
+        for place in (2, 3):
+            bench.say(place, vote(None, phase=phase))
+    assert bench.height.view == 1
+    assert bench.said(SetProposal) == [set_of(0, 1, 2, 3, view=1)]
+
+
+def test_a_part_that_does_not_come_is_not_voted_for_and_its_reducer_is_barred() -> None:
+    bench = Bench(1)
+    bench.all_commit()
+    bench.say(0, set_of(0, 1, 2, 3))
+    bench.hand_over(0, (None, RESULTS[1]))
+    bench.wait(EXCHANGE_S + DELTA_S)
+    assert bench.said(Vote) == [vote(None, phase=1, lacking=0b01)]
+    for phase in (1, 2):
+        for place in (2, 3):
+            bench.say(place, vote(None, phase=phase))
+    [proposal] = bench.said(SetProposal)
+    assert proposal.barred == 0b0001
+    assert 0 not in inputs(proposal).reducers
+
+
+def test_a_member_votes_only_with_every_part_here_and_fetches_what_it_lacks() -> None:
+    bench = Bench(3)
+    bench.all_commit()
+    bench.say(0, set_of(0, 1, 2, 3))
+    bench.hand_over(0, (RESULTS[0], None))
+    bench.say(0, body_proposal(set_of(0, 1, 2, 3)))
+    assert not bench.said(Vote)
+    [fetch] = bench.did(Fetch)
+    assert fetch.parts == ((1, RESULTS[1]),)
+    assert fetch.holders == (ROSTER.members[0].peer,)
+    bench.height.fetched(RESULTS[1].digest, bench.now)
+    bench.effects += bench.height.take()
+    assert bench.said(Vote) == [vote(body_of(set_of(0, 1, 2, 3)), phase=1)]
+
+
+def test_a_fetch_is_asked_again_with_the_next_holder_first() -> None:
+    bench = Bench(3)
+    whole = tuple(part_of(number, 3) for number in range(PARTS))
+    body = body_of(set_of(0, 1, 2), whole)
+    bench.height.certify(Certificate(ROSTER.run, body, quorum_of(body, 0, 1, 2, phase=2)), 0.0)
+    bench.wait(0.0)
+    bench.wait(DELTA_S)
+    first, second = bench.did(Fetch)
+    assert first.holders[0] != second.holders[0]
+    assert set(first.holders) == {ROSTER.members[place].peer for place in (0, 1, 2)}
+    assert not bench.height.complete
+
+
+def test_a_member_follows_those_that_are_views_ahead() -> None:
+    bench = Bench(3)
+    bench.all_commit()
+    bench.say(1, vote(None, phase=1, view=5))
+    assert bench.height.view == 0  # one member alone may be a liar
+    bench.say(2, vote(None, phase=1, view=4))
+    assert bench.height.view == 4
+
+
+# --- locks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_locked_member_votes_for_no_other_body() -> None:
+    bench = locked_bench()
+    fewer = set_of(0, 1, 2, view=1)
+    parts = tuple(part_of(number, 3) for number in range(PARTS))
+    bench.say(1, fewer)
+    for part in parts:
+        bench.height.fetched(part.digest, bench.now)
+    bench.say(1, body_proposal(fewer, parts))
+    assert bench.said(Vote)[-1] == vote(None, phase=1, view=1)
+
+
+def test_a_locked_member_votes_for_the_body_it_is_locked_on() -> None:
+    bench = locked_bench()
+    again = BodyProposal(
+        ROSTER.run, 0, 1, body_of(set_of(0, 1, 2, 3)), (), quorum_of(body_of(set_of(0, 1, 2, 3)), 0, 1, 3)
+    )
+    bench.say(1, again)
+    assert bench.said(Vote)[-1] == vote(body_of(set_of(0, 1, 2, 3)), phase=1, view=1)
+
+
+def test_a_locked_member_is_freed_by_a_later_quorum_for_another_body() -> None:
+    bench = locked_bench()
+    fewer = set_of(0, 1, 2, view=1)
+    parts = tuple(part_of(number, 3) for number in range(PARTS))
+    other = body_of(fewer, parts)
+    for part in parts:
+        bench.height.fetched(part.digest, bench.now)
+    for place in (0, 1):
+        bench.say(place, vote(None, phase=1, view=2))
+    assert bench.height.view == 2
+    bench.say(2, BodyProposal(ROSTER.run, 0, 2, other, (), quorum_of(other, 0, 1, 2, view=1)))
+    assert vote(other, phase=1, view=2) in bench.said(Vote)
+
+
+def test_a_leader_that_saw_a_quorum_proposes_that_body_again_with_the_proof() -> None:
+    bench = Bench(1)
+    bench.all_commit()
+    bench.say(0, set_of(0, 1, 2, 3))
+    bench.hand_over(0, RESULTS)
+    bench.say(0, body_proposal(set_of(0, 1, 2, 3)))
+    for place in (0, 2):
+        bench.say(place, vote(body_of(set_of(0, 1, 2, 3)), phase=1))
+        bench.say(place, vote(None, phase=2))
+    bench.wait(DELTA_S)
+    [again] = bench.said(BodyProposal)
+    assert again.view == 1
+    assert again.proof is not None
+    assert {mark.member for mark in again.proof.marks} == {0, 1, 2}
+    assert not bench.said(SetProposal)
+
+
+@pytest.mark.parametrize("places", [(0, 1), (0, 0, 1), (1, 0, 2)])
+def test_a_body_proposed_again_without_a_real_quorum_is_a_violation(places: tuple[int, ...]) -> None:
+    bench = locked_bench()
+    body = body_of(set_of(0, 1, 2, 3))
+    with pytest.raises(ProtocolViolation):
+        bench.say(1, BodyProposal(ROSTER.run, 0, 1, body, (), quorum_of(body, *places)))
+
+
+# --- lies ---------------------------------------------------------------------------------------------------------
+
+
+def lies() -> list[tuple[int, Any, Any]]:
+    """(member, what it signed first, what it signed too)"""
+    chosen = inputs(set_of(0, 1, 2, 3))
+    return [
+        (2, commit_of(2), commit_of(2, fresh=True)),
+        (0, set_of(0, 1, 2, 3), set_of(0, 1, 2)),
+        (2, vote(None, phase=1), vote(None, phase=1, lacking=1)),
+        (2, vote(None, phase=2), vote(body_of(set_of(0, 1, 2)), phase=2)),
+        (1, chosen.states(ROSTER, 0, 1, part_of(1)), chosen.states(ROSTER, 0, 1, part_of(1, face="other"))),
+        (0, body_proposal(set_of(0, 1, 2, 3)), body_proposal(set_of(0, 1, 2, 3), (part_of(0, face="x"), part_of(1)))),
+    ]
+
+
+@pytest.mark.parametrize(("member", "first", "second"), lies(), ids=lambda value: type(value).__name__)
+def test_two_different_words_are_proof_and_the_first_one_counts(member: int, first: Any, second: Any) -> None:
+    bench = Bench(3)
+    bench.say(member, first, second, second)
+    [exclude] = bench.did(Exclude)
+    assert exclude.peer == ROSTER.members[member].peer
+    assert [open_message(raw).record for raw in exclude.evidence] == [first, second]
+
+
+def test_the_same_word_twice_is_no_lie() -> None:
+    bench = Bench(3)
+    for member, first, _ in lies():
+        bench.say(member, first, first)
+    assert not bench.did(Exclude)
+
+
+def test_a_reducer_whose_signed_result_differs_from_the_body_is_found_out_by_the_body() -> None:
+    bench = Bench(3)
+    bench.all_commit()
+    proposal = set_of(0, 1, 2, 3)
+    bench.say(0, proposal)
+    bench.say(1, inputs(proposal).states(ROSTER, 0, 1, part_of(1, face="for member 3")))
+    bench.say(0, body_proposal(proposal))
+    assert [exclude.peer for exclude in bench.did(Exclude)] == [ROSTER.members[1].peer]
+
+
+def test_a_leader_cannot_put_words_in_a_reducers_mouth() -> None:
+    bench = Bench(3)
+    bench.all_commit()
+    proposal = set_of(0, 1, 2, 3)
+    bench.say(0, proposal)
+    honest = body_proposal(proposal)
+    bench.say(0, replace(honest, body=body_of(proposal, (RESULTS[0], part_of(1, face="made up")))))
+    assert [fault.peer for fault in bench.did(Fault)] == [ROSTER.members[0].peer]
+    assert bench.said(Vote) == [vote(None, phase=1, lacking=0b11)]
+
+
+def test_a_set_that_mixes_states_is_refused_and_its_leader_named() -> None:
+    bench = Bench(3)
+    bench.all_commit(1, 2)
+    odd = commit_of(0, root=digest("elsewhere"))
+    bench.say(0, odd)
+    mixed = (Entry(0, record_hash(odd)), *entries_of(1, 2))
+    bench.say(0, SetProposal(ROSTER.run, 0, 0, mixed, 0))
+    assert [fault.peer for fault in bench.did(Fault)] == [ROSTER.members[0].peer]
+    assert bench.said(Vote) == [vote(None, phase=1)]
+
+
+@pytest.mark.parametrize(("member", "record"), [
+    (1, set_of(0, 1, 2, 3)),
+    (0, set_of(0, 1)),
+    (0, replace(set_of(0, 1, 2), entries=tuple(reversed(entries_of(0, 1, 2))))),
+    (0, replace(set_of(0, 1, 2), entries=(*entries_of(0, 1), Entry(9, ROOT)))),
+    (0, set_of(0, 1, 2, barred=0b011)),
+    (0, set_of(0, 1, 2, barred=0b1000)),
+    (1, replace(commit_of(1), prev=digest("another history"))),
+    (1, replace(commit_of(1), hashes=(ROOT,))),
+    (1, Reduced(ROSTER.run, 0, 0, ROOT, PARTS, part_of(0))),
+    (1, replace(vote(body_of(set_of(0, 1, 2)), phase=1), lacking=1)),
+    (0, replace(body_proposal(set_of(0, 1, 2, 3)), statements=())),
+    (0, replace(body_proposal(set_of(0, 1, 2, 3)), body=replace(body_of(set_of(0, 1, 2, 3)), members=0b11))),
+    (0, replace(body_proposal(set_of(0, 1, 2, 3)), body=replace(body_of(set_of(0, 1, 2, 3)), round=1))),
+])  # fmt: skip
+def test_what_no_honest_member_signs_is_a_violation(member: int, record: Any) -> None:
+    with pytest.raises(ProtocolViolation):
+        Bench(3).say(member, record)
+
+
+@pytest.mark.parametrize("part", [
+    part_of(0, 3), replace(part_of(0), used=0b11), replace(part_of(0), used=0b11111),
+    replace(part_of(0), used=0b0111),
+])  # fmt: skip
+def test_a_part_that_cannot_come_from_its_inputs_is_refused(part: Part) -> None:
+    with pytest.raises(ProtocolViolation):
+        check_part(part, 4, 1)
+
+
+def test_a_certificate_needs_distinct_members_with_good_signatures_for_this_body() -> None:
+    body = body_of(set_of(0, 1, 2, 3))
+    good = Certificate(ROSTER.run, body, quorum_of(body, 0, 1, 2, phase=2))
+    check_certificate(ROSTER, good)
+    marks = good.quorum.marks
+    for quorum in (
+        replace(good.quorum, marks=marks[:2]),
+        replace(good.quorum, marks=(marks[0], marks[0], marks[1])),
+        replace(good.quorum, marks=(marks[0], marks[1], replace(marks[2], signature=marks[0].signature))),
+        replace(good.quorum, marks=(*marks[:2], replace(marks[2], member=9))),
+        replace(good.quorum, view=1),
+        quorum_of(body, 0, 1, 2, phase=1),
+    ):
+        with pytest.raises(PeerViolation):
+            check_certificate(ROSTER, replace(good, quorum=quorum))
+    with pytest.raises(PeerViolation):
+        check_certificate(ROSTER, replace(good, body=replace(body, state_root=digest("other"))))
+
+
+# --- who signs what -----------------------------------------------------------------------------------------------
+
+
+def test_a_member_in_another_state_says_so_and_neither_exchanges_nor_votes() -> None:
+    bench = Bench(3)
+    for place in (0, 1, 2):
+        bench.say(place, commit_of(place, root=digest("elsewhere")))
+    commits = [commit_of(place, root=digest("elsewhere")) for place in (0, 1, 2)]
+    entries = tuple(Entry(place, record_hash(commit)) for place, commit in enumerate(commits))
+    bench.say(0, SetProposal(ROSTER.run, 0, 0, entries, 0))
+    [diverged] = bench.did(Diverged)
+    assert (diverged.own_root, diverged.agreed_root) == (ROOT, digest("elsewhere"))
+    bench.wait(10 * EXCHANGE_S)
+    assert not bench.did(Send)
+
+
+def test_a_mute_member_follows_without_a_word() -> None:
+    bench = Bench(0, mute=True)
+    bench.all_commit()
+    for phase in (1, 2):
+        for place in (1, 2, 3):
+            bench.say(place, vote(None, phase=phase))
+    bench.wait(DELTA_S)
+    assert bench.height.view == 1
+    assert not bench.did(Send)
+
+
+# --- reducers -----------------------------------------------------------------------------------------------------
+
+
+def test_reducers_turn_with_round_and_view_and_skip_the_absent_and_the_barred() -> None:
+    def assign(*, round_number: int = 0, view: int = 0, barred: int = 0) -> tuple[int, ...]:
+        return assign_reducers(5, (0, 1, 3, 4), barred, round_number=round_number, view=view, parts=5)
+
+    assert assign() == (0, 1, 3, 3, 4)
+    assert assign(view=1) == assign(round_number=1) == (1, 3, 3, 4, 0)
+    assert assign(barred=0b01000) == (0, 1, 4, 4, 4)
+
+
+def test_the_name_of_a_set_depends_on_every_entry() -> None:
+    names = {set_hash(entries_of(*places)) for places in ((0, 1, 2), (0, 1, 3), (0, 1, 2, 3), (1, 2, 3))}
+    assert len(names) == 4
