@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from celluler_node.gateway.server import serve_gateway
 from celluler_node.hardware import find_hardware
 from celluler_node.job_client import JobClient
 from celluler_node.node import Node, Services
-from celluler_node.processes.words import Limits
+from celluler_node.processes.words import Limits, Program
+from celluler_node.processes.worker_words import WORKER
 from celluler_node.repository import Repository
 from celluler_node.serving import ModelServer
 from celluler_node.state import NodeState, load_state, save_state
@@ -170,10 +171,13 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             _scratch_root(config) as scratch_root,
             own_nursery() as nursery,
         ):
+            worker = replace(WORKER, confined=config.sandbox)
             limits = Limits(memory_bytes=config.worker_memory_bytes, threads=config.worker_threads)
             isolation = _Isolation()
-            server = ModelServer(core.repository, limits, scratch_root, nursery, on_start=isolation.note)
-            desk = TrainingDesk(_site(core, parts, limits, scratch_root, nursery), trains="train" in config.roles)
+            server = ModelServer(core.repository, worker, limits, scratch_root, nursery, on_start=isolation.note)
+            desk = TrainingDesk(
+                _site(core, parts, worker, limits, scratch_root, nursery), trains="train" in config.roles
+            )
             _serve_protocols(core.host, desk, server if "serve" in config.roles else None)
             nursery.start_soon(desk.run)
             nursery.start_soon(server.unload_idle)
@@ -222,7 +226,13 @@ async def run_node(
     try:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with open_node(config, parts) as node, own_nursery() as nursery:
-                app = gateway_app(node, token, allowed_hosts=config.api_allowed_hosts, spool=_spool(config))
+                app = gateway_app(
+                    node,
+                    token,
+                    allowed_hosts=config.api_allowed_hosts,
+                    spool=_spool(config),
+                    max_upload_bytes=config.store_quota_bytes,
+                )
                 port = await nursery.start(_serve_http, app, config)
                 told = NodeFile(
                     pid=os.getpid(),
@@ -268,7 +278,9 @@ def _serve_protocols(host: Host, desk: TrainingDesk, server: ModelServer | None)
     host.serve(inference.PROTOCOL_ID, answer_inference)
 
 
-def _site(core: Core, parts: Parts, limits: Limits, scratch: ScratchRoot, nursery: trio.Nursery) -> Site:
+def _site(
+    core: Core, parts: Parts, worker: Program, limits: Limits, scratch: ScratchRoot, nursery: trio.Nursery
+) -> Site:
     return Site(
         identity=core.identity,
         nickname=core.nickname,
@@ -280,6 +292,7 @@ def _site(core: Core, parts: Parts, limits: Limits, scratch: ScratchRoot, nurser
         rounds=RoundsHub(core.host),
         make_trainer=parts.trainer,
         device=core.hardware.device,
+        worker=worker,
         worker_limits=limits,
         averager_limits=Limits(open_files=4096, threads=1),
         averager_listen=(AVERAGER_LISTEN.format(host=_averager_host(core.config)),),

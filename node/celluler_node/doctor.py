@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -39,7 +40,8 @@ async def examine(
         _averager,
         lambda: _worker(config),
     )
-    return tuple([await check() for check in checks])
+    found = [await check() for check in checks]
+    return tuple(replace(check, hint="") if check.ok else check for check in found)
 
 
 async def _key(config: NodeConfig, member: bool) -> Check:
@@ -54,14 +56,13 @@ async def _listening(host: Host, member: bool) -> Check:
         return Check("listening", True, "a light peer listens on nothing")
     local = all(address.startswith(("/ip4/127.", "/ip6/::1/")) for address in host.addresses)
     detail = ", ".join(host.addresses) + (" (this machine only)" if local else "")
-    hint = "to be reached by others: celluler config network.listen /ip4/0.0.0.0/tcp/4040"
-    return Check("listening", bool(host.addresses), detail, hint)
+    return Check("listening", bool(host.addresses), detail, "celluler up --listen /ip4/0.0.0.0/tcp/4040")
 
 
 async def _swarm(host: Host, members: tuple[Member, ...]) -> Check:
     """Asks the members themselves: no site of ours stands in between."""
     if not members:
-        return Check("swarm", True, "no other member is known", "celluler up --join ADDRESS")
+        return Check("swarm", True, "no other member is known; celluler up --join ADDRESS joins one")
     answered = []
     for member in members[:8]:
         try:
@@ -99,10 +100,13 @@ async def _averager() -> Check:
 
 async def _worker(config: NodeConfig) -> Check:
     """Starts one: what the kernel cannot do is seen only from inside."""
+    worker = replace(WORKER, confined=config.sandbox)
     limits = Limits(memory_bytes=config.worker_memory_bytes, threads=config.worker_threads)
     with tempfile.TemporaryDirectory(prefix="celluler-doctor-") as folder:
         try:
-            async with open_process(WORKER, limits=limits, scratch=Path(folder)) as child:
+            async with open_process(
+                replace(WORKER, confined=config.sandbox), limits=limits, scratch=Path(folder)
+            ) as child:
                 isolation = child.isolation
         except CellulerError as error:
             return Check("worker", False, str(error), "raise worker.memory, or reinstall torch")

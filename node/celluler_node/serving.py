@@ -21,8 +21,8 @@ from celluler.identity import PeerId
 from celluler.models.calls import check_call
 from celluler.models.manifest import OpenedManifest
 from celluler_node.processes.supervisor import Child, open_process
-from celluler_node.processes.words import Limits
-from celluler_node.processes.worker_words import WORKER, LoadModel
+from celluler_node.processes.words import Limits, Program
+from celluler_node.processes.worker_words import LoadModel
 from celluler_node.processes.worker_words import Predict as PredictCall
 from celluler_node.repository import Repository
 from celluler_protocols.inference import Predict, Predicted
@@ -55,14 +55,18 @@ class ModelServer:
     def __init__(
         self,
         repository: Repository,
+        program: Program,
         limits: Limits,
         scratch: Callable[[str], AbstractAsyncContextManager[Path]],
         nursery: trio.Nursery,
         *,
         on_start: Callable[[bool, tuple[str, ...]], None],
     ) -> None:
-        """on_start: told of every worker whether it is fully isolated, and what is missing."""
-        self._on_start = on_start
+        """program: the worker, confined or not.
+
+        on_start: told of every worker whether it is fully isolated, and what is missing.
+        """
+        self._program, self._on_start = program, on_start
         self._repository, self._limits, self._scratch, self._nursery = repository, limits, scratch, nursery
         self._loaded: dict[Digest, _Loaded] = {}
 
@@ -133,7 +137,7 @@ class ModelServer:
             with loaded.scope:
                 async with (
                     self._scratch("serve") as scratch,
-                    open_process(WORKER, limits=self._limits, readable=(weights,), scratch=scratch) as child,
+                    open_process(self._program, limits=self._limits, readable=(weights,), scratch=scratch) as child,
                 ):
                     with trio.fail_after(LOAD_S):
                         await child.call(LoadModel(loaded.opened.record.spec, str(weights)))

@@ -16,7 +16,7 @@ from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.serving import Link
 from celluler_node.processes.words import Program
 from celluler_protocols import averaging
-from celluler_protocols.averaging_exchange import Delivery, Exchange
+from celluler_protocols.averaging_exchange import Delivery, Exchange, Sealed
 from celluler_protocols.averaging_messages import Reduced
 
 HONEST, OTHER_BYTES, OTHER_LENGTH, BROKEN_STREAM, TORN_AGGREGATE, OTHER_SET, WRONG_AGGREGATE, GARBAGE = range(8)
@@ -44,10 +44,13 @@ class LyingExchange(Exchange):
                 return [replace(each, body=memoryview(each.body)[:-2]) for each in deliveries]
         return deliveries
 
-    def publish(self, part: int, used: tuple[int, ...], result: RuleResult) -> list[Delivery]:
+    def seal(self, part: int, used: tuple[int, ...], result: RuleResult) -> Sealed:
         if self.plan.round == WRONG_AGGREGATE:  # told to everybody alike: only who reduces anew can see it
             result = replace(result, mantissas=result.mantissas // 2)
-        deliveries = super().publish(part, used, result)
+        return super().seal(part, used, result)
+
+    def publish(self, sealed: Sealed) -> list[Delivery]:
+        deliveries = super().publish(sealed)
         match self.plan.round:
             case n if n == TORN_AGGREGATE:
                 return [replace(each, body=_changed(each.body)) for each in deliveries]

@@ -16,6 +16,7 @@ from celluler.home import NodeFile
 from celluler.views import to_json
 from celluler_node.app import Parts, run_node
 from celluler_node.config import load_config
+from celluler_node.logs import LogConfig, set_up
 from celluler_node.training.worker_trainer import worker_trainer
 from simulations.attacks.trainer import lying
 from simulations.attacks.updates import UpdateAttack, parse_attack
@@ -23,7 +24,7 @@ from simulations.attacks.updates import UpdateAttack, parse_attack
 
 def lying_parts(attack: UpdateAttack) -> Parts:
     """The shipped parts, with a trainer that carries out an attack."""
-    return Parts(trainer=lambda limits, scratch: lying(worker_trainer(limits, scratch), attack))
+    return Parts(trainer=lambda *of: lying(worker_trainer(*of), attack))
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
         "api.port": given.api_port,
     }
     config = load_config(os.environ, flags)
+    set_up(LogConfig())
     trio.run(lambda: run_node(config, parts=lying_parts(given.attack), on_ready=_announce))
 
 

@@ -148,7 +148,7 @@ class Demo:
         return [part for node in alive for part in ("--join", node.address)]
 
     def say(self, text: str) -> None:
-        self.console.print(f"  {text}", highlight=False, markup=False)
+        self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def job_spec(rule: str, rounds: int) -> dict[str, Any]:

@@ -79,13 +79,14 @@ def test_five_members_learn_although_one_of_them_lies(swarm: Swarm, digits: Digi
         assert ended.state == "Succeeded", ended.reason
         assert {one.peer for one in ended.excluded} == {nodes[3].peer_id}
         assert "no weight" in ended.excluded[0].reason
-        answer = alice.predict(job.results().model, digits.x)
+        result = job.results()
+        answer = alice.predict(result.model, digits.x)
         assert digits.accuracy(answer.outputs.numpy()) >= 0.85
     for node in (nodes[1], nodes[2], nodes[4]):
         with Client(home=node.home) as client:
             told = client.jobs.get(job.id)
             assert told.wait(TRAIN_S).state == "Succeeded"
-            assert told.results().weights == job.results().weights
+            assert told.results().weights == result.weights
 
 
 def test_a_member_killed_in_mid_round_does_not_end_the_job(swarm: Swarm, digits: Digits) -> None:

@@ -70,11 +70,12 @@ class TrainingDesk:
         if not self._trains:
             raise Denied("this node does not train", hint="submit to a node that does: celluler peer ls")
         self._make_room()
-        record = JobRecord(order, JobLife(self._site.clock()))
+        record = JobRecord(order, JobLife(self._site.clock()), coordinated=True)
         self.records[order.job] = record
         self._by_client[order.submitter, record_of.client_id] = order.job
         try:
             await trio.to_thread.run_sync(self._site.store.put_block, order.signed.raw)
+            record.move(JobState.FETCHING, self._site.clock(), "fetching the model and the data")
             await fetch_material(self._site, record, hints=(peer,))
         except CellulerError as error:
             self._forget(order)

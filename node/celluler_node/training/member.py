@@ -30,7 +30,7 @@ from celluler_node.training.site import Site
 from celluler_node.training.trainer import RunSetup, Trainer
 from celluler_protocols.rounds import open_rounds
 
-LINGER_S = 10.0
+LINGER_S = 5.0
 """How long a member that has finished goes on answering those that lag."""
 
 Offer = Callable[[bytes], Awaitable[None]]
@@ -45,14 +45,15 @@ async def take_part(site: Site, record: JobRecord, offer: Offer) -> None:
     try:
         async with AsyncExitStack() as stack:
             scratch = await stack.enter_async_context(site.scratch("run"))
+            _before_roster(site, record, JobState.FETCHING, "fetching the model and the data")
             material = await fetch_material(site, record, hints=(_coordinator(record),))
-            _advance(site, record, JobState.QUEUED, "waiting for other members")
+            _before_roster(site, record, JobState.QUEUED, "waiting for other members")
             averaging = await stack.enter_async_context(_averager(site, scratch))
             meter.averaging = averaging
             await offer(seal(site.identity, _entry(site, record, averaging)))
             roster = await _await_roster(site, record)
             await averaging.admit(roster)
-            _advance(site, record, JobState.FETCHING, "starting the worker")
+            record.move(JobState.FETCHING, site.clock(), "starting the worker")
             trainer = await stack.enter_async_context(_trainer(site, record, roster, material, scratch))
             await _train(site, record, roster, trainer, averaging, material, meter)
     except Exception as raised:  # whatever a job does, the node stays up: this is where a job ends
@@ -73,7 +74,6 @@ class Material:
 
 async def fetch_material(site: Site, record: JobRecord, *, hints: tuple[PeerId, ...]) -> Material:
     """The model's manifest and weights, and the dataset, by digest. Raises Unavailable, PeerViolation, LocalError."""
-    _advance(site, record, JobState.FETCHING, "fetching the model and the data")
     base = open_manifest(await site.fetcher.block(Digest(record.order.signed.record.model), hints=hints))
     weights = await site.fetcher.content(Digest(base.record.weights), hints=hints)
     data = await site.fetcher.content(parse_cid(record.order.spec.data.cid), hints=hints)
@@ -104,7 +104,7 @@ async def _train(
             on_progress=lambda progress: _measure(site, record, progress),
             on_violation=site.host.penalise,
         )
-        _advance(site, record, JobState.RUNNING, f"{len(members)} members")
+        record.move(JobState.RUNNING, site.clock(), f"{len(members)} members")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_drive, driver, finished)
             await finished.wait()
@@ -118,7 +118,7 @@ async def _drive(driver: Driver, finished: trio.Event) -> None:
 
 
 async def _finish(site: Site, record: JobRecord, trainer: Trainer, material: Material, meter: _Meter) -> None:
-    _advance(site, record, JobState.VERIFYING, "publishing the result")
+    record.move(JobState.VERIFYING, site.clock(), "publishing the result")
     weights = await trainer.export()
     losses = record.life.metrics
     metrics = (Metric("loss", losses["loss"]),) if "loss" in losses else ()
@@ -199,13 +199,13 @@ async def _trainer(site: Site, record: JobRecord, roster: RosterView, material: 
         learning_rate=train.learning_rate,
         optimizer=train.optimizer,
     )
-    async with site.make_trainer(site.worker_limits, folder)(setup) as trainer:
+    async with site.make_trainer(site.worker, site.worker_limits, folder)(setup) as trainer:
         yield trainer
 
 
-def _advance(site: Site, record: JobRecord, state: JobState, reason: str) -> None:
-    """Move on unless the record is past that state: the coordinator's own record has been through some already."""
-    if record.life.state is not state or state is JobState.QUEUED:
+def _before_roster(site: Site, record: JobRecord, state: JobState, reason: str) -> None:
+    """At the coordinator the gathering tells how far the job is, until there is a roster."""
+    if not record.coordinated:
         record.move(state, site.clock(), reason)
 
 

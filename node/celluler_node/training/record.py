@@ -22,10 +22,14 @@ _REASON_CHARACTERS = 200
 
 @dataclass(slots=True)
 class JobRecord:
-    """One job at one node. scope: cancelling it ends whatever this node does for the job."""
+    """One job at one node. scope: cancelling it ends whatever this node does for the job.
+
+    coordinated: this node gathers the members, and tells how far that is.
+    """
 
     order: OpenedOrder
     life: JobLife
+    coordinated: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     roster: RosterView | None = None
     report: RunReport | None = None

@@ -13,15 +13,15 @@ import trio
 from celluler.content.store import Store
 from celluler.identity import Identity, PeerId
 from celluler_node.fetching import Fetcher
-from celluler_node.processes.words import Limits
+from celluler_node.processes.words import Limits, Program
 from celluler_node.repository import Repository
 from celluler_node.training.trainer import TrainerFactory
 from celluler_protocols.gossip import Gossip
 from celluler_protocols.host import Host
 from celluler_protocols.rounds import RoundsHub
 
-TrainerMaker = Callable[[Limits, Path], TrainerFactory]
-"""From a worker's limits and a scratch folder to trainers. The shipped one is `worker_trainer`."""
+TrainerMaker = Callable[[Program, Limits, Path], TrainerFactory]
+"""From the worker's program, its limits and a scratch folder to trainers. The shipped one is `worker_trainer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Site:
     rounds: RoundsHub
     make_trainer: TrainerMaker
     device: str
+    worker: Program
     worker_limits: Limits
     averager_limits: Limits
     averager_listen: Sequence[str]

@@ -7,9 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from celluler_node.processes.supervisor import Child, open_process
-from celluler_node.processes.words import Limits
+from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import (
-    WORKER,
     ApplyRound,
     Export,
     StartRun,
@@ -50,19 +49,22 @@ class WorkerTrainer:
         return Path(reply.record.path)
 
 
-def worker_trainer(limits: Limits, scratch: Path) -> TrainerFactory:
-    """A factory of trainers whose workers keep to these limits and write below `scratch` only."""
+def worker_trainer(program: Program, limits: Limits, scratch: Path) -> TrainerFactory:
+    """A factory of trainers whose workers keep to these limits and write below `scratch` only.
+
+    program: the worker, confined or not.
+    """
 
     def open_trainer(setup: RunSetup) -> AbstractAsyncContextManager[Trainer]:
-        return _open(setup, limits, scratch)
+        return _open(setup, program, limits, scratch)
 
     return open_trainer
 
 
 @asynccontextmanager
-async def _open(setup: RunSetup, limits: Limits, scratch: Path) -> AsyncIterator[Trainer]:
+async def _open(setup: RunSetup, program: Program, limits: Limits, scratch: Path) -> AsyncIterator[Trainer]:
     readable = (setup.weights, setup.data)
-    async with open_process(WORKER, limits=limits, readable=readable, scratch=scratch) as child:
+    async with open_process(program, limits=limits, readable=readable, scratch=scratch) as child:
         reply = await child.call(
             StartRun(
                 run=setup.run,
