@@ -61,15 +61,21 @@ class MemoryHost:
     async def open_stream(self, peer: PeerId, protocol: str) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
         other = self._network.hosts.get(peer)
-        cut = frozenset((peer, self.peer_id)) in self._network.cut or self._network.hosts.get(self.peer_id) is not self
-        if peer not in self.learnt or other is None or cut:
+        if peer not in self.learnt or other is None or not self._hears(other):
             raise Unavailable("cannot reach", peer=peer)
         if protocol not in other.handlers:
             raise Unavailable("does not speak that", peer=peer)
         self._network.streams_opened += 1
         ours, theirs = memory_stream_pair()
-        self._network.nursery.start_soon(other._answer, self.peer_id, other.handlers[protocol], theirs)
-        return ours
+        answering = Link(theirs, lambda: other._hears(self))
+        self._network.nursery.start_soon(other._answer, self.peer_id, other.handlers[protocol], answering)
+        return Link(ours, lambda: self._hears(other))
+
+    def _hears(self, other: MemoryHost) -> bool:
+        """Both live and no link is cut."""
+        hosts = self._network.hosts
+        alive = hosts.get(self.peer_id) is self and hosts.get(other.peer_id) is other
+        return alive and frozenset((self.peer_id, other.peer_id)) not in self._network.cut
 
     def serve(self, protocol: str, handler: Handler) -> None:
         self.handlers[protocol] = handler
@@ -85,3 +91,25 @@ class MemoryHost:
                 self.penalise(peer, error)
             except (CellulerError, trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
+
+
+class Link(trio.abc.HalfCloseableStream):
+    """One end of a stream on a link that may fall silent: then what is sent is lost, and nobody is told."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, up: Callable[[], bool]) -> None:
+        self._stream, self._up = stream, up
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data if self._up() else b"")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

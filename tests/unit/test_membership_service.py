@@ -162,6 +162,17 @@ async def test_a_client_reads_the_members_without_becoming_one(
                 pass
 
 
+async def test_a_bootstrap_peer_that_comes_later_is_found_in_the_background(
+    network: MemoryNetwork, autojump_clock: MockClock
+) -> None:
+    async with node(network, BOB) as (_, bob):
+        with pytest.raises(Unavailable):
+            await bob.join(f"/ip4/127.0.0.1/tcp/4001/p2p/{ALICE.peer_id}")
+        await trio.sleep(100)
+        async with node(network, ALICE) as (_, alice):
+            await until(lambda: peers(alice) == {BOB.peer_id} and peers(bob) == {ALICE.peer_id})
+
+
 async def test_joining_nobody_says_so(network: MemoryNetwork, autojump_clock: MockClock) -> None:
     async with node(network, ALICE) as (_, alice):
         stranger = network.host(DAVE)

@@ -261,9 +261,8 @@ class Swim:
             self._ask_others(probe, now, again=False)
         for sequence in [sequence for sequence, relay in self._relays.items() if relay.target == peer]:
             self._give_up_relay(sequence)
-        if (pull := self._pulls.pop(peer, None)) is not None:
-            pull.timer.cancel()
-            self._give_up_pull(pull)
+        if (pull := self._pulls.get(peer)) is not None:
+            pull.tries += 1  # counts double: a stream may break once, a peer that is not there breaks them all
         return self._drain()
 
     def doubt(self, peer: PeerId, now: float) -> list[Output]:
@@ -405,7 +404,8 @@ class Swim:
     # --- probing ---
 
     def _on_period(self, now: float) -> None:
-        self._timers.at(now + self._config.period_s, self._on_period)
+        # A node that hears nobody asks less: probes that are late because we are overloaded must not load us more.
+        self._timers.at(now + self._config.period_s * (1 + self._health), self._on_period)
         self._periods += 1
         if self._owed is not None:
             self._exceed(self._owed, now)
@@ -563,15 +563,12 @@ class Swim:
     def _retry_pull(self, pull: _Pull, now: float) -> None:
         if not pull.whole or pull.tries >= self._config.sync_tries:
             del self._pulls[pull.peer]
-            self._give_up_pull(pull)
+            if pull.whole:
+                self._out.append(Synced(pull.peer, complete=False))
             return
         pull.tries += 1
         pull.timer = self._timers.at(now + self._config.sync_retry_s, lambda when: self._retry_pull(pull, when))
         self._send(pull.peer, self._question(pull))
-
-    def _give_up_pull(self, pull: _Pull) -> None:
-        if pull.whole:
-            self._out.append(Synced(pull.peer, complete=False))
 
     def _on_page(self, peer: PeerId, page: Page, now: float) -> None:
         pull = self._pulls.get(peer)

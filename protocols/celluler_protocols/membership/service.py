@@ -1,8 +1,9 @@
 """Membership over a host: moves the machine's messages, decides nothing.
 
-Each message to a peer is one short exchange on a fresh stream: the message out, whatever the peer answers at once
-back, end. A fresh stream costs a few milliseconds and a node sends a handful of messages a second whatever the size
-of the swarm, so streams kept open for each neighbour would save next to nothing and hold state for every member.
+Messages to a peer travel on one stream, opened when there is something to say and kept while there is: an exchange
+on a fresh stream costs five times the processor time of one on a kept one (docs/explanation/membership.md), which in
+a crowded machine made probes late and lateness made more probes. At most `MAX_LINES` are kept, so in a large swarm
+most are fresh and what a node spends stays the same. A peer answers on the stream that the question came by.
 """
 
 from __future__ import annotations
@@ -24,21 +25,24 @@ from celluler.identity import Identity, PeerId, short
 from ..nursery import own_nursery
 from .limits import Buckets
 from .machine import Joined, Left, Output, Profile, Send, Swim, SwimConfig, Synced, Updated
-from .messages import PROTOCOL_ID, Ack, Message, Nack, Page, PeerRecord, Ping, PingRequest, Sync, frames, read_page
+from .messages import PROTOCOL_ID, Ack, Message, Nack, Page, PeerRecord, Ping, Sync, frames, read_page
 from .table import Entry, Member
 
 log = logging.getLogger(__name__)
 
 Change: TypeAlias = Joined | Updated | Left
 
-EXCHANGE_S = 5.0
-"""Longest exchange, dialling included; an answer that comes later than the verdict serves nobody."""
-IDLE_S = 10.0
-"""How long a stream that a peer opened may bring nothing."""
-MAX_EXCHANGES = 64
-"""Outbound exchanges at once; beyond it messages are lost, which the protocol bears."""
-MAX_ANSWERS = 4
-"""Messages taken in answer to one of ours."""
+OPEN_S = 5.0
+"""Longest wait for a stream, dialling included, and for a message to be taken."""
+STALE_S = 2.0
+"""A question unanswered for so long: the next message gets a fresh stream, in case the old one leads nowhere."""
+LINE_IDLE_S = 45.0
+"""How long a stream of ours is kept without a message."""
+IDLE_S = 120.0
+"""How long a stream that a peer opened may bring nothing: longer than any peer keeps its own."""
+MAX_LINES = 48
+MAX_UNSENT = 16
+"""Messages waiting for one stream; beyond it they are lost, which the protocol bears."""
 MAX_PAGES = 1024
 """Pages read from one peer by `ask_members`."""
 MAX_KNOWN = 64
@@ -63,7 +67,7 @@ class MembershipHost(Protocol):
 
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None: ...
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> trio.abc.HalfCloseableStream: ...
+    async def open_stream(self, peer: PeerId, protocol: str) -> trio.abc.Stream: ...
 
     def serve(self, protocol: str, handler: Callable[[PeerId, trio.abc.Stream], Awaitable[None]]) -> None: ...
 
@@ -125,11 +129,11 @@ class Membership:
         self._wake, self._alone = trio.Event(), trio.Event()
         self._synced: dict[PeerId, _Waiting] = {}
         self._subscribers: list[trio.MemorySendChannel[Change]] = []
-        self._exchanges = 0
-        self._idle = trio.Event()
+        self._lines: dict[PeerId, _Line] = {}  # least recently used first
+        self._unsent, self._all_sent = 0, trio.Event()
         self._inbound = Buckets(burst=512.0, rate=64.0)
         self._closed = False
-        self.dropped = 0  # messages not sent because too many exchanges were under way
+        self.dropped = 0  # messages not sent because too many waited for one stream
 
     # --- what is known ---
 
@@ -161,9 +165,15 @@ class Membership:
     async def join(self, address: str) -> PeerId:
         """Connect to a member, read its list, and become known there. The deadline is the caller's.
 
+        The address is remembered either way: while we are alone it is tried again in the background.
         Raises InvalidSpec for an address that is none, Unavailable when nobody there speaks this protocol.
         """
-        peer = await self._host.connect(address)
+        try:
+            peer = await self._host.connect(address)
+        except Unavailable:
+            self._remember(address)
+            raise
+        self._remember(address)
         waiting = self._synced.setdefault(peer, _Waiting())
         self._do(self._machine.join(peer, trio.current_time()))
         await waiting.over.wait()
@@ -180,9 +190,9 @@ class Membership:
         """Say goodbye; bounded. Afterwards we are no member, and the others know."""
         self._do(self._machine.leave(trio.current_time()))
         with trio.move_on_after(FAREWELL_S):
-            while self._exchanges:
-                self._idle = trio.Event()
-                await self._idle.wait()
+            while self._unsent:
+                self._all_sent = trio.Event()
+                await self._all_sent.wait()
 
     # --- time and messages ---
 
@@ -244,49 +254,88 @@ class Membership:
                 self._subscribers.remove(subscriber)
 
     def _post(self, peer: PeerId, message: Message) -> None:
-        if self._exchanges >= MAX_EXCHANGES:
-            self.dropped += 1
-            return
-        self._exchanges += 1
-        self._nursery.start_soon(self._exchange, peer, message)
-
-    async def _exchange(self, peer: PeerId, message: Message) -> None:
-        """One message out, direct answers back. What goes wrong is the machine's to judge, except a violation."""
+        """Queue a message on the stream to `peer`; losing one is the machine's to bear."""
+        line = self._lines.pop(peer, None)
+        if line is not None and line.is_stale(trio.current_time()):
+            line.scope.cancel()
+            line = None
+        if line is None:
+            line = self._new_line(peer)
+        self._lines[peer] = line  # last in the order of use
         try:
-            with trio.move_on_after(EXCHANGE_S):
-                await self._carry(peer, message)
-        except PeerViolation as error:
-            self._host.penalise(peer, error)
-        finally:
-            self._exchanges -= 1
-            if not self._exchanges:
-                self._idle.set()
+            line.unsent.send_nowait(message)
+            self._unsent += 1
+        except trio.WouldBlock:
+            self.dropped += 1
 
-    async def _carry(self, peer: PeerId, message: Message) -> None:
+    def _new_line(self, peer: PeerId) -> _Line:
+        if len(self._lines) >= MAX_LINES:
+            self._lines.pop(next(iter(self._lines))).finish()
+        line = _Line()
+        self._nursery.start_soon(self._hold, peer, line)
+        return line
+
+    async def _hold(self, peer: PeerId, line: _Line) -> None:
+        """One stream's life. What goes wrong is the machine's to judge, except a violation."""
+        lost = False
+        try:
+            with line.scope:
+                with trio.fail_after(OPEN_S):
+                    stream = await self._host.open_stream(peer, PROTOCOL_ID)
+                async with stream:
+                    self._nursery.start_soon(self._read_answers, peer, line, stream)
+                    await self._write(line, stream)
+        except (Unavailable, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            log.debug("member_unreachable peer=%s error=%r", short(peer), error)
+            lost = True
+        finally:
+            if self._lines.get(peer) is line:
+                del self._lines[peer]
+            self._written(line.unsent.statistics().current_buffer_used)
+            line.scope.cancel()
+        if lost or line.lost:
+            self._do(self._machine.unreachable(peer, trio.current_time()))
+
+    async def _write(self, line: _Line, stream: trio.abc.SendStream) -> None:
+        """Send what is queued, until nothing came for a while."""
+        words = frames()
+        while True:
+            with trio.move_on_after(LINE_IDLE_S):
+                try:
+                    message = await line.queue.receive()
+                except trio.EndOfChannel:
+                    return
+                try:
+                    with trio.fail_after(OPEN_S):
+                        await stream.send_all(words.encode(message))
+                finally:
+                    self._written(1)
+                if line.asked_at is None and isinstance(message, Ping | Sync):
+                    line.asked_at = trio.current_time()
+                continue
+            return
+
+    def _written(self, count: int) -> None:
+        self._unsent -= count
+        if not self._unsent:
+            self._all_sent.set()
+
+    async def _read_answers(self, peer: PeerId, line: _Line, stream: trio.abc.ReceiveStream) -> None:
+        """The other direction of `_hold`; its end is the end of both."""
         words = frames()
         try:
-            stream = await self._host.open_stream(peer, PROTOCOL_ID)
-        except Unavailable:
-            self._do(self._machine.unreachable(peer, trio.current_time()))
-            return
-        async with stream:
-            try:
-                await stream.send_all(words.encode(message))
-                if isinstance(message, Ping | PingRequest | Sync):
-                    await stream.send_eof()
-                    await self._read_answers(peer, stream)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._do(self._machine.unreachable(peer, trio.current_time()))
-
-    async def _read_answers(self, peer: PeerId, stream: trio.abc.Stream) -> None:
-        words, taken = frames(), 0
-        while taken < 1 and (chunk := await stream.receive_some(CHUNK_BYTES)):
-            for message in words.feed(bytes(chunk)):
-                taken += 1
-                if taken > MAX_ANSWERS:
-                    raise ProtocolViolation("more answers than questions", peer=peer)
-                outputs = self._machine.receive(peer, message, trio.current_time())
-                self._do(outputs)
+            while chunk := await stream.receive_some(CHUNK_BYTES):
+                line.asked_at = None
+                for message in words.feed(bytes(chunk)):
+                    if not self._inbound.take(peer, trio.current_time()):
+                        raise ProtocolViolation("more answers than questions", peer=peer)
+                    self._do(self._machine.receive(peer, message, trio.current_time()))
+        except PeerViolation as error:
+            self._host.penalise(peer, error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        line.lost = line.asked_at is not None
+        line.scope.cancel()
 
     async def _answer(self, peer: PeerId, stream: trio.abc.Stream) -> None:
         """A stream that a peer opened: its messages in, our direct answers back, until it ends."""
@@ -336,6 +385,23 @@ class Membership:
         self._closed = True
         for subscriber in self._subscribers:
             subscriber.close()
+
+
+class _Line:
+    """Our stream to one peer: what waits to be sent, and since when a question is open."""
+
+    def __init__(self) -> None:
+        self.unsent, self.queue = trio.open_memory_channel[Message](MAX_UNSENT)
+        self.scope = trio.CancelScope()
+        self.asked_at: float | None = None
+        self.lost = False
+
+    def is_stale(self, now: float) -> bool:
+        return self.asked_at is not None and now - self.asked_at > STALE_S
+
+    def finish(self) -> None:
+        """Send what waits, then end."""
+        self.unsent.close()
 
 
 class _Waiting:
