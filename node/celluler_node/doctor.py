@@ -104,9 +104,7 @@ async def _worker(config: NodeConfig) -> Check:
     limits = Limits(memory_bytes=config.worker_memory_bytes, threads=config.worker_threads)
     with tempfile.TemporaryDirectory(prefix="celluler-doctor-") as folder:
         try:
-            async with open_process(
-                replace(WORKER, confined=config.sandbox), limits=limits, scratch=Path(folder)
-            ) as child:
+            async with open_process(worker, limits=limits, scratch=Path(folder)) as child:
                 isolation = child.isolation
         except CellulerError as error:
             return Check("worker", False, str(error), "raise worker.memory, or reinstall torch")

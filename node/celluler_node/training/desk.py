@@ -31,7 +31,7 @@ from celluler_protocols.jobs_messages import (
 
 MAX_RECORDS = 256
 OFFER_S = 20.0
-VOLUNTEER_POLL_S = 2.0
+VOLUNTEER_POLL_S = 0.5
 ORDER_S = 30.0
 
 log = structlog.get_logger()
@@ -46,16 +46,15 @@ class TrainingDesk:
         self.records: dict[Digest, JobRecord] = {}
         self._gatherings: dict[Digest, Gathering] = {}
         self._by_client: dict[tuple[PeerId, str], Digest] = {}
-        self._busy: Digest | None = None
         self._tried: set[Digest] = set()
-        self._free = trio.Event()
+        self._slot = trio.CapacityLimiter(1)  # held on behalf of the job this node trains for
 
     async def run(self) -> None:
         """Volunteer for announced jobs for as long as the node lives."""
         while self._trains:
             job = self._next_announced()
             if job is None:
-                await trio.sleep(VOLUNTEER_POLL_S if self._busy is None else VOLUNTEER_POLL_S * 2)
+                await trio.sleep(VOLUNTEER_POLL_S)
             else:
                 await self._volunteer(*job)
 
@@ -133,7 +132,7 @@ class TrainingDesk:
         gathering = self._gatherings[record.job]
         with record.scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_part_when_free, record, self._own_offer(gathering, record))
+                nursery.start_soon(self._join_own, record, self._own_offer(gathering, record))
                 try:
                     await gather(self._site, record, gathering)
                 except CellulerError as error:
@@ -147,33 +146,32 @@ class TrainingDesk:
 
         return offer
 
-    async def _take_part_when_free(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
-        while self._busy is not None:
+    async def _join_own(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+        """The coordinator is a member too, once this node has nothing else to train."""
+        if not self._slot.available_tokens:
             record.move(JobState.QUEUED, self._site.clock(), "this node is training for another job")
-            self._free = trio.Event()
-            await self._free.wait()
+        await self._slot.acquire_on_behalf_of(record.job)
         await self._participate(record, offer)
 
     async def _take_part(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+        """Volunteered: the slot is held already."""
         with record.scope:
             await self._participate(record, offer)
         self._end(record)
+
+    async def _participate(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+        self._tried.add(record.job)
+        try:
+            await take_part(self._site, record, offer)
+        finally:
+            self._slot.release_on_behalf_of(record.job)
 
     def _end(self, record: JobRecord) -> None:
         """However it ended, whoever watches is told an end."""
         record.move(JobState.CANCELLED, self._site.clock(), "cancelled")
 
-    async def _participate(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
-        self._busy = record.job
-        self._tried.add(record.job)
-        try:
-            await take_part(self._site, record, offer)
-        finally:
-            self._busy = None
-            self._free.set()
-
     def _next_announced(self) -> tuple[PeerId, Digest] | None:
-        if self._busy is not None:
+        if not self._slot.available_tokens:
             return None
         for signed in self._site.gossip.catalogue():
             if isinstance(signed.record, JobAnnouncement):
@@ -200,7 +198,7 @@ class TrainingDesk:
         record = JobRecord(order, JobLife(self._site.clock()))
         self.records[job] = record
         log.info("job_volunteered", job=order.id[-8:], coordinator=short(coordinator))
-        self._busy = job
+        self._slot.acquire_on_behalf_of_nowait(job)
         self._site.nursery.start_soon(self._take_part, record, self._offer_to(coordinator, job))
 
     def _offer_to(self, coordinator: PeerId, job: Digest) -> Callable[[bytes], Awaitable[None]]:
