@@ -103,6 +103,9 @@ _CHUNK_BYTES = 1 << 18
 _READ_BYTES = 1 << 18
 _LONGEST_FOLDER = 107 - len("/p2pclient-0123456789a.sock")
 
+_STREAM_ERRORS = (OSError, EOFError, RuntimeError, P2PDaemonError, PeerViolation)
+"""What one attempt to speak to a peer may end with. RuntimeError is uvloop's for a transport that was closed."""
+
 Key = tuple[bytes, int, int]
 _log = logging.getLogger("celluler.averaging")
 
@@ -226,22 +229,23 @@ class Averager:
             self._attach(running, self._reduce(running, part, until))
 
     async def _reduce(self, running: _Running, part: int, until: float) -> None:
-        exchange, loop = running.exchange, asyncio.get_running_loop()
+        exchange = running.exchange
         gathering = exchange.gatherings[part]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(exchange.plan.gather_s):
                 while not gathering.complete:
                     running.changed.clear()
                     await running.changed.wait()
+        if not gathering.complete:
+            _log.info("averaging.inputs_missing part=%d there=%s", part, gathering.there)
         if not exchange.close_gathering(part):
             _log.info("averaging.too_few part=%d", part)
             return
-        used, result = await asyncio.to_thread(gathering.reduce)
-        deliveries = await asyncio.to_thread(exchange.publish, part, used, result)
+        sealed = await asyncio.to_thread(lambda: exchange.seal(part, *gathering.reduce()))
+        # No await from here on: `publish` may complete the exchange, and its end cancels this task.
+        for delivery in exchange.publish(sealed):
+            self._spawn(self._deliver(running, delivery, until))
         running.changed.set()
-        if loop.time() < until:
-            for delivery in deliveries:
-                self._spawn(self._deliver(running, delivery, until))
 
     async def _deliver(self, running: _Running, delivery: Delivery, until: float) -> None:
         """Try until it is taken, refused for good, or the exchange is over. What was not taken is noted as a fault."""
@@ -252,12 +256,13 @@ class Averager:
                 for pause_s in itertools.chain(RETRY_S, itertools.repeat(RETRY_S[-1])):
                     try:
                         answer = await self._send(member.peer, delivery)
-                    except (OSError, EOFError, P2PDaemonError, PeerViolation) as error:
+                    except _STREAM_ERRORS as error:
                         problem = f"{type(error).__name__}: {error}"
                     else:
                         problem = "" if isinstance(answer, Taken) else answer.reason
                         if isinstance(answer, Taken) or answer.final:
                             break
+                    _log.info("averaging.retry peer=%s problem=%s", short(member.peer), problem[:200])
                     await asyncio.sleep(pause_s)
         except TimeoutError:
             pass
@@ -291,7 +296,7 @@ class Averager:
                 if held is not None:
                     return held
                 continue
-            with contextlib.suppress(OSError, EOFError, P2PDaemonError, Unavailable):
+            with contextlib.suppress(OSError, EOFError, RuntimeError, P2PDaemonError, Unavailable):
                 async with self._open(plan.members[place].peer) as stream:
                     await stream.say(Want(plan.run, plan.round, part, member))
                     match await stream.hear():
@@ -349,7 +354,7 @@ class Averager:
         self._streams[peer] += 1
         try:
             await self._answer(peer, stream)
-        except (OSError, EOFError, TimeoutError, TimedOut):
+        except (OSError, EOFError, RuntimeError):
             pass  # the remote's connection; what it cost is noted where it was awaited
         except PeerViolation as error:
             self._violations[peer] += 1

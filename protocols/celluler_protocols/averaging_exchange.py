@@ -63,6 +63,14 @@ class Delivery:
     body: bytes | bytearray | memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An aggregate of ours: what is said about it, and its bytes."""
+
+    result: PartOutcome
+    body: memoryview
+
+
 class Gathering:
     """The inputs of one part at its reducer."""
 
@@ -183,9 +191,9 @@ class Exchange:
                 self.fault(FaultKind.MISSING, member, part, self._why_missing(member, part))
         return len(there) >= self.plan.quorum
 
-    def publish(self, part: int, used: tuple[int, ...], result: RuleResult) -> list[Delivery]:
-        """Keep the aggregate as everybody else will, and give out the same bytes for all the others."""
-        body = wire_bytes(result.mantissas)
+    def seal(self, part: int, used: tuple[int, ...], result: RuleResult) -> Sealed:
+        """The aggregate as it will be sent. Changes nothing, so it may run in a thread."""
+        body = memoryview(wire_bytes(result.mantissas))
         weights = [0] * len(self.plan.members)
         for member, weight in zip(used, result.weights, strict=True):
             weights[member] = weight
@@ -201,13 +209,29 @@ class Exchange:
             weights=tuple(weights),
             mantissas=body,
         )
-        self._places_view(part)[:] = body
-        self._results[part] = PartOutcome(part, result.exponent, bitmap, tuple(weights), digest)
+        return Sealed(PartOutcome(part, result.exponent, bitmap, tuple(weights), digest), body)
+
+    def publish(self, sealed: Sealed) -> list[Delivery]:
+        """Keep the aggregate as everybody else will, and give out the same bytes for all the others.
+
+        The exchange may be complete from here on: whoever calls must have begun the deliveries before anybody else
+        can find that out and end it.
+        """
+        result, plan = sealed.result, self.plan
+        self._places_view(result.part)[:] = sealed.body
+        self._results[result.part] = result
         message = Reduced(
-            *plan.key, plan.set_hash, part, result.exponent, bitmap, tuple(weights), digest, memoryview(body).nbytes
+            *plan.key,
+            plan.set_hash,
+            result.part,
+            result.exponent,
+            result.used,
+            result.weights,
+            result.digest,
+            len(sealed.body),
         )
         others = [place for place in range(len(plan.members)) if place != plan.me]
-        return [Delivery(member, message, body) for member in others]
+        return [Delivery(member, message, sealed.body) for member in others]
 
     # --- what comes in ---
 

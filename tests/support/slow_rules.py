@@ -23,6 +23,17 @@ def slow_nk(exponents: list[int], rows: list[Row], f: int) -> Answer:
     return (*shortened([(2 * value + m * m) // (2 * m * m) for value in mixed], base), tuple(weights))
 
 
+def has_tie(exponents: list[int], rows: list[Row], f: int) -> bool:
+    """Whether NK gives two rows of different neighbourhoods the same score."""
+    kept, base = near_the_median(exponents)
+    units = {row: in_units(exponents[row], rows[row], base) for row in kept}
+    m = len(kept) - min(f, (len(kept) - 1) // 2)
+    near = {row: frozenset(nearest(units[row], units, m)) for row in kept}
+    sums = {row: [sum(column) for column in zip(*(units[k] for k in near[row]), strict=True)] for row in kept}
+    scores = {row: sum(sorted(distance(sums[row], sums[other]) for other in kept)[:m]) for row in kept}
+    return any(scores[a] == scores[b] and near[a] != near[b] for a in kept for b in kept)
+
+
 def slow_median(exponents: list[int], rows: list[Row], f: int) -> Answer:
     kept, base = near_the_median(exponents)
     units = [in_units(exponents[row], rows[row], base) for row in kept]

@@ -69,7 +69,7 @@ def run_all(world: World, places: range | tuple[int, ...]) -> dict[int, Exchange
     for sender, exchange in exchanges.items():
         for part, gathering in exchange.gatherings.items():
             if exchange.close_gathering(part):
-                for delivery in exchange.publish(part, *gathering.reduce()):
+                for delivery in exchange.publish(exchange.seal(part, *gathering.reduce())):
                     if delivery.member in exchanges:
                         bring(world, sender, exchanges[delivery.member], delivery)
     return exchanges
@@ -92,6 +92,29 @@ def test_everybody_ends_with_the_same_bytes_and_digests() -> None:
     assert len({exchange.outcome() for exchange in exchanges.values()}) == 1
     assert exchanges[0].outcome().missing == exchanges[0].outcome().faults == ()
     assert all(exchange.complete for exchange in exchanges.values())
+
+
+def test_an_exchange_is_not_complete_before_its_own_aggregate_is_on_its_way() -> None:
+    """Sealing runs beside everything else: were it to complete the exchange, nobody would send the aggregate."""
+    there = world()
+    others = run_all(there, range(4))
+    alice = there.exchange(0)
+    for sender in (1, 2, 3):
+        for delivery in there.exchange(sender).parts_to_send():
+            if delivery.member == 0:
+                bring(there, sender, alice, delivery)
+        result = others[sender].outcome().reduced[sender]
+        place = alice._places[sender]
+        message = Reduced(
+            RUN, 1, 0, b"s" * 32, sender, result.exponent, result.used, result.weights, result.digest,
+            place.stop - place.start,
+        )  # fmt: skip
+        bring(there, sender, alice, Delivery(0, message, others[sender].aggregate[place]))
+    alice.close_gathering(0)
+    sealed = alice.seal(0, *alice.gatherings[0].reduce())
+    assert not alice.complete
+    assert len(alice.publish(sealed)) == 3
+    assert alice.complete
 
 
 def test_one_absent_member_of_four_costs_its_part_only() -> None:
