@@ -9,31 +9,23 @@ host ── membership ── gossip ── directory          the network
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import structlog
 import trio
 
 from celluler.content.disk import DiskStore
 from celluler.content.store import Store
-from celluler.errors import CellulerError, LocalError, NodeNotRunning
-from celluler.home import NodeFile, read_node_file, remove_node_file, write_node_file
 from celluler.identity import Identity, PeerId, load_or_create_identity
 from celluler.views import Hardware
 from celluler_node.config import NodeConfig
 from celluler_node.fetching import Fetcher
-from celluler_node.gateway.app import gateway_app
-from celluler_node.gateway.server import serve_gateway
 from celluler_node.hardware import find_hardware
 from celluler_node.job_client import JobClient
 from celluler_node.node import Node, Services
@@ -210,48 +202,6 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             nursery.cancel_scope.cancel()
 
 
-async def run_node(
-    config: NodeConfig,
-    *,
-    parts: Parts | None = None,
-    on_ready: Callable[[NodeFile], None] = lambda _: None,
-) -> None:
-    """A node with its HTTP endpoint, until SIGINT, SIGTERM or a request to shut down.
-
-    on_ready: called once, when it serves. Raises LocalError when a node runs there already.
-    """
-    config.home.mkdir(parents=True, exist_ok=True)
-    _refuse_second(config)
-    token = secrets.token_urlsafe(32)
-    try:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with open_node(config, parts) as node, own_nursery() as nursery:
-                app = gateway_app(
-                    node,
-                    token,
-                    allowed_hosts=config.api_allowed_hosts,
-                    spool=_spool(config),
-                    max_upload_bytes=config.store_quota_bytes,
-                )
-                port = await nursery.start(_serve_http, app, config)
-                told = NodeFile(
-                    pid=os.getpid(),
-                    api=f"http://{_bracketed(config.api_host)}:{port}",
-                    token=token,
-                    peer_id=node.peer_id,
-                    addresses=node.addresses,
-                    started_s=time.time(),
-                )
-                await _join_once(node, config)
-                write_node_file(config.home, told)
-                on_ready(told)
-                nursery.start_soon(_await_signal, signals, node.stopping)
-                await node.stopping.wait()
-                nursery.cancel_scope.cancel()
-    finally:
-        remove_node_file(config.home)
-
-
 # --- wiring --------------------------------------------------------------------------------------------------------
 
 
@@ -373,43 +323,3 @@ def _remember(core: Core, membership: Membership) -> None:
         core.save()
     except OSError as error:
         log.warning("state_not_saved", error=str(error))
-
-
-async def _join_once(node: Node, config: NodeConfig) -> None:
-    """Give joining a bounded chance before we say we are ready; it goes on in the background either way."""
-    if not config.join:
-        return
-    with trio.move_on_after(JOIN_S):
-        await node.joined()
-
-
-def _refuse_second(config: NodeConfig) -> None:
-    try:
-        running = read_node_file(config.home)
-    except NodeNotRunning:
-        return
-    except CellulerError:
-        remove_node_file(config.home)
-        return
-    raise LocalError(f"a node runs here already (process {running.pid})", hint="celluler down")
-
-
-def _spool(config: NodeConfig) -> Path:
-    spool = config.scratch_folder / "uploads"
-    spool.mkdir(parents=True, exist_ok=True)
-    return spool
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-async def _serve_http(app: object, config: NodeConfig, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-    await serve_gateway(app, config.api_host, config.api_port, task_status=task_status)  # type: ignore[arg-type]
-
-
-async def _await_signal(signals: AsyncIterator[int], stopping: trio.Event) -> None:
-    async for number in signals:
-        log.info("stopping", signal=signal.Signals(number).name)
-        stopping.set()
-        return

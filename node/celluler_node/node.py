@@ -6,7 +6,6 @@ is added until somebody who runs a job has fetched it.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from blake3 import blake3
 
 import celluler
 from celluler.content.digest import Codec, Digest, cid_of, parse_cid
-from celluler.content.store import ContentStat, Store
+from celluler.content.store import Store
 from celluler.errors import BlockAbsent, CellulerError, InvalidSpec, NoPeers, NotFound, PeerViolation, Unavailable
 from celluler.identity import Identity, PeerId
 from celluler.jobs.spec import parse_job
@@ -52,6 +51,7 @@ from celluler_node.doctor import examine
 from celluler_node.fetching import Fetcher
 from celluler_node.job_client import JobClient
 from celluler_node.job_views import job_report, job_view
+from celluler_node.network_views import announced_view, blob_view, member_view, model_view
 from celluler_node.placement import ask_servers
 from celluler_node.repository import Held, Repository
 from celluler_node.serving import ModelServer
@@ -154,8 +154,13 @@ class Node:
     # --- peers -----------------------------------------------------------------------------------------------------
 
     async def peers(self) -> tuple[Peer, ...]:
-        own = () if self._of.membership is None else (self._own_view(self._of.membership),)
-        return (*own, *(self._peer_view(member) for member in self._of.members()))
+        host = self._of.host
+        connected, traffic = host.connected(), host.traffic
+        others = (
+            member_view(member, connected=member.peer in connected, moved=traffic.get(member.peer))
+            for member in self._of.members()
+        )
+        return (*self._own_view(), *others)
 
     async def peer(self, peer: str) -> Peer:
         known = await self.peers()
@@ -193,7 +198,7 @@ class Node:
             stat = await trio.to_thread.run_sync(self._of.store.stat, root)
         except BlockAbsent:
             raise NotFound(f"content {cid}", hint=f"celluler blob get {cid}") from None
-        return _blob_view(stat)
+        return blob_view(stat)
 
     # --- models ----------------------------------------------------------------------------------------------------
 
@@ -222,40 +227,22 @@ class Node:
             dataset=None if model.dataset is None else parse_cid(model.dataset),
         )
         if self._of.membership is None:
-            return await self._model_view(await self._of.repository.keep(described), detailed=True)
-        return await self._model_view(await self._of.repository.publish(described), detailed=True)
+            return await self._model_view(await self._of.repository.keep(described))
+        return await self._model_view(await self._of.repository.publish(described))
 
     async def list_models(self) -> tuple[Model, ...]:
         held = await trio.to_thread.run_sync(self._of.repository.local)
         known = {one.opened.digest for one in held}
-        views = [await self._model_view(one) for one in held]
-        for signed in self._of.repository.announced():
-            told = signed.record
-            if told.manifest not in known:
-                views.append(
-                    Model(
-                        name=told.name,
-                        version=told.version,
-                        cid=cid_of(Digest(told.manifest), Codec.MANIFEST),
-                        author=signed.signer,
-                        nickname=told.nickname,
-                        task="",
-                        parameters=told.total_bytes // 4,
-                        weights=cid_of(Digest(told.root), Codec.MANIFEST),
-                        weights_bytes=told.total_bytes,
-                        local=False,
-                        created_s=float(told.issued_s),
-                    )
-                )
-        return tuple(views)
+        told = [signed for signed in self._of.repository.announced() if signed.record.manifest not in known]
+        return (*map(model_view, held), *map(announced_view, told))
 
     async def show_model(self, ref: str) -> Model:
         opened = await self._of.repository.resolve(ref, hints=self._hints())
-        return await self._model_view(self._of.repository.held(opened), detailed=True)
+        return await self._model_view(self._of.repository.held(opened))
 
     async def pull_model(self, ref: str) -> Model:
         held, _ = await self._of.repository.pull(ref, hints=self._hints())
-        return await self._model_view(held, detailed=True)
+        return await self._model_view(held)
 
     async def predict(self, ref: str, inputs: Tensor) -> Prediction:
         began = trio.current_time()
@@ -368,69 +355,28 @@ class Node:
             labels=opened.record.labels,
         )
 
-    def _own_view(self, membership: Membership) -> Peer:
-        of, own = self._of, membership.own
-        return Peer(
-            peer_id=of.identity.peer_id,
-            nickname=of.nickname,
-            addresses=of.host.addresses,
-            status="self",
-            incarnation=own.incarnation,
-            connected=True,
-            hardware=of.hardware,
-            roles=of.config.roles,
+    def _own_view(self) -> tuple[Peer, ...]:
+        """Ourselves as others see us; nothing at a light peer, which is no member."""
+        of = self._of
+        if of.membership is None:
+            return ()
+        return (
+            Peer(
+                peer_id=of.identity.peer_id,
+                nickname=of.nickname,
+                addresses=of.host.addresses,
+                status="self",
+                incarnation=of.membership.own.incarnation,
+                connected=True,
+                hardware=of.hardware,
+                roles=of.config.roles,
+            ),
         )
 
-    def _peer_view(self, member: Member) -> Peer:
-        moved, can = self._of.host.traffic.get(member.peer), member.capabilities
-        return Peer(
-            peer_id=member.peer,
-            nickname=member.nickname,
-            addresses=member.addresses,
-            status=str(member.status),
-            incarnation=member.incarnation,
-            connected=member.peer in self._of.host.connected(),
-            hardware=Hardware(can.device, can.cores, can.memory_mb),
-            roles=can.roles,
-            round_trip_s=member.round_trip_s,
-            sent_bytes=0 if moved is None else moved.sent_bytes,
-            received_bytes=0 if moved is None else moved.received_bytes,
-        )
-
-    async def _model_view(self, held: Held, *, detailed: bool = False) -> Model:
-        opened, record = held.opened, held.opened.record
-        providers: tuple[PeerId, ...] = ()
-        if detailed:
-            try:
-                providers = await self._of.repository.providers(opened)
-            except (Unavailable, PeerViolation):
-                providers = ()
-        return Model(
-            name=record.name,
-            version=record.version,
-            cid=cid_of(opened.digest, Codec.MANIFEST),
-            author=opened.signed.signer,
-            nickname=record.nickname,
-            task=record.task,
-            parameters=opened.architecture.parameter_count,
-            weights=cid_of(Digest(record.weights), Codec.MANIFEST),
-            weights_bytes=record.weights_bytes,
-            local=held.local,
-            created_s=float(record.created_s),
-            labels=record.labels,
-            metrics={metric.name: metric.value for metric in record.metrics},
-            parents=tuple(cid_of(Digest(parent), Codec.MANIFEST) for parent in record.parents),
-            dataset=None if record.dataset is None else cid_of(Digest(record.dataset), Codec.MANIFEST),
-            job=None if record.job is None else cid_of(Digest(record.job)),
-            providers=providers,
-            spec=_spec_document(record.spec) if detailed else None,
-        )
-
-
-def _blob_view(stat: ContentStat) -> Blob:
-    return Blob(cid_of(stat.root, Codec.MANIFEST), stat.kind, stat.total_bytes, stat.have_bytes, stat.complete)
-
-
-def _spec_document(spec: bytes) -> dict[str, object]:
-    document: dict[str, object] = json.loads(spec)
-    return document
+    async def _model_view(self, held: Held) -> Model:
+        """With spec and providers; without the latter when nobody can be asked."""
+        try:
+            providers = await self._of.repository.providers(held.opened)
+        except (Unavailable, PeerViolation):
+            providers = ()
+        return model_view(held, providers=providers, with_spec=True)

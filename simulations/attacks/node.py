@@ -14,9 +14,10 @@ import trio
 
 from celluler.home import NodeFile
 from celluler.views import to_json
-from celluler_node.app import Parts, run_node
+from celluler_node.app import Parts
 from celluler_node.config import load_config
 from celluler_node.logs import LogConfig, set_up
+from celluler_node.running import run_node
 from celluler_node.training.worker_trainer import worker_trainer
 from simulations.attacks.trainer import lying
 from simulations.attacks.updates import UpdateAttack, parse_attack

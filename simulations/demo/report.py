@@ -13,11 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 ACCURACY_AIM = 0.90
+LABELS = {"nk": "rule nk", "mean": "plain mean"}
 
 
 @dataclass(slots=True)
 class Findings:
-    """Filled as the demo goes. losses: by rule, the mean training loss of each round. moved: bytes by node name."""
+    """Filled as the demo goes.
+
+    losses: by rule, the coordinator's training loss of each round. moved: bytes by node name.
+    """
 
     accuracy: float | None = None
     mean_accuracy: float | None = None
@@ -80,10 +84,10 @@ def draw_losses(losses: Mapping[str, Sequence[float]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4), dpi=144)
     for rule, curve in losses.items():
         finite = [value for value in curve if value == value and value != float("inf")]
-        axes.plot(range(1, len(finite) + 1), finite, marker="o", markersize=3, label=f"rule {rule}")
+        axes.plot(range(1, len(finite) + 1), finite, marker="o", markersize=3, label=LABELS.get(rule, rule))
     axes.set_yscale("log")
     axes.set_xlabel("round")
-    axes.set_ylabel("mean training loss of the members")
+    axes.set_ylabel("training loss at the coordinator")
     axes.set_title("Digits, five members, one sends its update × −1000")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -79,7 +79,7 @@ def up(
     if detach:
         announce(start_detached(config, flags))
         return
-    from celluler_node.app import run_node  # noqa: PLC0415  # libp2p: only a node pays for it
+    from celluler_node.running import run_node  # noqa: PLC0415  # libp2p: only a node pays for it
 
     log_to(config.log_file, config.log_format, config.log_level)
     run(partial(run_node, config, on_ready=announce))
