@@ -38,7 +38,8 @@ MAX_COMMIT_VARIANTS = 4
 class Setting:
     """What a height is given. leaders: places of the members that take turns. parts: 0 at the closing height.
 
-    mute: follow without signing anything. suspects (latest last) and excluded outlive the height.
+    mute: follow without signing anything. expected: whether a member may still be waited for; present: whether it was
+    heard from just now. suspects (latest last) and excluded outlive the height.
     """
 
     roster: RosterView
@@ -51,6 +52,7 @@ class Setting:
     mute: bool
     seal: Callable[[Record], bytes]
     expected: Callable[[int], bool]
+    present: Callable[[int], bool]
     suspects: dict[int, None]
     excluded: set[int]
 

@@ -296,7 +296,7 @@ class Height:
         trusted = [member for member in group if member not in self.setting.excluded]
         chosen = trusted if len(trusted) >= quorum else group
         if self.view > 0:  # the view before failed: do without those that have fallen silent since they committed
-            present = [member for member in chosen if self.setting.expected(member)]
+            present = [member for member in chosen if self.setting.present(member)]
             chosen = present if len(present) >= quorum else chosen
         return tuple(chosen)
 
@@ -328,11 +328,17 @@ class Height:
         return True
 
     def _state_results(self, inputs: Inputs, results: Sequence[Part | None]) -> None:
-        """Sign what we reduced ourselves."""
+        """Sign what we reduced ourselves; a part from too few inputs is as good as missing."""
         for part, (reducer, result) in enumerate(zip(inputs.reducers, results, strict=True)):
-            if reducer == self.setting.me and result is not None and self._may_sign:
-                check_part(result, len(inputs.members), self._rules.b)
+            if reducer == self.setting.me and result is not None and self._may_sign and self._sensible(result, inputs):
                 self._broadcast(inputs.states(self.setting.roster, self.round, part, result))
+
+    def _sensible(self, result: Part, inputs: Inputs) -> bool:
+        try:
+            check_part(result, len(inputs.members), self._rules.b)
+        except ProtocolViolation:
+            return False
+        return True
 
     def _stated(self, part: int) -> Signed[Reduced] | None:
         """The assigned reducer's statement on a part in this view, if it came and makes sense."""
@@ -340,11 +346,7 @@ class Height:
         if inputs is None:
             return None
         signed = self._ledger.reduced.get((self.view, part, inputs.reducers[part]))
-        if signed is None or signed.record.set_hash != inputs.hash:
-            return None
-        try:
-            check_part(signed.record.result, len(inputs.members), self._rules.b)
-        except ProtocolViolation:
+        if signed is None or signed.record.set_hash != inputs.hash or not self._sensible(signed.record.result, inputs):
             return None
         return signed
 

@@ -277,6 +277,7 @@ class Run:
             mute=self._mute_before is None or number < self._mute_before,
             seal=self._seal,
             expected=self._expected,
+            present=self._present,
             suspects=self._suspects,
             excluded=self._excluded,
         )
@@ -348,6 +349,10 @@ class Run:
 
     def _expected(self, place: int) -> bool:
         return place in self._at.setting.leaders and self._alive(place)
+
+    def _present(self, place: int) -> bool:
+        """Heard from by ourselves within the time of two statuses."""
+        return place == self.me or self._now - self._heard[place] <= 2 * self._period_s
 
     def _behind(self) -> bool:
         ahead = sum(status.round > len(self.certificates) for status in self._statuses.values())

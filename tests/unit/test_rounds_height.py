@@ -55,7 +55,8 @@ class Bench:
             Setting(
                 roster=ROSTER, me=me, round=0, prev=ROSTER.digest, state_root=ROOT, parts=PARTS,
                 leaders=tuple(range(SIZE)), mute=mute, seal=lambda record: sign(me, record),
-                expected=lambda place: place in alive, suspects={}, excluded=set(),
+                expected=lambda place: place in alive, present=lambda place: place in alive,
+                suspects={}, excluded=set(),
             ),
             self.now,
         )  # fmt: skip

@@ -60,7 +60,7 @@ def test_when_nothing_goes_wrong_every_round_takes_one_view_and_all_contribute(s
     assert report.findings == ()
 
 
-@pytest.mark.parametrize("dies_s", [0.3, 1.2, 1.6, 1.8, 2.5])
+@pytest.mark.parametrize("dies_s", [0.3, 1.6, 2.8])
 @pytest.mark.parametrize("place", range(5))
 def test_one_of_five_killed_in_mid_round_costs_one_or_two_timeouts(place: int, dies_s: float) -> None:
     undisturbed = Theatre(quiet(rounds=3)).play()
@@ -148,7 +148,7 @@ def test_all_honest_members_write_the_same_report_of_every_round() -> None:
 
 
 def test_a_seed_replays_exactly() -> None:
-    one, two, other = play(17), play(17), play(18)
+    one, two, other = play(7), play(7), play(8)
     assert (one.trace, one.finished_s) == (two.trace, two.finished_s)
     assert one.trace != other.trace
 

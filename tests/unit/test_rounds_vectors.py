@@ -1,0 +1,60 @@
+"""The golden bytes of /celluler/rounds/1 and of every signed message that travels in it."""
+
+from __future__ import annotations
+
+from celluler.identity import seal
+from celluler.learning.messages import (
+    Body,
+    BodyProposal,
+    Certificate,
+    Commit,
+    Entry,
+    Mark,
+    Part,
+    Quorum,
+    Reduced,
+    SetProposal,
+    Status,
+    Vote,
+    record_hash,
+    set_hash,
+    signature_of,
+)
+from celluler.learning.roster import Roster, RosterEntry, rules_for
+from celluler_protocols.rounds_messages import PROTOCOL_ID, Absent, Have, Piece, Say, Talk, Want, frames
+from simulations.rounds import identity
+from tests.support.vectors import check_vectors
+
+RUN, ROOT = b"\x11" * 32, b"\x22" * 32
+ALICE, BOB = identity(0), identity(1)
+
+
+def examples() -> list[object]:
+    commit = Commit(RUN, 3, b"\x33" * 32, ROOT, (b"\x44" * 32, b"\x55" * 32), (-7, -1000), False)
+    entries = (Entry(0, record_hash(commit)), Entry(2, b"\x66" * 32))
+    part = Part(b"\x77" * 32, -9, 0b11, (1, 0))
+    body = Body(3, b"\x33" * 32, set_hash(entries), 0b101, ROOT, (part, part))
+    reduced = Reduced(RUN, 3, 1, set_hash(entries), 1, part)
+    statement = signature_of(seal(BOB, reduced))
+    vote = Vote(RUN, 3, 1, 2, record_hash(body), 0)
+    quorum = Quorum(1, (Mark(0, signature_of(seal(ALICE, vote))), Mark(1, signature_of(seal(BOB, vote)))))
+    entry = RosterEntry(RUN, identity(1000).peer_id, ("/ip4/127.0.0.1/tcp/4001",), "alice")
+    signed = [
+        entry,
+        Roster(RUN, b"\x88" * 32, (seal(ALICE, entry),), rules_for(1, rounds=10)),
+        commit,
+        SetProposal(RUN, 3, 1, entries, 0b100),
+        reduced,
+        BodyProposal(RUN, 3, 1, body, (statement, statement), None),
+        BodyProposal(RUN, 3, 2, body, (), quorum),
+        vote,
+        Vote(RUN, 3, 1, 1, None, 0b10),
+        Certificate(RUN, body, quorum),
+        Status(RUN, 3, 1, 0, 17, False, 0b101, True, False, 0b10, 0b1, 0, 0b111, entries),
+    ]
+    sayings: list[object] = [Say(seal(ALICE, record)) for record in signed]
+    return [Talk(RUN), *sayings, Want(RUN, ROOT), Have(5), Piece(b"hello"), Absent()]
+
+
+def test_every_message_has_its_golden_bytes() -> None:
+    check_vectors("rounds", PROTOCOL_ID, frames(), examples())
