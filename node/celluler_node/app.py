@@ -244,7 +244,6 @@ def _site(
         device=core.hardware.device,
         worker=worker,
         worker_limits=limits,
-        averager_limits=Limits(open_files=4096, threads=1),
         averager_listen=(AVERAGER_LISTEN.format(host=_averager_host(core.config)),),
         scratch=scratch,
         nursery=nursery,

@@ -19,7 +19,6 @@ from celluler.learning.messages import Part
 from celluler.learning.roster import RosterMember, RosterView
 from celluler_node.processes import averager_words as words
 from celluler_node.processes.supervisor import Child, open_process
-from celluler_node.processes.words import Limits
 from celluler_protocols.averaging_messages import VALUE_BYTES, Assignment, Fault, FaultKind, Member, Outcome, Plan
 
 LINK_FAULTS = frozenset({FaultKind.MISSING, FaultKind.UNREACHABLE, FaultKind.NOT_REDUCED})
@@ -82,6 +81,10 @@ class Averaging:
             tuple(_blame(roster, effect.members, fault) for fault in outcome.faults),
         )
 
+    async def drain(self, within_s: float) -> None:
+        """After the last round: send on what others still lack, then stop listening."""
+        await self._child.call(words.Close(within_s))
+
     def _count(self, plan: Plan, outcome: Outcome) -> None:
         """What the exchange moved beside its frames: inputs to and from reducers, aggregates from and to them."""
         others = len(plan.members) - 1
@@ -94,9 +97,9 @@ class Averaging:
 
 
 @asynccontextmanager
-async def open_averaging(listen: Sequence[str], limits: Limits, scratch: Path) -> AsyncIterator[Averaging]:
+async def open_averaging(listen: Sequence[str], scratch: Path) -> AsyncIterator[Averaging]:
     """Start an averager under a fresh key of its own. Raises WorkerFailed."""
-    async with open_process(words.AVERAGER, limits=limits, scratch=scratch) as child:
+    async with open_process(words.AVERAGER, limits=words.AVERAGER_LIMITS, scratch=scratch) as child:
         opened = (await child.call(words.Open(os.urandom(32), tuple(listen)))).record
         yield Averaging(child, PeerId(opened.peer), opened.addresses)
 

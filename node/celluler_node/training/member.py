@@ -109,7 +109,9 @@ async def _train(
             nursery.start_soon(_drive, driver, finished)
             await finished.wait()
             await _finish(site, record, trainer, material, meter)
-            await trio.sleep(LINGER_S)  # nothing tells us that nobody lags any more
+            with trio.move_on_after(LINGER_S):  # nothing tells us that nobody lags any more
+                await averaging.drain(LINGER_S)
+                await trio.sleep_forever()
             nursery.cancel_scope.cancel()
 
 
@@ -175,7 +177,7 @@ def _coordinator(record: JobRecord) -> PeerId:
 async def _averager(site: Site, scratch: Path) -> Any:
     folder = scratch / "averager"
     folder.mkdir()
-    async with open_averaging(site.averager_listen, site.averager_limits, folder) as averaging:
+    async with open_averaging(site.averager_listen, folder) as averaging:
         yield averaging
 
 

@@ -40,7 +40,6 @@ class Site:
     device: str
     worker: Program
     worker_limits: Limits
-    averager_limits: Limits
     averager_listen: Sequence[str]
     scratch: Callable[[str], AbstractAsyncContextManager[Path]]
     nursery: trio.Nursery
