@@ -62,6 +62,11 @@ class Answerer:
         """Raises ProtocolViolation for anything out of order."""
         return b"".join(self._frames.encode(self._answer(message)) for message in self._frames.feed(chunk))
 
+    def end(self) -> None:
+        """The asker has nothing more to say. Raises ProtocolViolation when it stopped inside a message."""
+        if not self._frames.idle:
+            raise ProtocolViolation("stream ended inside a message")
+
     def _answer(self, message: object) -> Page:
         match message:
             case Ask(fingerprint) if self._pages is None:
@@ -85,7 +90,9 @@ async def answer_catalogue(stream: trio.abc.Stream, snapshot: Sequence[bytes], f
     """Answer one session. Raises ProtocolViolation; TooSlowError when the asker dawdles."""
     answerer = Answerer(snapshot, fingerprint)
     with trio.fail_after(SESSION_S):
-        while not answerer.done and (chunk := await stream.receive_some()):
+        while not answerer.done:
+            if not (chunk := await stream.receive_some()):
+                return answerer.end()
             if answer := answerer.receive(chunk):
                 await stream.send_all(answer)
 

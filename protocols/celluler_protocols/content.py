@@ -156,6 +156,8 @@ class _Provider:
             while data := await self._stream.receive_some(_RECEIVE_BYTES):
                 for message in incoming.feed(data):
                     self._take(message)
+            if not incoming.idle:
+                raise ProtocolViolation("stream ended inside a message")
         except PeerViolation as error:
             self._violation = error
             scope.cancel()
