@@ -1,6 +1,6 @@
 """The membership machine among a thousand peers: how soon the dead are gone, and who is wronged.
 
-    python -m simulations.membership --peers 1000 --seed 7 --json
+    python -m simulations.membership --peers 1000 --seed 7 --plot membership.svg --json
 
 An established swarm under loss and latency; peers crash, leave, come new and come back. Nothing is mocked: the
 machine is the node's own, every record is really signed. Same seed, same trace.
@@ -15,8 +15,9 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
@@ -83,7 +84,7 @@ class Report:
     messages_a_node_a_second: float
     bytes_a_node_a_second: float
     busiest_bytes_a_second: float
-    wall_s: float
+    cpu_s: float
     trace: str
 
 
@@ -240,7 +241,7 @@ def plan(swarm: Swarm) -> None:
 
 def simulate(scenario: Scenario) -> tuple[Report, Swarm]:
     """Run a scenario to its end."""
-    began = time.perf_counter()
+    began = time.process_time()
     swarm = Swarm(scenario)
     gc.disable()  # a million long-lived entries: walking them again and again doubles the time
     try:
@@ -249,10 +250,10 @@ def simulate(scenario: Scenario) -> tuple[Report, Swarm]:
         swarm.world.run(scenario.seconds)
     finally:
         gc.enable()
-    return report(swarm, time.perf_counter() - began), swarm
+    return report(swarm, time.process_time() - began), swarm
 
 
-def report(swarm: Swarm, wall_s: float) -> Report:
+def report(swarm: Swarm, cpu_s: float) -> Report:
     scenario, world = swarm.scenario, swarm.world
     node_seconds = swarm.node_seconds + sum(world.now - since for since in swarm.alive_since.values())
     evictions = [delay for delays in swarm.evicted.values() for delay in delays]
@@ -275,23 +276,97 @@ def report(swarm: Swarm, wall_s: float) -> Report:
         messages_a_node_a_second=round(sum(t.sent for t in world.traffic.values()) / node_seconds, 3),
         bytes_a_node_a_second=round(sum(t.sent_bytes for t in world.traffic.values()) / node_seconds, 1),
         busiest_bytes_a_second=round(max(per_node), 1),
-        wall_s=round(wall_s, 1),
+        cpu_s=round(cpu_s, 1),
         trace=world.trace,
     )
 
 
+def quiet(scenario: Scenario) -> Scenario:
+    """The same swarm when nothing happens in it."""
+    return replace(
+        scenario, crashes_per_minute=0.0, leaves_per_minute=0.0, joins_per_minute=0.0, returns_per_minute=0.0
+    )
+
+
+def by_size(scenario: Scenario) -> list[Report]:
+    """What a node sends in quiet swarms of growing size."""
+    sizes = [size for size in (10, 30, 100, 300) if size < scenario.peers]
+    return [simulate(replace(quiet(scenario), peers=size, seconds=60.0))[0] for size in sizes]
+
+
+def plot(swarm: Swarm, sizes: Sequence[Report], path: Path) -> None:
+    """Two panels: how soon the dead are gone, and what a node sends by the size of the swarm."""
+    import matplotlib as mpl  # noqa: PLC0415  only for drawing
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "celluler"  # the same figures give the same file
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    scenario = swarm.scenario
+    curves = {
+        "somebody suspects it": list(swarm.suspected.values()),
+        "a survivor has evicted it": [delay for delays in swarm.evicted.values() for delay in delays],
+        "every survivor has": [max(delays) for delays in swarm.evicted.values()],
+    }
+    for label, samples in curves.items():
+        if samples:
+            shares = [place / 200 for place in range(201)]
+            ordered = sorted(samples)
+            left.plot(
+                [ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in shares], shares, label=label
+            )
+    left.set(xlabel="seconds after the crash", ylabel="share", xlim=(0, None), ylim=(0, 1))
+    left.set_title(f"{scenario.peers} peers, {scenario.loss:.0%} loss, churn, seed {scenario.seed}", fontsize=10)
+    left.legend(fontsize=8, loc="center", bbox_to_anchor=(0.42, 0.5))
+    names = [str(result.peers) for result in sizes]
+    right.bar(names, [result.bytes_a_node_a_second for result in sizes], color="tab:gray")
+    right.set(xlabel="peers in a quiet swarm", ylabel="bytes a node sends in a second")
+    for place, result in enumerate(sizes):
+        label = f"{result.messages_a_node_a_second:.2f}/s"
+        right.annotate(label, (place, result.bytes_a_node_a_second), ha="center", va="bottom", fontsize=8)
+    right.set_title("messages a node sends in a second, above the bars", fontsize=10)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def show(result: Report) -> str:
+    """The report for people."""
+    lines = [f"seed {result.seed}, trace {result.trace}, {result.cpu_s} s of processor time"]
+    lines.append(f"{result.peers} peers for {result.seconds:.0f} s, {result.loss:.0%} of messages lost")
+    lines.append(f"{result.crashes} crashed, {result.leaves} left, {result.joins} joined")
+    for name in ("first_suspicion", "eviction", "everywhere"):
+        times: Spread = getattr(result, name)
+        figures = f"median {times.median:.1f} s, p99 {times.p99:.1f} s, longest {times.highest:.1f} s"
+        lines.append(f"{name.replace('_', ' '):16} {figures} ({times.count})")
+    lines.append(f"{'false':16} {result.false_suspicions} suspicions, {result.false_evictions} evictions of the living")
+    traffic = f"{result.messages_a_node_a_second} messages, {result.bytes_a_node_a_second} bytes a node a second"
+    lines.append(f"{'sent':16} {traffic}; the busiest node {result.busiest_bytes_a_second} bytes")
+    lines.append(f"{'still listed':16} {result.still_listed} pairs of a living node and a dead peer")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="simulations.membership", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m simulations.membership", description="see the module's docstring")
     parser.add_argument("--peers", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=120.0, help="virtual")
+    parser.add_argument("--seconds", type=float, default=120.0, help="virtual, the last 40 without a crash")
     parser.add_argument("--loss", type=float, default=0.05)
+    parser.add_argument("--plot", type=Path, help="draw to this .svg or .png; also runs quiet swarms of other sizes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     scenario = Scenario(peers=options.peers, seed=options.seed, seconds=options.seconds, loss=options.loss)
-    result, _ = simulate(scenario)
-    print(json.dumps(asdict(result), indent=1))
-    return 0
+    result, swarm = simulate(scenario)
+    sizes: list[Report] = []
+    if options.plot is not None:
+        sizes = [*by_size(scenario), simulate(replace(quiet(scenario), seconds=60.0))[0]]
+        plot(swarm, sizes, options.plot)
+    print(
+        json.dumps({**asdict(result), "quiet": [asdict(size) for size in sizes]}, indent=1)
+        if options.json
+        else show(result)
+    )
+    return 0 if result.false_evictions == 0 and result.still_listed == 0 else 1
 
 
 if __name__ == "__main__":
