@@ -128,7 +128,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes hours
+@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes hours
 @given(st.integers(0, 2**16), st.lists(st.tuples(steps, st.floats(0.5, 8.0)), max_size=10))
 @example(113, PARTED)
 def test_after_any_schedule_the_living_find_each_other_and_only_each_other(seed: int, schedule: list) -> None:  # type: ignore[type-arg]
