@@ -14,6 +14,7 @@ import trio
 
 from celluler.content.store import Store
 from celluler.errors import CellulerError
+from celluler.quantities import format_bytes
 from celluler.views import Check
 from celluler_node.bounded import bounded
 from celluler_node.config import NodeConfig
@@ -78,14 +79,14 @@ async def _swarm(host: Host, members: tuple[Member, ...]) -> Check:
 async def _store(config: NodeConfig, store: Store) -> Check:
     used = await trio.to_thread.run_sync(store.used_bytes)
     share = used / config.store_quota_bytes
-    detail = f"{used} of {config.store_quota_bytes} bytes used, {config.store_folder}"
+    detail = f"{format_bytes(used)} of {format_bytes(config.store_quota_bytes)} used, {config.store_folder}"
     return Check("store", share < 0.95, detail, "raise store.quota in the configuration file")
 
 
 async def _disk(config: NodeConfig) -> Check:
     folder = config.store_folder if config.store_folder.exists() else config.home
     free = shutil.disk_usage(folder).free
-    return Check("disk", free >= LOW_DISK_BYTES, f"{free} bytes free at {folder}", "make room on this disk")
+    return Check("disk", free >= LOW_DISK_BYTES, f"{format_bytes(free)} free at {folder}", "make room on this disk")
 
 
 async def _averager() -> Check:

@@ -49,7 +49,14 @@ class Output:
         if self.as_json:
             self.document(record)
         else:
-            self.table(("", ""), ((name, value) for name, value in lines.items() if value or value == 0))
+            _lines([(name, _cell(value)) for name, value in lines.items() if value or value == 0])
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values; on a terminal aligned and never wrapped, so that ids and addresses can be copied."""
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
 
 
 def say(text: str) -> None:

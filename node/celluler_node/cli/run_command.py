@@ -47,8 +47,15 @@ def _show(output: Output, prediction: Prediction) -> None:
         output.table(("sample", "label", "score"), lines)
     else:
         for row in rows if isinstance(rows, list) else [rows]:
-            print(json_module.dumps(row))
+            print(json_module.dumps(_short(row) if sys.stdout.isatty() else row))
     say(f"{prediction.model} at {ending(prediction.peer)} in {prediction.elapsed_s * 1000:.0f} ms")
+
+
+def _short(value: Any) -> Any:
+    """For eyes: four digits of every number. Whoever wants all of them pipes, or says --json."""
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _read(text: str) -> Any:
