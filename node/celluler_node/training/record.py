@@ -17,6 +17,8 @@ from celluler.learning.roster import RosterView
 from celluler_protocols.jobs_messages import Excluded, Facts, Moved, OpenedOrder, Outcome
 
 MAX_EXCLUDED = 64
+LEAST_ROUNDS = 3
+"""Fewer say nothing about a member."""
 _REASON_CHARACTERS = 200
 
 
@@ -83,16 +85,20 @@ class JobRecord:
 
 
 def excluded(report: RunReport) -> tuple[Excluded, ...]:
-    """Members whose work did not count: with proof, or because in most rounds it was given no weight or was absent.
+    """Members whose work did not count: with proof, or because every update of theirs was given no weight.
 
-    A member that the rule passes over now and then is none: at any time the rule leaves somebody out.
+    A member that the rule passes over in some rounds is none of them: it always leaves the farthest out, and among
+    five members with f = 2 that is an honest one too. Absence is no offence, but is told.
     """
     rounds = len(report.rounds)
     reasons = {peer: f"excluded with proof: {reason}" for peer, reason in report.excluded.items()}
+    sent = Counter(peer for one in report.rounds for peer in one.contributed)
     ignored = Counter(peer for one in report.rounds for peer in one.no_weight)
     absent = Counter(peer for one in report.rounds for peer in one.absent)
-    for counts, what in ((ignored, f"given no weight by rule {report.rule}"), (absent, "absent")):
-        for peer, count in counts.items():
-            if 2 * count > rounds:
-                reasons.setdefault(peer, f"{what} in {count} of {rounds} rounds")
+    for peer, count in ignored.items():
+        if count == sent[peer] >= LEAST_ROUNDS:
+            reasons.setdefault(peer, f"given no weight by rule {report.rule} in {count} of {rounds} rounds")
+    for peer, count in absent.items():
+        if 2 * count > rounds:
+            reasons.setdefault(peer, f"absent in {count} of {rounds} rounds")
     return tuple(Excluded(peer, None, reason[:_REASON_CHARACTERS]) for peer, reason in reasons.items())[:MAX_EXCLUDED]
