@@ -109,6 +109,7 @@ class Honest:
 
     delivers_parts = True
     faces = 1
+    delay_s = 0.0
 
     def __init__(self, roster: RosterView, signer: Identity, rng: random.Random) -> None:
         self.roster, self.signer, self.rng = roster, signer, rng
@@ -236,7 +237,9 @@ class KeepsParts(Honest):
 
 
 class Late(Honest):
-    """Everything it says is held back; the schedule delays it."""
+    """Says everything up to two deltas too late."""
+
+    delay_s = 4.0
 
 
 class Forges(Honest):
@@ -411,7 +414,8 @@ class Member:
             if isinstance(effect, Send):
                 to = [effect.to] if effect.to else [peer for peer in self.voice.others if peer not in effect.skip]
                 words = self.voice.say(to, effect.data)
-                outputs += [Out(peer, raw) for peer, raw in words if not self.theatre.swallows(peer, raw)]
+                said = [Out(peer, raw) for peer, raw in words if not self.theatre.swallows(peer, raw)]
+                outputs += said if not self.voice.delay_s else self.theatre.hold_back(self, said)
             else:
                 outputs.append(effect)
         return outputs
@@ -482,6 +486,13 @@ class Theatre:
             case Vote(phase=2, body=bytes()) if record.view % 2 == 0:
                 return place != favoured(self.roster, record.round, record.view)
         return isinstance(record, Certificate)
+
+    def hold_back(self, member: Member, said: list[Out]) -> list[Out]:
+        """Nothing now; later all of it."""
+        world = self.world
+        delay = world.rng.uniform(0.0, member.voice.delay_s)
+        world.at(world.now + delay, lambda: world.apply(member.peer, said))
+        return []
 
     # --- the model world ---
 
