@@ -50,6 +50,8 @@ ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
 SAVE_S = 30.0
 JOIN_S = 15.0
 MAX_SERVED_CONTENT = 32
+WORKER_NICENESS = 5
+"""A model at work must not make the node late: a peer that does not answer is taken for dead."""
 AVERAGER_LISTEN = "/ip4/{host}/tcp/0"
 
 log = structlog.get_logger()
@@ -164,7 +166,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             own_nursery() as nursery,
         ):
             worker = replace(WORKER, confined=config.sandbox)
-            limits = Limits(memory_bytes=config.worker_memory_bytes, threads=config.worker_threads)
+            limits = Limits(config.worker_memory_bytes, threads=config.worker_threads, niceness=WORKER_NICENESS)
             isolation = _Isolation()
             server = ModelServer(core.repository, worker, limits, scratch_root, nursery, on_start=isolation.note)
             desk = TrainingDesk(

@@ -109,9 +109,9 @@ class Node:
     async def joined(self) -> None:
         """Wait until somebody of the swarm is known, if there is a swarm to join."""
         assert self._of.membership is not None
-        changes = self._of.membership.changes()
-        while not (await self.readiness()).ready:
-            await changes.receive()
+        async with self._of.membership.changes() as changes:
+            while not (await self.readiness()).ready:
+                await changes.receive()
 
     # --- the node --------------------------------------------------------------------------------------------------
 
