@@ -112,6 +112,8 @@ class Driver:
         self._changed = trio.Event()
         self._done = trio.Event()
         self._stalled: str | None = None
+        self.settled = trio.Event()
+        """Set when every member alive says that it has finished: nobody needs us any more."""
 
     async def run(self, *, finished: trio.Event) -> None:
         """Until the run is over and the caller cancels; sets `finished` when the final state is certified.
@@ -153,6 +155,8 @@ class Driver:
     def _perform(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
             self._carry_out(effect)
+        if self._run.settled:
+            self.settled.set()
         self._changed.set()
 
     def _carry_out(self, effect: Effect) -> None:
@@ -180,7 +184,7 @@ class Driver:
                 log.info("member_excluded", peer=short(peer), reason=reason)
                 self._on_violation(peer, ProtocolViolation(reason, peer=peer))
             case Diverged(number, own, agreed):
-                log.warning("state_diverged", round=number, own=own.hex()[:16], agreed=agreed.hex()[:16])
+                self._stalled = f"in round {number} our state {own.hex()[:8]} was not the others' {agreed.hex()[:8]}"
             case Finished():
                 self._done.set()
             case Stalled(reason):

@@ -30,8 +30,10 @@ from celluler_node.training.site import Site
 from celluler_node.training.trainer import RunSetup, Trainer
 from celluler_protocols.rounds import open_rounds
 
-LINGER_S = 5.0
+LINGER_S = 15.0
 """How long a member that has finished goes on answering those that lag."""
+
+DRAIN_S = 3.0
 
 Offer = Callable[[bytes], Awaitable[None]]
 """Hands a sealed RosterEntry to the coordinator. Raises Unavailable or LocalError when it does not want us."""
@@ -109,9 +111,9 @@ async def _train(
             nursery.start_soon(_drive, driver, finished)
             await finished.wait()
             await _finish(site, record, trainer, material, meter)
-            with trio.move_on_after(LINGER_S):  # nothing tells us that nobody lags any more
-                await averaging.drain(LINGER_S)
-                await trio.sleep_forever()
+            with trio.move_on_after(LINGER_S):
+                await driver.settled.wait()
+                await averaging.drain(DRAIN_S)
             nursery.cancel_scope.cancel()
 
 
