@@ -191,6 +191,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
                     members=membership.members,
                     membership=membership,
                     desk=desk,
+                    joined_by=None,
                     server=server,
                     isolation=isolation.text,
                     stopping=stop,

@@ -51,6 +51,7 @@ async def open_light(config: NodeConfig, join: Sequence[str]) -> AsyncIterator[N
                 members=lambda: tuple(known),
                 membership=None,
                 desk=None,
+                joined_by=known[0].peer if known else None,
                 server=None,
                 isolation=lambda: "runs no model",
                 stopping=trio.Event(),

@@ -67,7 +67,8 @@ PING_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a node is made of. membership, desk, server: None at a light peer. bootstrap: whom it joined by."""
+    """What a node is made of. membership, desk, server: None at a light peer. joined_by: whom that
+    joined by."""
 
     config: NodeConfig
     identity: Identity
@@ -81,6 +82,7 @@ class Services:
     members: Callable[[], tuple[Member, ...]]
     membership: Membership | None
     desk: TrainingDesk | None
+    joined_by: PeerId | None
     server: ModelServer | None
     isolation: Callable[[], str]
     stopping: trio.Event
@@ -328,22 +330,27 @@ class Node:
         return name
 
     def _coordinator(self) -> PeerId:
-        """A member that trains; one we are connected to if there is."""
+        """A member that trains, the nearest."""
         training = [member.peer for member in self._of.members() if "train" in member.capabilities.roles]
         if not training:
             raise NoPeers("no member of the swarm takes training jobs", hint="celluler peer ls")
-        near = [peer for peer in training if peer in self._of.host.connected()]
-        return (near or training)[0]
+        return min(training, key=self._distance)
+
+    def _distance(self, peer: PeerId) -> tuple[bool, bool]:
+        """Least for whom a light peer joined by, then for those we are connected to."""
+        return peer != self._of.joined_by, peer not in self._of.host.connected()
 
     async def _servers(self, opened: OpenedManifest) -> tuple[PeerId, ...]:
-        """Who might predict: those that hold the model, then other members that serve."""
+        """Who might predict: those that hold the model, then other members that serve; of each, the nearest first."""
         serving = [member.peer for member in self._of.members() if "serve" in member.capabilities.roles]
         try:
             holding = await self._of.repository.providers(opened)
         except CellulerError:
             holding = ()
         found = dict.fromkeys([*(peer for peer in holding if peer in serving), *serving])
-        return tuple(peer for peer in found if peer != self._of.identity.peer_id)[:MAX_SERVERS_ASKED]
+        others = [peer for peer in found if peer != self._of.identity.peer_id]
+        others.sort(key=lambda peer: (peer not in holding, *self._distance(peer)))
+        return tuple(others[:MAX_SERVERS_ASKED])
 
     def _prediction(self, opened: OpenedManifest, peer: PeerId, answer: Predicted, elapsed_s: float) -> Prediction:
         return Prediction(

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from simulations.demo.report import ACCURACY_AIM, Findings, draw_losses, show
 from simulations.digits import MLP, Digits, write_digits
-from simulations.swarm import CommandFailed, Swarm, celluler, celluler_events, open_swarm
+from simulations.swarm import CommandFailed, NodeProcess, Swarm, celluler, celluler_events, open_swarm
 
 NAMES = ("alice", "bob", "carol", "dave", "mallory")
 LIAR = "mallory"
@@ -51,13 +51,13 @@ class Demo:
         self.note_training(job)
         with findings.phase("train by the plain mean"):
             mean_job = self.train(digits, "mean", MEAN_ROUNDS)
-        findings.mean_accuracy = self.predict(mean_job["result"]["model"], digits)
+        findings.mean_accuracy = self.predict(mean_job["result"]["model"], digits, self.swarm.nodes[:1])
         with findings.phase("publish, and fetch from each other"):
             self.await_replicas(findings.model)
         self.note_traffic(job["id"])
         with findings.phase("kill the publisher and predict"):
             self.kill_publisher(job)
-            findings.accuracy = self.predict(findings.model, digits)
+            findings.accuracy = self.predict(findings.model, digits, self._alive())
         self.judge()
         return findings
 
@@ -118,21 +118,25 @@ class Demo:
         publisher.kill()
         self.say(f"{publisher.name}, which published the model, was killed")
 
-    def predict(self, model: str, digits: Digits) -> float:
-        """The held-out digits, from the peer client, spread over the nodes that are left."""
-        inputs = self.client_home / "held-out.npy"
-        np.save(inputs, digits.x)
-        answer = self.client("run", model, str(inputs))
-        node = next(node for node in self.swarm.nodes if node.peer_id == answer["peer"])
-        self.findings.served_by.append(node.name)
-        return digits.accuracy(np.asarray(answer["outputs"], dtype=np.float32))
+    def predict(self, model: str, digits: Digits, nodes: Sequence[NodeProcess]) -> float:
+        """The held-out digits, from the peer client, an equal share by way of each of these nodes."""
+        names = {node.peer_id: node.name for node in self.swarm.nodes}
+        inputs, outputs = self.client_home / "held-out.npy", []
+        for node, share in zip(nodes, np.array_split(digits.x, len(nodes)), strict=True):
+            np.save(inputs, share)
+            answer = celluler("run", model, str(inputs), "--join", node.address, home=self.client_home, timeout_s=JOB_S)
+            outputs.append(np.asarray(answer["outputs"], dtype=np.float32))
+            self.findings.served_by.setdefault(model, []).append(names[answer["peer"]])
+        return digits.accuracy(np.concatenate(outputs))
 
     def judge(self) -> None:
         findings = self.findings
         findings.expect((findings.accuracy or 0) >= ACCURACY_AIM, f"accuracy below {ACCURACY_AIM}")
         findings.expect((findings.mean_accuracy or 0) < (findings.accuracy or 0), "the mean did as well as rule nk")
         findings.expect(findings.rounds == ROUNDS, f"{findings.rounds} rounds instead of {ROUNDS}")
-        findings.expect(findings.publisher not in findings.served_by[-1:], "the dead publisher answered")
+        served_by = findings.served_by.get(findings.model, [])
+        findings.expect(findings.publisher not in served_by, "the dead publisher answered")
+        findings.expect(len(set(served_by)) == len(NAMES) - 1, "not every node that is left has served")
 
     # --- tools -----------------------------------------------------------------------------------------------------
 
@@ -144,8 +148,10 @@ class Demo:
         return celluler_events(*arguments, *self._joins(), home=self.client_home, timeout_s=JOB_S)
 
     def _joins(self) -> list[str]:
-        alive = [node for node in self.swarm.nodes if node.process.poll() is None and node.name != LIAR]
-        return [part for node in alive for part in ("--join", node.address)]
+        return [part for node in self._alive() if node.name != LIAR for part in ("--join", node.address)]
+
+    def _alive(self) -> list[NodeProcess]:
+        return [node for node in self.swarm.nodes if node.process.poll() is None]
 
     def say(self, text: str) -> None:
         self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)

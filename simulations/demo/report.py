@@ -20,7 +20,8 @@ LABELS = {"nk": "rule nk", "mean": "plain mean"}
 class Findings:
     """Filled as the demo goes.
 
-    losses: by rule, the coordinator's training loss of each round. moved: bytes by node name.
+    losses: by rule, the coordinator's training loss of each round. served_by: names of nodes by model. moved: bytes
+    by node name.
     """
 
     accuracy: float | None = None
@@ -30,7 +31,7 @@ class Findings:
     liar: str = ""
     model: str = ""
     publisher: str = ""
-    served_by: list[str] = field(default_factory=list)
+    served_by: dict[str, list[str]] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     moved: dict[str, tuple[int, int]] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
@@ -66,7 +67,7 @@ def show(findings: Findings, console: Console) -> None:
     table.add_row("excluded", "\n".join(f"{name}: {reason}" for name, reason in findings.excluded) or "nobody")
     table.add_row("model", findings.model)
     table.add_row("published by, then killed", findings.publisher)
-    table.add_row("predictions served by", ", ".join(findings.served_by))
+    table.add_row("predictions served by", ", ".join(findings.served_by.get(findings.model, [])))
     for name, (sent, received) in sorted(findings.moved.items()):
         table.add_row(f"moved by {name}", f"{_megabytes(sent)} sent, {_megabytes(received)} received")
     for name, seconds in findings.phases.items():
