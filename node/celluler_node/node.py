@@ -67,8 +67,10 @@ PING_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a node is made of. membership, desk, server: None at a light peer. joined_by: whom that
-    joined by."""
+    """What a node is made of.
+
+    membership, desk, server: None at a light peer. joined_by: whom a light peer joined by, None at a node.
+    """
 
     config: NodeConfig
     identity: Identity

@@ -41,7 +41,7 @@ def measure(runs: int) -> list[dict[str, Any]]:
                 raise RuntimeError("the node has loaded torch")
             if run < runs - 1:
                 node.call("down")
-        floor = median_of(lambda: import_floor_s(), runs)
+        floor = median_of(import_floor_s, runs)
         neighbour = swarm.start("neighbour", join=[swarm.nodes[-1].address])
         http_s = median_of(lambda: http_round_trip_s(neighbour), 5)
         peer_s = median_of(lambda: peer_round_trip_s(neighbour, swarm.nodes[-2].peer_id), 21)
