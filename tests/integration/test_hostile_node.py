@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 
@@ -16,16 +18,20 @@ from celluler.client import Client
 from celluler.content.digest import Codec, Digest, cid_of, digest_of, parse_cid
 from celluler.content.manifest import Header, Manifest, Tensor, parse_manifest
 from celluler.content.memory import MemoryStore
-from celluler.errors import CellulerError, NotFound, PeerViolation
+from celluler.errors import CellulerError, Denied, NotFound, PeerViolation, Unavailable
 from celluler.identity import Identity, PeerId, seal
+from celluler.jobs.spec import canonical_job, check_job
+from celluler.jobs.states import JobState
+from celluler.learning.roster import Roster, RosterEntry, rules_for
 from celluler.models.manifest import VersionEntry, VersionIndex, describe_model
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.weights import initial_weights
 from celluler.wire import pack
-from celluler_protocols import catalogue, content
+from celluler_protocols import catalogue, content, inference, jobs
 from celluler_protocols.directory import Head, head_key
-from celluler_protocols.gossip import TOPIC, HeadAnnouncement, ModelAnnouncement
-from celluler_protocols.host import Host
+from celluler_protocols.gossip import TOPIC, HeadAnnouncement, JobAnnouncement, ModelAnnouncement
+from celluler_protocols.host import Host, HostLimits
+from celluler_protocols.jobs_messages import CancelOrder, JobOrder, Offered
 from simulations.swarm import NodeProcess, Swarm, open_swarm
 from tests.support.hostile import (
     LIBP2P_PROTOCOLS,
@@ -41,6 +47,7 @@ from tests.support.hostile import (
     forged,
     framed,
     gossip_until_named,
+    hung_up_on,
     in_dht,
     relabelled,
     soon,
@@ -53,11 +60,17 @@ from tests.support.hostile import (
 from tests.support.specs import TINY, dense, regression
 
 SEED = 20_26
+MAX_GROWTH_BYTES = 160 << 20
+CUT_OFF = (trio.BrokenResourceError, Unavailable, PeerViolation)
+"""How a stream ends whose other side will hear no more: the answer that never comes may look like any of these."""
 
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    """A node that serves and does not train, and one that does both: only the second takes part in jobs."""
     with open_swarm(tmp_path_factory.mktemp("swarm")) as swarm:
+        (swarm.folder / "alice").mkdir()
+        (swarm.folder / "alice" / "config.toml").write_text('roles = ["serve"]\n')
         swarm.start("alice")
         swarm.start("bob", join=[swarm.nodes[0].address])
         yield swarm
@@ -66,6 +79,11 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 @pytest.fixture(scope="module")
 def node(swarm: Swarm) -> NodeProcess:
     return swarm.nodes[0]
+
+
+@pytest.fixture(scope="module")
+def trainer(swarm: Swarm) -> NodeProcess:
+    return swarm.nodes[1]
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +330,8 @@ class Author:
         self.blocks |= blocks_of(store, root)
         return root
 
-    def manifest(self, spec: dict[str, Any], weights: bytes, *, version: str = "1.0.0", **lies: Any) -> Digest:
-        record = describe_model("m", version, format_spec(parse_spec(spec)), weights, created_s=1)
+    def manifest(self, spec_of: dict[str, Any], weights: bytes, *, version: str = "1.0.0", **lies: Any) -> Digest:
+        record = describe_model("m", version, format_spec(parse_spec(spec_of)), weights, created_s=1)
         return block(self.blocks, seal(self.identity, replace(record, **lies)))
 
     def index(self, number: int, version: str, manifest: bytes) -> Digest:
@@ -371,7 +389,7 @@ async def test_a_head_never_goes_back_and_only_its_author_moves_it(node: NodePro
             await host.dht.put(key, value)
 
     async with stranger(node, author.identity, listens=True) as mallory:
-        mallory.serve(content.PROTOCOL_ID, Provider(author.blocks))
+        await provide(mallory, Provider(author.blocks), old, new)
         await put(mallory, author.head(1, first))
         assert await shown() == "1.0.0"
         await put(mallory, author.head(2, second))
@@ -384,3 +402,219 @@ async def test_a_head_never_goes_back_and_only_its_author_moves_it(node: NodePro
             await put(eve, forged(Identity.generate(), Head("m", 3, third, 1), name=author.identity))
             await put(eve, b"\xff" * 100)
             assert await shown() == "2.0.0"
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def job_of(author: Author, folder: Path, *, members: int = 3) -> tuple[JobOrder, list[Digest]]:
+    """An order with nobody for coordinator yet, and the roots of what it needs, which the author has."""
+    weights = author.weights(TINY)
+    model = author.manifest(TINY, weights)
+    data, blocks = content_of(folder, b"no dataset, and nobody gets to look")
+    author.blocks |= blocks
+    document = {
+        "apiVersion": "celluler/v1",
+        "kind": "TrainJob",
+        "name": "job",
+        "model": cid_of(model),
+        "data": {"cid": cid_of(data)},
+        "train": {"rounds": 1, "inner_steps": 1, "batch": 1, "learning_rate": 0.1, "optimizer": "sgd"},
+        "resources": {"peers": {"min": members, "max": members}},
+    }
+    now = int(time.time())
+    spec = canonical_job(check_job(document))
+    return JobOrder("c", author.identity.peer_id, spec, model, now, now + 600), [weights, data]
+
+
+async def on_jobs(host: Host, node: NodeProcess, call: Any, *arguments: Any) -> Any:
+    """One request of the jobs protocol."""
+    with trio.fail_after(WAIT_S):
+        return await call(await host.open_stream(PeerId(node.peer_id), jobs.PROTOCOL_ID), *arguments)
+
+
+async def test_an_order_that_is_not_for_this_node_now_is_refused_and_a_forged_one_named(
+    trainer: NodeProcess, tmp_path: Path
+) -> None:
+    author, now = Author(tmp_path), int(time.time())
+    order = replace(job_of(author, tmp_path)[0], coordinator=trainer.peer_id)
+    refused = {
+        "for another coordinator": replace(order, coordinator=author.identity.peer_id),
+        "expired": replace(order, created_s=now - 100, expires_s=now - 10),
+        "dated ahead": replace(order, created_s=now + 9000, expires_s=now + 9600),
+        "living for ever": replace(order, expires_s=now + 10**9),
+    }
+    violations = [
+        forged(author.identity, order),
+        forged(Identity.generate(), order, name=author.identity),
+        seal(author.identity, replace(order, spec=b" " + order.spec)),
+        seal(author.identity, replace(order, spec=b"{}")),
+        seal(author.identity, replace(order, coordinator="1" * 50)),
+        seal(author.identity, replace(order, model=block(author.blocks, b"no manifest"))),
+        random.Random(SEED).randbytes(200),
+    ]
+    async with stranger(trainer, protocols={content.PROTOCOL_ID: Provider(author.blocks)}) as mallory:
+        for each in refused.values():
+            with pytest.raises(Denied):
+                await on_jobs(mallory, trainer, jobs.submit, seal(author.identity, each))
+        assert await violations_of(trainer, mallory.peer_id) == 0
+    for raw in violations:
+        async with stranger(trainer, protocols={content.PROTOCOL_ID: Provider(author.blocks)}) as mallory:
+            with pytest.raises(CUT_OFF):
+                await on_jobs(mallory, trainer, jobs.submit, raw)
+            await await_named(trainer, {mallory.peer_id: 1})
+    assert await with_client(trainer, lambda client: client.jobs.ls()) == ()
+
+
+def entry_for(run: bytes) -> RosterEntry:
+    return RosterEntry(run, Identity.generate().peer_id, ("/ip4/127.0.0.1/tcp/9",), "mallory")
+
+
+async def test_a_coordinator_names_who_offers_for_another_and_takes_no_roster_but_its_own(
+    trainer: NodeProcess, tmp_path: Path
+) -> None:
+    author = Author(tmp_path)
+    order, _ = job_of(author, tmp_path)
+    raw = seal(author.identity, replace(order, coordinator=trainer.peer_id))
+    job, victim = digest_of(raw), Identity.generate()
+    async with stranger(trainer, author.identity, protocols={content.PROTOCOL_ID: Provider(author.blocks)}) as host:
+        assert await on_jobs(host, trainer, jobs.submit, raw) == job
+        false_offers = [
+            lambda _: seal(victim, entry_for(job)),
+            lambda me: forged(me, entry_for(job), name=victim),
+            lambda me: forged(me, entry_for(job)),
+            lambda me: seal(me, entry_for(bytes(32))),
+            lambda me: seal(me, CancelOrder(job, 1)),
+        ]
+        for offer in false_offers:
+            me = Identity.generate()
+            async with stranger(trainer, me) as mallory:
+                with pytest.raises(CUT_OFF):
+                    await on_jobs(mallory, trainer, jobs.offer, job, offer(me))
+                await await_named(trainer, {mallory.peer_id: 1})
+        me = Identity.generate()
+        async with stranger(trainer, me) as mallory:
+            with pytest.raises(NotFound):
+                await on_jobs(mallory, trainer, jobs.offer, bytes(32), seal(me, entry_for(bytes(32))))
+            with pytest.raises(Denied):
+                await on_jobs(mallory, trainer, jobs.cancel, seal(me, CancelOrder(job, int(time.time()))))
+            roster = seal(me, Roster(job, job, (seal(me, entry_for(job)),), rules_for(1, rounds=1)))
+            with pytest.raises(CUT_OFF):
+                await on_jobs(mallory, trainer, jobs.send_roster, job, roster)
+            await await_named(trainer, {mallory.peer_id: 1})
+        _, facts = await on_jobs(host, trainer, jobs.watch, job, 0)
+        assert facts.members == ()
+        assert (
+            await on_jobs(host, trainer, jobs.cancel, seal(author.identity, CancelOrder(job, 1))) is JobState.CANCELLED
+        )
+        assert await violations_of(trainer, author.identity.peer_id) == 0
+
+
+class Coordinator:
+    """Answers offers, and keeps the first entry."""
+
+    def __init__(self) -> None:
+        self.entry, self.offered = b"", trio.Event()
+
+    async def __call__(self, _peer: PeerId, stream: trio.abc.Stream) -> None:
+        words = jobs.frames()
+        while not (messages := words.feed(bytes(await stream.receive_some()))):
+            pass
+        self.entry = messages[0].entry
+        await stream.send_all(words.encode(Offered()))
+        self.offered.set()
+
+
+async def test_a_member_takes_no_roster_with_a_forged_entry_and_names_its_coordinator(
+    trainer: NodeProcess, tmp_path: Path
+) -> None:
+    author, desk = Author(tmp_path), Coordinator()
+    order, _ = job_of(author, tmp_path)
+    raw = seal(author.identity, order)
+    job, victim, now = block(author.blocks, raw), Identity.generate(), int(time.time())
+    serving = {content.PROTOCOL_ID: Provider(author.blocks), jobs.PROTOCOL_ID: desk}
+
+    def roster(*entries: bytes, of: bytes = job, members: int = 2) -> bytes:
+        return seal(author.identity, Roster(of, of, entries, rules_for(members, rounds=1)))
+
+    async with stranger(trainer, author.identity, protocols=serving) as mallory:
+        await mallory.pubsub.subscribe(TOPIC, lambda *_: True)
+
+        async def offered() -> bool:
+            announcement = JobAnnouncement(job, "TrainJob", (), 3, 3, 1, now, now + 600)
+            await mallory.pubsub.publish(TOPIC, seal(author.identity, announcement))
+            return desk.offered.is_set()
+
+        await soon(offered)
+        own = desk.entry
+        ordered = [forged(victim, entry_for(job)), own]
+        for false in (
+            roster(*ordered),
+            roster(*reversed(ordered)),
+            roster(own, own),
+            roster(own, members=4),
+        ):
+            async with hung_up_on(mallory, trainer):
+                with pytest.raises(CUT_OFF):
+                    await on_jobs(mallory, trainer, jobs.send_roster, job, false)
+        await await_named(trainer, {mallory.peer_id: 4})
+        _, facts = await on_jobs(mallory, trainer, jobs.watch, job, 0)
+        assert facts.members == ()
+        assert (
+            await on_jobs(mallory, trainer, jobs.cancel, seal(author.identity, CancelOrder(job, 1)))
+            is JobState.CANCELLED
+        )
+
+
+# --- too much, too slowly --------------------------------------------------------------------------------------------
+
+
+def memory_of(node: NodeProcess) -> int:
+    return int(psutil.Process(node.process.pid).memory_info().rss)
+
+
+async def open_many(host: Host, node: NodeProcess, protocol: str, count: int, first: bytes) -> None:
+    """So many streams at once that say `first`, and neither say more nor read. They last as long as the host."""
+
+    async def one() -> None:
+        with trio.move_on_after(5), suppress(CellulerError, trio.BrokenResourceError):
+            stream = await host.open_stream(PeerId(node.peer_id), protocol)
+            await stream.send_all(first)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(one)
+
+
+def almost(size: int) -> bytes:
+    """A frame of that size, up to its last byte."""
+    return size.to_bytes(4, "big") + bytes(size - 1)
+
+
+@pytest.mark.parametrize("spoken", PROTOCOLS, ids=lambda spoken: spoken.protocol)
+async def test_streams_that_say_nothing_do_not_keep_others_from_being_answered(
+    spoken: Spoken, node: NodeProcess, blob: bytes
+) -> None:
+    async with stranger(node) as mallory:
+        await open_many(mallory, node, spoken.protocol, HostLimits().streams_a_peer + 8, b"\0")
+        await assert_serves(node, blob)
+
+
+async def test_a_requester_that_never_reads_and_frames_that_never_end_take_bounded_memory(
+    node: NodeProcess, blob: bytes, tmp_path: Path
+) -> None:
+    store = MemoryStore(1 << 26)
+    async with stranger(node) as alice:
+        with trio.fail_after(WAIT_S):
+            await content.fetch(
+                blob, store, [PeerId(node.peer_id)], lambda peer: alice.open_stream(peer, content.PROTOCOL_ID)
+            )
+    chunks = tuple(digest for digest, data in blocks_of(store, blob).items() if len(data) > 1 << 16)
+    wants = content.frames().encode(content.Want((chunks * 64)[:64])) * 4  # 256 MiB
+    before = memory_of(node)
+    async with stranger(node) as mallory, stranger(node) as mallet, trio.open_nursery() as nursery:
+        nursery.start_soon(open_many, mallory, node, content.PROTOCOL_ID, 24, wants)
+        nursery.start_soon(open_many, mallet, node, inference.PROTOCOL_ID, 24, almost(inference.MAX_DATA_BYTES))
+        await assert_serves(node, blob)
+    assert memory_of(node) - before < MAX_GROWTH_BYTES
+    await assert_serves(node, blob)

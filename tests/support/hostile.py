@@ -182,10 +182,6 @@ def told_protocols(host: Host, node: NodeProcess) -> frozenset[str]:
         return frozenset()
 
 
-def connections(host: Host, node: NodeProcess) -> tuple[Any, ...]:
-    return tuple(host._swarm.get_connections(ID.from_string(node.peer_id)))
-
-
 async def soon(holds: Callable[[], Awaitable[T]], *, within_s: float = WAIT_S) -> T:
     """`eventually`, with the hosts of this process alive meanwhile."""
     return await trio.to_thread.run_sync(lambda: eventually(lambda: trio.from_thread.run(holds), within_s=within_s))
@@ -203,6 +199,20 @@ async def throw(host: Host, node: NodeProcess, protocol: str, data: bytes) -> by
     return bytes(answer)
 
 
+@asynccontextmanager
+async def hung_up_on(host: Host, node: NodeProcess) -> AsyncIterator[None]:
+    """For an offence: afterwards, wait until the node has closed the connection it came by.
+
+    What is said while the node is closing it is not heard.
+    """
+    with trio.fail_after(WAIT_S):
+        await host.connect(node.address)
+    used = tuple(host._swarm.get_connections(ID.from_string(node.peer_id)))
+    yield
+    with trio.move_on_after(1):
+        await until(lambda: all(connection.is_closed for connection in used))
+
+
 async def throw_each(node: NodeProcess, protocol: str, attacks: Sequence[bytes]) -> Counter[str]:
     """Every attack, by strangers that come back until just before they would be banned. Returns attacks by peer."""
     thrown: Counter[str] = Counter()
@@ -213,12 +223,8 @@ async def throw_each(node: NodeProcess, protocol: str, attacks: Sequence[bytes])
         async with room, stranger(node) as mallory:
             for data in some:
                 thrown[mallory.peer_id] += 1
-                with trio.move_on_after(WAIT_S):
-                    await mallory.connect(node.address)
-                used = connections(mallory, node)
-                await throw(mallory, node, protocol, data)
-                with trio.move_on_after(1):  # what is thrown into a connection that the node is closing is not heard
-                    await until(lambda used=used: all(connection.is_closed for connection in used))
+                async with hung_up_on(mallory, node):
+                    await throw(mallory, node, protocol, data)
 
     async with trio.open_nursery() as nursery:
         for start in range(0, len(attacks), share):
