@@ -92,7 +92,8 @@ async def answer_catalogue(stream: trio.abc.Stream, snapshot: Sequence[bytes], f
     with trio.fail_after(SESSION_S):
         while not answerer.done:
             if not (chunk := await stream.receive_some()):
-                return answerer.end()
+                answerer.end()
+                return
             if answer := answerer.receive(chunk):
                 await stream.send_all(answer)
 

@@ -108,7 +108,7 @@ def test_every_error_comes_back_as_itself() -> None:
     stack: list[type[CellulerError]] = [CellulerError]
     while stack:
         cls = stack.pop()
-        stack += cls.__subclasses__()
+        stack += [one for one in cls.__subclasses__() if one.__module__ == "celluler.errors"]  # the others stay inside
         error = cls.__new__(cls)
         CellulerError.__init__(error, "what happened", peer="p", hint="next")
         back = rebuild_error(json.loads(json.dumps(describe_error(error))))

@@ -51,8 +51,8 @@ def test_the_level_is_ours_and_libraries_speak_from_warning_up():
     stream = io.StringIO()
     set_up(LogConfig(level="debug", form="json"), stream=stream)
     structlog.get_logger("celluler.x").debug("ours")
-    logging.getLogger("libp2p").info("chatter")
-    logging.getLogger("libp2p").warning("trouble %s", 1)
+    logging.getLogger("a.library").info("chatter")
+    logging.getLogger("a.library").warning("trouble %s", 1)
     assert [event["event"] for event in events(stream.getvalue())] == ["ours", "trouble 1"]
     set_up(LogConfig(level="warning", form="json"), stream=stream)
     structlog.get_logger("celluler.x").info("ours")
