@@ -12,23 +12,18 @@ from typing import Any
 
 from celluler.aggregation.rule import Reduced as RuleResult
 from celluler_node.processes import averager as averager_process
-from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.serving import Link
-from celluler_node.processes.words import Program
 from celluler_protocols import averaging
 from celluler_protocols.averaging_exchange import Delivery, Exchange, Sealed
 from celluler_protocols.averaging_messages import Reduced
-
-HONEST, OTHER_BYTES, OTHER_LENGTH, BROKEN_STREAM, TORN_AGGREGATE, OTHER_SET, WRONG_AGGREGATE, GARBAGE = range(8)
-"""What it does in the round of this number."""
-
-LIAR = Program(
-    "averager",
-    "simulations.attacks.averager",
-    requests=AVERAGER.requests,
-    replies=AVERAGER.replies,
-    max_blob_bytes=AVERAGER.max_blob_bytes,
-    ready_s=AVERAGER.ready_s,
+from simulations.attacks.averager_lies import (
+    BROKEN_STREAM,
+    GARBAGE,
+    OTHER_BYTES,
+    OTHER_LENGTH,
+    OTHER_SET,
+    TORN_AGGREGATE,
+    WRONG_AGGREGATE,
 )
 
 

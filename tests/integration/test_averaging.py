@@ -21,7 +21,7 @@ from celluler.identity import Identity
 from celluler_node.processes.averager_words import AVERAGER, AVERAGER_LIMITS, Check, Close, Open
 from celluler_node.processes.supervisor import open_process
 from celluler_protocols.averaging_messages import Assignment, Outcome
-from simulations.attacks import averager as attacks
+from simulations.attacks import averager_lies as attacks
 from tests.support.averagers import LOOPBACK, Peer, Round, exchange_all, open_peers, plan_round
 
 DIMENSION = 50_003
