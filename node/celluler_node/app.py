@@ -40,7 +40,7 @@ from celluler_node.training.worker_trainer import worker_trainer
 from celluler_protocols import content, inference, jobs
 from celluler_protocols.directory import NAMESPACE, Directory, HeadBook, HeadValidator, open_directory
 from celluler_protocols.gossip import Gossip, open_gossip
-from celluler_protocols.host import Host, open_host
+from celluler_protocols.host import Host, Slots, open_host
 from celluler_protocols.membership import Capabilities, Member, Membership, Profile, open_membership
 from celluler_protocols.nursery import own_nursery
 from celluler_protocols.rounds import RoundsHub
@@ -49,7 +49,10 @@ ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
 
 SAVE_S = 30.0
 JOIN_S = 15.0
-MAX_SERVED_CONTENT = 32
+MAX_CONTENT_STREAMS, MAX_CONTENT_STREAMS_A_PEER = 64, 8
+"""Requesters of content answered at once: in all, and of one peer, so that nobody takes the room of the others."""
+MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER = 64, 8
+"""The same for predictions; each may hold a request of 8 MiB that is still on its way."""
 WORKER_NICENESS = 5
 """A model at work must not make the node late: a peer that does not answer is taken for dead."""
 AVERAGER_LISTEN = "/ip4/{host}/tcp/0"
@@ -209,10 +212,11 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
 
 
 def _serve_content(host: Host, store: Store) -> None:
-    slots = trio.CapacityLimiter(MAX_SERVED_CONTENT)
+    slots = Slots(MAX_CONTENT_STREAMS, MAX_CONTENT_STREAMS_A_PEER)
 
     async def answer(peer: PeerId, stream: trio.abc.Stream) -> None:
-        await content.serve_content(store, stream, slots=slots)
+        with slots.held(peer) as free:
+            await (content.serve_content(store, stream) if free else content.turn_away(stream))
 
     host.serve(content.PROTOCOL_ID, answer)
 
@@ -224,9 +228,11 @@ def _serve_protocols(host: Host, desk: TrainingDesk, server: ModelServer | None)
     host.serve(jobs.PROTOCOL_ID, answer_jobs)
     if server is None:
         return
+    slots = Slots(MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER)
 
     async def answer_inference(peer: PeerId, stream: trio.abc.Stream) -> None:
-        await inference.serve_inference(stream, server.predict)
+        with slots.held(peer) as free:
+            await (inference.serve_inference(stream, server.predict) if free else inference.turn_away(stream))
 
     host.serve(inference.PROTOCOL_ID, answer_inference)
 

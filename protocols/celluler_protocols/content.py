@@ -41,6 +41,8 @@ from celluler.wire import Bytes32, Frames, Length
 PROTOCOL_ID = "/celluler/content/1"
 MAX_WANTED = 64
 """Digests in one Want."""
+MAX_WANT_BYTES = 4096
+"""Longest frame that a provider reads."""
 MAX_OUTSTANDING = 256
 """Digests asked on one stream and not yet answered; asking for more is a violation."""
 IDLE_S = 60.0
@@ -85,7 +87,15 @@ class Busy:
 
 
 def frames() -> Frames:
-    return Frames((Want, Found, Absent, Busy), limit=MAX_BLOCK_BYTES + 64)
+    return Frames(_WORDS, limit=MAX_BLOCK_BYTES + 64)
+
+
+def _requests() -> Frames:
+    """What a provider reads: the largest word that it may be sent is a full Want."""
+    return Frames(_WORDS, limit=MAX_WANT_BYTES)
+
+
+_WORDS = (Want, Found, Absent, Busy)  # wire tag = position
 
 
 OpenStream = Callable[[PeerId], Awaitable[trio.abc.Stream]]
@@ -108,25 +118,21 @@ class FetchReport:
 # --- the provider ----------------------------------------------------------------------------------------------
 
 
-async def serve_content(store: Store, stream: trio.abc.Stream, *, slots: trio.CapacityLimiter | None = None) -> None:
+async def serve_content(store: Store, stream: trio.abc.Stream) -> None:
     """Answer one requester until it ends the stream or falls silent; the stream is closed on return.
 
-    slots: bounds how many are served at a time; above that the answer is Busy.
+    How many are served at a time is the caller's to bound: see `turn_away`.
     Raises ProtocolViolation when the requester breaks the protocol.
     """
     async with stream:
-        if slots is None:
-            return await _Provider(store, stream).run()
-        try:
-            slots.acquire_on_behalf_of_nowait(stream)
-        except trio.WouldBlock:
-            with suppress(*_END_OF_STREAM), trio.move_on_after(SEND_S):
-                await stream.send_all(frames().encode(Busy()))
-            return None
-        try:
-            return await _Provider(store, stream).run()
-        finally:
-            slots.release_on_behalf_of(stream)
+        await _Provider(store, stream).run()
+
+
+async def turn_away(stream: trio.abc.Stream) -> None:
+    """Tell a requester that there is no room for it, and close the stream."""
+    async with stream:
+        with suppress(*_END_OF_STREAM), trio.move_on_after(SEND_S):
+            await stream.send_all(frames().encode(Busy()))
 
 
 class _Provider:
@@ -151,7 +157,7 @@ class _Provider:
             raise self._violation
 
     async def _receive(self, scope: trio.CancelScope) -> None:
-        incoming = frames()
+        incoming = _requests()
         try:
             while data := await self._stream.receive_some(_RECEIVE_BYTES):
                 for message in incoming.feed(data):

@@ -187,6 +187,13 @@ async def serve_inference(stream: trio.abc.Stream, predictor: Predictor) -> None
                 return
 
 
+async def turn_away(stream: trio.abc.Stream) -> None:
+    """Tell a requester that there is no room for it, and close the stream."""
+    async with stream:
+        with trio.move_on_after(ANSWER_S):
+            await stream.send_all(frames().encode(refuse(Refusal.BUSY, "too many requests at once")))
+
+
 async def _next_request(stream: trio.abc.Stream, words: Frames) -> Predict | None:
     """None when the requester has gone, in order or by silence."""
     with trio.move_on_after(IDLE_S):

@@ -29,7 +29,7 @@ from celluler.errors import Busy as BusyError
 from celluler.identity import PeerId
 from celluler.wire import pack
 from celluler_protocols import content
-from celluler_protocols.content import Absent, Busy, Found, Want, fetch, fetch_block, frames, serve_content
+from celluler_protocols.content import Absent, Busy, Found, Want, fetch, fetch_block, frames, serve_content, turn_away
 
 QUOTA_BYTES = 1 << 22
 ALICE, BOB, CAROL = PeerId("alice"), PeerId("bob"), PeerId("carol")
@@ -257,18 +257,11 @@ async def test_a_stream_that_ends_in_mid_answer_costs_nothing_but_its_source(
 async def test_a_busy_source_is_left_without_blame(
     swarm: MakeSwarm, store: Store, full: Store, described: Description, data: bytes
 ) -> None:
-    slots = trio.CapacityLimiter(1)
-    slots.acquire_on_behalf_of_nowait("somebody else")
-    swarm_ = swarm(alice=lambda stream: serve_content(full, stream, slots=slots), bob=honest(full))
+    swarm_ = swarm(alice=turn_away, bob=honest(full))
     with pytest.raises(BusyError):
         await fetch(described.root, store, [ALICE], swarm_.open, on_violation=swarm_.accuse)
     report = await fetch(described.root, store, [ALICE, BOB], swarm_.open, on_violation=swarm_.accuse)
     assert (report.liars, swarm_.accused) == ((), [])
-    slots.release_on_behalf_of("somebody else")
-    await fetch(described.root, MemoryStore(QUOTA_BYTES), [ALICE], swarm_.open)
-    with trio.fail_after(1):
-        while slots.borrowed_tokens:
-            await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_a_silent_source_is_left_when_it_stalls(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from celluler.identity import PeerId
 from celluler_protocols.host.ledger import Ledger, Meter, Slots
 from celluler_protocols.host.limits import HostLimits, Traffic
@@ -49,9 +51,18 @@ def test_traffic_is_counted_by_peer_in_a_bounded_table() -> None:
 
 
 def test_slots_are_bounded_for_a_peer_and_for_all_and_come_back() -> None:
-    slots = Slots(LIMITS)
+    slots = Slots(LIMITS.streams, LIMITS.streams_a_peer)
     assert [slots.take(ALICE) for _ in range(4)] == [True, True, True, False]
     assert [slots.take(BOB) for _ in range(3)] == [True, True, False]
     slots.give_back(ALICE)
     assert slots.take(BOB)
     assert slots.total == 5
+
+
+def test_a_slot_is_held_for_a_block_however_it_ends() -> None:
+    slots = Slots(2, 1)
+    with slots.held(ALICE) as first, slots.held(ALICE) as second:
+        assert (first, second) == (True, False)
+    with suppress(ValueError), slots.held(ALICE):
+        raise ValueError
+    assert slots.total == 0

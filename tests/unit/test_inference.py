@@ -35,6 +35,7 @@ from celluler_protocols.inference import (
     frames,
     predict,
     serve_inference,
+    turn_away,
 )
 
 MODEL = digest_of(b"a manifest")
@@ -193,6 +194,14 @@ async def test_an_answer_over_the_limit_is_refused() -> None:
             await predict(stream, REQUEST)
 
     await with_server(huge, ask)
+
+
+async def test_a_requester_for_whom_there_is_no_room_is_told_so() -> None:
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turn_away, theirs)
+        with pytest.raises(Busy):
+            await predict(ours, REQUEST)
 
 
 async def test_a_silent_requester_is_left(autojump_clock: trio.testing.MockClock) -> None:

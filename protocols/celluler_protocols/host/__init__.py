@@ -7,6 +7,7 @@ import_libp2p()
 
 from celluler_protocols.host.host import Handler, Host, open_host
 from celluler_protocols.host.kad import Dht, Validator
+from celluler_protocols.host.ledger import Slots
 from celluler_protocols.host.limits import MAX_MESSAGE_BYTES, MAX_VALUE_BYTES, HostLimits, Traffic, Violation
 from celluler_protocols.host.pubsub import Accept, PubSub
 from celluler_protocols.host.streams import HostStream
@@ -21,6 +22,7 @@ __all__ = [
     "HostLimits",
     "HostStream",
     "PubSub",
+    "Slots",
     "Traffic",
     "Validator",
     "Violation",

@@ -32,7 +32,7 @@ class Guard:
     def __init__(self, swarm: Any, limits: HostLimits, admits: Callable[[PeerId], bool]) -> None:
         """admits: says whether a peer may be connected at all (it is not banned)."""
         self._swarm, self._limits, self._admits = swarm, limits, admits
-        self._slots = Slots(limits)
+        self._slots = Slots(limits.streams, limits.streams_a_peer)
 
     def install(self) -> None:
         """Before the swarm runs."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from celluler.identity import PeerId
@@ -73,16 +74,16 @@ class Meter:
 
 
 class Slots:
-    """How many inbound streams are being served: a bound for each peer and one for all."""
+    """How many inbound streams are being served: a bound for all and one for each peer."""
 
-    def __init__(self, limits: HostLimits) -> None:
-        self._limits = limits
+    def __init__(self, most: int, a_peer: int) -> None:
+        self._most, self._a_peer = most, a_peer
         self._taken: dict[PeerId, int] = {}
         self._total = 0
 
     def take(self, peer: PeerId) -> bool:
         taken = self._taken.get(peer, 0)
-        if self._total >= self._limits.streams or taken >= self._limits.streams_a_peer:
+        if self._total >= self._most or taken >= self._a_peer:
             return False
         self._taken[peer] = taken + 1
         self._total += 1
@@ -95,6 +96,16 @@ class Slots:
             self._taken[peer] = left
         else:
             del self._taken[peer]
+
+    @contextmanager
+    def held(self, peer: PeerId) -> Iterator[bool]:
+        """For the length of the block: True with a slot, False without one."""
+        taken = self.take(peer)
+        try:
+            yield taken
+        finally:
+            if taken:
+                self.give_back(peer)
 
     @property
     def total(self) -> int:
