@@ -188,13 +188,13 @@ class TrainingDesk:
                 order = open_order(await self._site.fetcher.block(job, hints=(coordinator,)))
             check_order(order, coordinator=coordinator, now=self._site.clock())
             self._check_fit(order)
+            self._make_room()
         except PeerViolation as error:
             self._site.host.penalise(coordinator, error)
             return
         except (LocalError, Unavailable) as error:
             log.info("job_not_taken", job=cid_of(job)[-8:], reason=str(error))
             return
-        self._make_room()
         record = JobRecord(order, JobLife(self._site.clock()))
         self.records[job] = record
         log.info("job_volunteered", job=order.id[-8:], coordinator=short(coordinator))
