@@ -48,6 +48,7 @@ from celluler_protocols.rounds import RoundsHub
 ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
 
 SAVE_S = 30.0
+SETTLE_S = 1.0
 JOIN_S = 15.0
 MAX_CONTENT_STREAMS, MAX_CONTENT_STREAMS_A_PEER = 64, 8
 """Requesters of content answered at once: in all, and of one peer, so that nobody takes the room of the others."""
@@ -319,9 +320,15 @@ async def _scratch_root(config: NodeConfig) -> AsyncIterator[ScratchRoot]:
 
 
 async def _keep_state(core: Core, membership: Membership) -> None:
-    while True:
-        _remember(core, membership)
-        await trio.sleep(SAVE_S)
+    """Write down soon after somebody came or went, and now and then in any case."""
+    async with membership.changes() as changes:
+        while True:
+            _remember(core, membership)
+            with trio.move_on_after(SAVE_S):
+                await changes.receive()
+                await trio.sleep(SETTLE_S)
+                while changes.statistics().current_buffer_used:
+                    changes.receive_nowait()
 
 
 def _remember(core: Core, membership: Membership) -> None:
