@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import trio
+from libp2p.utils import encode_varint_prefixed
 
 from celluler.client import Client
 from celluler.content.digest import Codec, Digest, cid_of, digest_of, parse_cid
@@ -52,6 +53,7 @@ from tests.support.hostile import (
     relabelled,
     soon,
     stranger,
+    throw,
     throw_each,
     told_protocols,
     violations_of,
@@ -119,8 +121,34 @@ async def test_nonsense_names_who_sent_it_and_changes_nothing(spoken: Spoken, no
     if spoken.names_truncation:
         attacks += torn
     else:
-        await throw_each(node, spoken.protocol, torn)
+        async with stranger(node) as mallory:
+            for data in torn:
+                await throw(mallory, node, spoken.protocol, data)
     await await_named(node, await throw_each(node, spoken.protocol, attacks))
+    await assert_serves(node, blob)
+
+
+async def test_nonsense_on_the_protocols_of_libp2p_is_survived(node: NodeProcess, blob: bytes) -> None:
+    """Gossip, DHT, identify and ping: nobody is named, nothing ends, announcements still spread."""
+    dice = random.Random(SEED)
+    noise = [dice.randbytes(size) for size in (1, 100, 5000)]
+    attacks = [*noise, *map(encode_varint_prefixed, noise), b"\xff" * 40, b"\xff" * 9 + b"\x01"]
+    async with AsyncExitStack() as stack:
+        strangers = [await stack.enter_async_context(stranger(node)) for _ in LIBP2P_PROTOCOLS]
+        async with trio.open_nursery() as nursery:
+            for mallory, protocol in zip(strangers, LIBP2P_PROTOCOLS, strict=True):
+                for data in attacks:
+                    nursery.start_soon(throw, mallory, node, protocol, data, 1.0)
+    eve = Identity.generate()
+    true = seal(eve, announcement("after-the-noise"))
+    async with stranger(node) as alice:
+        await alice.pubsub.subscribe(TOPIC, lambda *_: True)
+
+        async def spread() -> bool:
+            await alice.pubsub.publish(TOPIC, true)
+            return true in await announced(node)
+
+        await soon(spread)
     await assert_serves(node, blob)
 
 

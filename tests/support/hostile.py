@@ -187,10 +187,10 @@ async def soon(holds: Callable[[], Awaitable[T]], *, within_s: float = WAIT_S) -
     return await trio.to_thread.run_sync(lambda: eventually(lambda: trio.from_thread.run(holds), within_s=within_s))
 
 
-async def throw(host: Host, node: NodeProcess, protocol: str, data: bytes) -> bytes:
+async def throw(host: Host, node: NodeProcess, protocol: str, data: bytes, within_s: float = 5.0) -> bytes:
     """Send bytes on one stream, say that is all, and read what comes. Never mind how it ends."""
     answer = bytearray()
-    with trio.move_on_after(5), suppress(CellulerError, trio.BrokenResourceError):
+    with trio.move_on_after(within_s), suppress(CellulerError, trio.BrokenResourceError):
         async with await host.open_stream(PeerId(node.peer_id), protocol) as stream:
             await stream.send_all(data)
             await stream.send_eof()
