@@ -588,12 +588,11 @@ async def test_a_member_takes_no_roster_with_a_forged_entry_and_names_its_coordi
                 with pytest.raises(CUT_OFF):
                     await on_jobs(mallory, trainer, jobs.send_roster, job, false)
         await await_named(trainer, {mallory.peer_id: 4})
-        _, facts = await on_jobs(mallory, trainer, jobs.watch, job, 0)
+    async with stranger(trainer) as bystander:
+        _, facts = await on_jobs(bystander, trainer, jobs.watch, job, 0)
         assert facts.members == ()
-        assert (
-            await on_jobs(mallory, trainer, jobs.cancel, seal(author.identity, CancelOrder(job, 1)))
-            is JobState.CANCELLED
-        )
+        order_to_end = seal(author.identity, CancelOrder(job, 1))
+        assert await on_jobs(bystander, trainer, jobs.cancel, order_to_end) is JobState.CANCELLED
 
 
 # --- too much, too slowly --------------------------------------------------------------------------------------------
