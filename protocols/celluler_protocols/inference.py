@@ -122,7 +122,7 @@ class Ask:
         Raises ProtocolViolation for what is no answer to this request, and for a Refused what it stands for.
         """
         if not chunk:
-            raise ProtocolViolation("stream ended before the answer")
+            raise Unavailable("the stream ended before the answer")
         match self._frames.feed(chunk):
             case []:
                 return None

@@ -101,7 +101,7 @@ class Ask:
         Raises what the other side refused with, ProtocolViolation for anything that is no answer to the request.
         """
         if not chunk:
-            raise ProtocolViolation("stream ended before the answer")
+            raise Unavailable("the stream ended before the answer")
         match self._frames.feed(chunk):
             case []:
                 return None

@@ -182,6 +182,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as one document on stdout")
     options = parser.parse_args()
     console = Console(stderr=options.json)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background deaf to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="celluler-demo-"))
     demo = None

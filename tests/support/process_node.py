@@ -1,5 +1,6 @@
 """Stands for a node that is killed: opens the program named by its argument, prints its process's number, and waits."""
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,5 +22,6 @@ async def main(name: str, scratch: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests in the background made us deaf
     with tempfile.TemporaryDirectory() as folder:
         trio.run(main, sys.argv[1], Path(folder))

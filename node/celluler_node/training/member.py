@@ -34,6 +34,8 @@ LINGER_S = 15.0
 """How long a member that has finished goes on answering those that lag."""
 
 DRAIN_S = 3.0
+ROSTER_S = 180.0
+"""How long a volunteer keeps its offer up."""
 
 Offer = Callable[[bytes], Awaitable[None]]
 """Hands a sealed RosterEntry to the coordinator. Raises Unavailable or LocalError when it does not want us."""
@@ -145,12 +147,15 @@ def _measure(site: Site, record: JobRecord, progress: Progress) -> None:
 
 
 async def _await_roster(site: Site, record: JobRecord) -> RosterView:
-    """The roster that the coordinator signed, with us in it."""
+    """The roster that the coordinator signed, with us in it.
+
+    A volunteer does not wait for ever: its one place belongs to whoever starts a run.
+    """
     left_s = record.order.signed.record.expires_s - site.clock()
-    with trio.move_on_after(max(0.0, left_s)):
+    with trio.move_on_after(max(0.0, left_s if record.coordinated else min(left_s, ROSTER_S))):
         await record.roster_taken.wait()
     if record.roster is None:
-        raise TimedOut("the job expired before its roster came")
+        raise TimedOut("no roster came for our offer")
     return record.roster
 
 
