@@ -198,7 +198,7 @@ def report(seconds: dict[str, list[float]], mebibytes: int) -> list[dict[str, An
             "name": name,
             "value": round(speed[way], 1),
             "unit": "MB/s",
-            "against": against and {"name": against, "value": round(speed[against], 1)},
+            "against": against,
             "ratio": against and round(speed[way] / speed[against], 3),
             "aim": aim,
             "met": None if aim is None else speed[way] >= aim * speed[against or way],
@@ -222,7 +222,7 @@ def main() -> None:
         print(json.dumps(rows, indent=1))
         return None
     for row in rows:
-        against = f"{row['ratio']:.2f} of {row['against']['name']}" if row["against"] else ""
+        against = f"{row['ratio']:.2f} of {row['against']}" if row["against"] else ""
         aim = f"aim {row['aim']}: {'met' if row['met'] else 'missed'}" if row["aim"] else ""
         print(f"{row['name']:32} {row['value']:8.1f} {row['unit']}  {against:18} {aim}")
     return None
