@@ -52,7 +52,7 @@ class Demo:
         with findings.phase("train by the plain mean"):
             mean_job = self.train(digits, "mean", MEAN_ROUNDS)
         findings.mean_accuracy = self.predict(mean_job["result"]["model"], digits, self.swarm.nodes[:1])
-        with findings.phase("publish, and fetch from each other"):
+        with findings.phase("resolve it and count its holders"):
             self.await_replicas(findings.model)
         self.note_traffic(job["id"])
         with findings.phase("kill the publisher and predict"):
