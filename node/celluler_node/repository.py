@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from celluler.content.digest import Codec, Digest, cid_of
+from celluler.content.digest import Digest, cid_of
 from celluler.content.store import Store
 from celluler.errors import CellulerError, InvalidSpec, NotFound, ProtocolViolation, Unavailable
 from celluler.identity import Identity, PeerId, Signed
@@ -245,8 +245,3 @@ class Repository:
             return self._store.stat(opened.record.weights).complete
         except NotFound:
             return False
-
-
-def manifest_cid(digest: Digest) -> str:
-    """How a person names a model by content."""
-    return cid_of(digest, Codec.MANIFEST)

@@ -74,10 +74,6 @@ class ModelServer:
     def loaded(self) -> tuple[OpenedManifest, ...]:
         return tuple(one.opened for one in self._loaded.values() if one.child is not None)
 
-    @property
-    def worker_pids(self) -> tuple[int, ...]:
-        return tuple(one.child.pid for one in self._loaded.values() if one.child is not None)
-
     async def predict(self, request: Predict, *, hints: tuple[PeerId, ...] = ()) -> Predicted:
         """Raises NotFound, InvalidSpec for another input than the model's, Busy, TimedOut, WorkerFailed."""
         began = trio.current_time()

@@ -332,10 +332,6 @@ def from_event(event: Event) -> JobEvent:
     return JobEvent(event.cursor, event.at_s, _STATES[event.state], event.reason, from_figures(event.figures))
 
 
-def to_figures(metrics: Mapping[str, float]) -> tuple[Figure, ...]:
-    return tuple(Figure(name, float(value)) for name, value in list(metrics.items())[:MAX_METRICS])
-
-
 def from_figures(figures: tuple[Figure, ...]) -> dict[str, float]:
     return {figure.name: figure.value for figure in figures}
 

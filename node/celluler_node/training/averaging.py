@@ -57,10 +57,6 @@ class Averaging:
         self._child, self.peer, self.addresses = child, peer, addresses
         self.sent_bytes = self.received_bytes = 0
 
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
     async def admit(self, roster: RosterView) -> None:
         """Listen to the members of a roster and to nobody else."""
         await self._child.call(words.Admit(tuple(_member(member, (), ()) for member in roster.members)))

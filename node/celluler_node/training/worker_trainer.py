@@ -31,10 +31,6 @@ class WorkerTrainer:
         self.dimension, self.state_root = dimension, state_root
         self.isolation = "full" if child.isolation.full else "reduced: " + "; ".join(child.isolation.missing)
 
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
     async def train(self, round_number: int, *, fresh: bool) -> Update:
         reply = await self._child.call(TrainRound(round_number, fresh))
         return Update(reply.record.exponents, bytes(reply.blobs[0]), reply.record.loss)
