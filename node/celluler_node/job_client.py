@@ -78,8 +78,16 @@ class JobClient:
 
     async def submit(self, coordinator: PeerId, spec: TrainJob, *, client_id: str, model: Digest) -> Digest:
         """Hand in an order; the coordinator fetches what it needs from us before it accepts."""
+        raw = self.order(coordinator, spec, client_id=client_id, model=model)
+        with bounded(SUBMIT_S, "submitting a job", peer=coordinator):
+            job = await jobs.submit(await self._host.open_stream(coordinator, jobs.PROTOCOL_ID), raw)
+        self._followed[job] = Followed(open_order(raw))
+        return job
+
+    def order(self, coordinator: PeerId, spec: TrainJob, *, client_id: str, model: Digest) -> bytes:
+        """Our signed order for a coordinator, good until the job's deadline."""
         now = int(time.time())
-        raw = seal_order(
+        return seal_order(
             self._identity,
             spec,
             client_id=client_id,
@@ -88,10 +96,6 @@ class JobClient:
             created_s=now,
             expires_s=now + spec.policy.deadline,
         )
-        with bounded(SUBMIT_S, "submitting a job", peer=coordinator):
-            job = await jobs.submit(await self._host.open_stream(coordinator, jobs.PROTOCOL_ID), raw)
-        self._followed[job] = Followed(open_order(raw))
-        return job
 
     async def follow(self, text: str, *, since: int, wait_s: float) -> Followed:
         """A job with everything told of it so far; waits for news after `since`. Raises NotFound."""

@@ -58,7 +58,7 @@ from celluler_node.serving import ModelServer
 from celluler_node.training.desk import TrainingDesk
 from celluler_protocols.host import Host
 from celluler_protocols.inference import Predict, Predicted
-from celluler_protocols.jobs_messages import open_order, seal_order
+from celluler_protocols.jobs_messages import open_order
 from celluler_protocols.membership import Member, Membership, ask_members
 
 MAX_SERVERS_ASKED = 8
@@ -269,16 +269,7 @@ class Node:
             digest = await of.jobs.submit(self._coordinator(), spec, client_id=job.client_id, model=model.digest)
             followed = await of.jobs.follow(cid_of(digest), since=0, wait_s=0.0)
             return job_view(followed.order, followed.events, followed.facts)
-        now = int(time.time())
-        raw = seal_order(
-            of.identity,
-            spec,
-            client_id=job.client_id,
-            coordinator=of.identity.peer_id,
-            model=model.digest,
-            created_s=now,
-            expires_s=now + spec.policy.deadline,
-        )
+        raw = of.jobs.order(of.identity.peer_id, spec, client_id=job.client_id, model=model.digest)
         record = of.desk.records[await of.desk.submit(of.identity.peer_id, open_order(raw))]
         return job_view(record.order, record.life.events, record.facts())
 

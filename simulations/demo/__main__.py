@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,8 @@ class Demo:
             elif event.get("reason"):
                 self.say(f"{event['state']}: {event['reason']}")
         shown: dict[str, Any] = self.client("job", "show", job)
-        self.findings.expect(shown["state"] == "Succeeded", f"the job ended as {shown['state']}: {shown['reason']}")
+        if shown["state"] != "Succeeded":
+            raise RuntimeError(f"the job by rule {rule} ended as {shown['state']}: {shown['reason']}")
         return shown
 
     def note_training(self, job: dict[str, Any]) -> None:
@@ -193,7 +195,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("interrupted; everything is stopped and removed")
         return 130
-    except (CommandFailed, RuntimeError) as error:
+    except (CommandFailed, RuntimeError, subprocess.TimeoutExpired) as error:
         console.print(str(error), highlight=False, markup=False, style="red")
         return 1
     finally:

@@ -59,14 +59,14 @@ async def settle(
     return _outcome(await _publish(site, record, base, weights, metrics))
 
 
-async def replicated(site: Site, manifest_root: Digest, wanted: int) -> int:
+async def replicated(site: Site, weights: Digest, wanted: int) -> int:
     """Wait, bounded, until so many peers provide the weights; returns how many do."""
     found = 0
     with trio.move_on_after(REPLICATE_S):
         while found < wanted:
             if found:
                 await trio.sleep(POLL_S)
-            found = 1 + len(await site.host.dht.providers(manifest_root))
+            found = 1 + len(await site.host.dht.providers(weights))
     return found
 
 
