@@ -22,7 +22,8 @@ from celluler.quantities import parse_bytes
 
 NICKNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/\w+)?")
-ROLES = ("train", "serve")
+_REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+ROLES = ("train", "serve", "store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,13 @@ class NodeConfig:
     api_host: str
     api_port: int
     api_allowed_hosts: tuple[str, ...]
+    region: str
     store_quota_bytes: int
+    replica_bytes: int
+    bulk: bool
+    bulk_port: int
+    up_bytes_s: int
+    down_bytes_s: int
     worker_memory_bytes: int
     worker_threads: int
     sandbox: bool
@@ -125,6 +132,11 @@ def _switch(value: Any) -> bool:
     raise ValueError(f"{value!r} is neither on nor off")
 
 
+def _bytes_or_none(value: Any) -> int:
+    """A size, or 0 for none."""
+    return 0 if value in (0, "0") and value is not False else parse_bytes(value)
+
+
 def _address(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(
         r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/\w+)?", value
@@ -183,9 +195,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "roles",
         "roles",
-        _list_of(_one_of(*ROLES), 2),
+        _list_of(_one_of(*ROLES), 3),
         ROLES,
-        "what it does for the swarm: `train` joins training runs, `serve` answers predictions",
+        "what it does for the swarm: `train` joins training runs, `serve` answers predictions, `store` keeps replicas",
     ),
     Setting(
         "network.listen",
@@ -200,6 +212,13 @@ SETTINGS: tuple[Setting, ...] = (
         _list_of(_bootstrap, 32),
         (),
         "addresses of peers to join by, ending in `/p2p/…`; none starts a swarm, or rejoins the last one",
+    ),
+    Setting(
+        "network.region",
+        "region",
+        _text(_REGION, "a region: a-z, 0-9 and -, at most 32"),
+        "",
+        "where this peer is (`eu-west`), so that replicas can be spread; its own word, empty for none",
     ),
     Setting(
         "api.host",
@@ -235,6 +254,41 @@ SETTINGS: tuple[Setting, ...] = (
         _path,
         None,
         "where content lies; by default `store` under the data folder",
+    ),
+    Setting(
+        "store.replicas",
+        "replica_bytes",
+        _bytes_or_none,
+        "5GiB",
+        "the most of the quota that models kept for the swarm alone may take; 0 keeps none",
+    ),
+    Setting(
+        "transfer.bulk",
+        "bulk",
+        _switch,
+        "on",
+        "`on` moves large content over TLS beside libp2p, in a process of its own; `off` by libp2p alone",
+    ),
+    Setting(
+        "transfer.port",
+        "bulk_port",
+        _between(0, 65535),
+        0,
+        "TCP port of the bulk process; 0 takes any free one; it listens on the addresses of `network.listen`",
+    ),
+    Setting(
+        "transfer.up",
+        "up_bytes_s",
+        _bytes_or_none,
+        "0",
+        "the most content sent a second, as in `10MiB`; 0 sets no limit",
+    ),
+    Setting(
+        "transfer.down",
+        "down_bytes_s",
+        _bytes_or_none,
+        "0",
+        "the most content received a second; 0 sets no limit",
     ),
     Setting(
         "worker.memory",
