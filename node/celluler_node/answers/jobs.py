@@ -1,0 +1,65 @@
+"""Answers about jobs, ours and those followed at other peers."""
+
+from __future__ import annotations
+
+from celluler.content.digest import Digest, cid_of
+from celluler.errors import NoPeers, NotFound
+from celluler.identity import PeerId
+from celluler.jobs.spec import parse_job
+from celluler.views import Job, JobReport, NewJob
+from celluler_node.answers.services import Answers
+from celluler_node.job_views import job_report, job_view
+from celluler_protocols.jobs_messages import open_order
+
+
+class JobAnswers(Answers):
+    """The part of `Operations` about jobs."""
+
+    async def submit_job(self, job: NewJob) -> Job:
+        of, spec = self._of, parse_job(job.spec)
+        model = await of.repository.resolve(spec.model, hints=self._hints())
+        if of.desk is None or "train" not in of.config.roles:
+            digest = await of.jobs.submit(self._coordinator(), spec, client_id=job.client_id, model=model.digest)
+            followed = await of.jobs.follow(cid_of(digest), since=0, wait_s=0.0)
+            return job_view(followed.order, followed.events, followed.facts)
+        raw = of.jobs.order(of.identity.peer_id, spec, client_id=job.client_id, model=model.digest)
+        record = of.desk.records[await of.desk.submit(of.identity.peer_id, open_order(raw))]
+        return job_view(record.order, record.life.events, record.facts())
+
+    async def jobs(self) -> tuple[Job, ...]:
+        if self._of.desk is not None:
+            records = sorted(self._of.desk.records.values(), key=lambda one: one.life.created_s, reverse=True)
+            return tuple(job_view(one.order, one.life.events, one.facts()) for one in records)
+        listed = await self._of.jobs.listing()
+        return tuple([(await self.job(cid_of(Digest(one.job)))).job for _, one in listed])
+
+    async def job(self, job: str, *, since: int = 0, wait_s: float = 0.0) -> JobReport:
+        if self._of.desk is not None:
+            try:
+                record = self._of.desk.find(job)
+            except NotFound:
+                pass
+            else:
+                await record.watch(since, wait_s)
+                return job_report(record.order, record.life.events, record.facts(), since)
+        followed = await self._of.jobs.follow(job, since=since, wait_s=wait_s)
+        return job_report(followed.order, followed.events, followed.facts, since)
+
+    async def cancel_job(self, job: str) -> Job:
+        if self._of.desk is not None:
+            try:
+                record = self._of.desk.find(job)
+            except NotFound:
+                pass
+            else:
+                await self._of.desk.cancel(self._of.identity.peer_id, record.job, self._of.identity.peer_id)
+                return job_view(record.order, record.life.events, record.facts())
+        await self._of.jobs.cancel(job)
+        return (await self.job(job)).job
+
+    def _coordinator(self) -> PeerId:
+        """A member that trains, the nearest."""
+        training = [member.peer for member in self._of.members() if "train" in member.capabilities.roles]
+        if not training:
+            raise NoPeers("no member of the swarm takes training jobs", hint="celluler peer ls")
+        return min(training, key=self._distance)
