@@ -45,6 +45,15 @@ async def test_the_handler_learns_who_is_at_the_other_end() -> None:
         assert seen == [alice.peer_id]
 
 
+async def test_a_host_knows_where_a_peer_has_proven_its_key_and_nothing_by_hearsay() -> None:
+    async with hosts(2) as (alice, bob):
+        alice.learn(bob.peer_id, ["/ip4/192.0.2.1/tcp/4040", *bob.addresses])
+        assert alice.remote_hosts(bob.peer_id) == ()
+        await join(alice, bob)
+        assert alice.remote_hosts(bob.peer_id) == ("127.0.0.1",)
+        await until(lambda: bob.remote_hosts(alice.peer_id) == ("127.0.0.1",))
+
+
 async def test_a_client_that_listens_on_nothing_is_reached_over_its_own_connection() -> None:
     async with hosts(1) as (server,), open_host(identity(77)) as client:
         assert client.addresses == ()

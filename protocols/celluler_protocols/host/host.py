@@ -143,6 +143,15 @@ class Host:
         libp2p_id(peer)
         self._remember(peer, tuple(parse_foreign(peer, text) for text in addresses[: self._limits.addresses_a_peer]))
 
+    def remote_hosts(self, peer: PeerId) -> tuple[str, ...]:
+        """IP addresses at which this peer has proven its key to us: those its open connections come from or go to."""
+        found = (
+            conn.muxed_conn.get_remote_address()
+            for conn in self._swarm.get_connections(libp2p_id(peer))
+            if not conn.is_closed
+        )
+        return tuple(dict.fromkeys(address[0] for address in found if address))
+
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to a peer, its streams with them."""
         with trio.move_on_after(self._limits.close_s):
