@@ -100,6 +100,15 @@ class NotFound(Unavailable):
         self.what = what
 
 
+class Retracted(NotFound):
+    """Its author took this version back. `reason` is what the author says."""
+
+    def __init__(self, what: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{what} was retracted by its author: {reason}", hint=hint)
+        self.what = what
+        self.reason = reason
+
+
 class BlockAbsent(NotFound):
     """A block nobody asked holds. `digest`: 32 bytes."""
 

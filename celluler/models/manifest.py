@@ -1,34 +1,42 @@
-"""What its author signs about a model: one manifest a version, and the list of versions under a name.
+"""What its author signs about one version of a model.
 
 A manifest is parsed strictly and checked against itself: the architecture must parse within the budget, and sizes,
 schemas, task and labels must be those that follow from it. The weights are content of their own, named by root
-digest; nothing here reads them. Resolving names and moving bytes happen elsewhere.
+digest; nothing here reads them. Which versions there are stands in the index; resolving names, opening keys and
+moving bytes happen elsewhere.
 """
 
 from __future__ import annotations
 
-import itertools
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from semver import Version
-
 from celluler.content.digest import Digest, digest_of
-from celluler.errors import InvalidSpec, LocalError, NotFound, ProtocolViolation
-from celluler.identity import Identity, Signed, open_envelope, seal
-from celluler.models.names import check_word
+from celluler.errors import InvalidSpec, ProtocolViolation
+from celluler.identity import Identity, PeerId, Signed, open_envelope, peer_id_of, seal
+from celluler.models.access import MAX_READERS, SealedKey
+from celluler.models.names import check_printable, check_word, check_words
 from celluler.models.spec import MAX_SPEC_BYTES, Architecture, Classification, parse_spec
-from celluler.models.version import MAX_VERSION_BYTES, newest, parse_version
+from celluler.models.version import MAX_VERSION_BYTES, parse_version
 from celluler.wire import U64, Bytes32, Length, Range
 
 MAX_MANIFEST_BYTES = 1 << 19
-MAX_INDEX_BYTES = 1 << 19
-MAX_VERSIONS = 4096
 MAX_WEIGHTS_BYTES = 1 << 40
+MAX_CARD_BYTES = 1 << 18
+MAX_TAGS = 32
+MAX_REGIONS = 8
+MAX_COPIES = 64
+FORMATS = ("safetensors",)
+DTYPES = ("float32",)
 
 Word = Annotated[str, Length(1, 64)]
 VersionText = Annotated[str, Length(5, MAX_VERSION_BYTES)]
 Label = Annotated[str, Length(1, 128)]
+RegionWord = Annotated[str, Length(1, 32)]
+
+_LICENCE = re.compile(r"[A-Za-z0-9.+() -]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,13 @@ class ModelManifest:
     nickname: of the author, or empty. spec: the architecture's JSON. weights: root of the weights' content;
     weights_bytes: of the tensors in it. labels: name of each class, or none. parents: manifests of the models it was
     made from. dataset, job: what it was trained on and by, when that is known. created_s: seconds since 1970.
+
+    What follows is for people and for peers that keep copies; nothing is computed from it. category: of use
+    (`vision`), or empty. licence: an SPDX expression, or empty. card: digest of a block of Markdown. copies: how many
+    peers should hold the weights, 0 for as many as the swarm holds by default. regions: where, when that matters.
+
+    sealed: the key of the weights for each reader, ascending by reader; empty for a public model. plain: BLAKE3 of
+    the weights file before it was encrypted. `weights` is then the content of the encrypted file.
     """
 
     KIND: ClassVar[str] = "model-manifest"
@@ -73,6 +88,27 @@ class ModelManifest:
     dataset: Bytes32 | None
     job: Bytes32 | None
     created_s: U64
+    category: Annotated[str, Length(0, 64)]
+    framework: Annotated[str, Length(1, 32)]
+    format: Annotated[str, Length(1, 32)]
+    dtype: Annotated[str, Length(1, 16)]
+    licence: Annotated[str, Length(0, 64)]
+    tags: Annotated[tuple[Word, ...], Length(0, MAX_TAGS)]
+    description: Annotated[str, Length(0, 512)]
+    card: Bytes32 | None
+    copies: Annotated[int, Range(0, MAX_COPIES)]
+    regions: Annotated[tuple[RegionWord, ...], Length(0, MAX_REGIONS)]
+    sealed: Annotated[tuple[SealedKey, ...], Length(0, MAX_READERS)]
+    plain: Bytes32 | None
+
+    @property
+    def encrypted(self) -> bool:
+        return bool(self.sealed)
+
+    @property
+    def readers(self) -> tuple[PeerId, ...]:
+        """Who can decrypt the weights; nobody named means everybody can read them as they are."""
+        return tuple(peer_id_of(one.reader) for one in self.sealed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +137,21 @@ def describe_model(
     parents: tuple[bytes, ...] = (),
     dataset: bytes | None = None,
     job: bytes | None = None,
+    category: str = "",
+    framework: str = "celluler",
+    licence: str = "",
+    tags: Iterable[str] = (),
+    description: str = "",
+    card: bytes | None = None,
+    copies: int = 0,
+    regions: Iterable[str] = (),
+    sealed: tuple[SealedKey, ...] = (),
+    plain: bytes | None = None,
 ) -> ModelManifest:
-    """A manifest with everything filled in that follows from the spec. Raises InvalidSpec."""
+    """A manifest with everything filled in that follows from the spec. Raises InvalidSpec.
+
+    tags, regions: in any order, repetitions allowed. sealed, plain: both or neither.
+    """
     architecture = parse_spec(spec)
     manifest = ModelManifest(
         name=name,
@@ -120,6 +169,18 @@ def describe_model(
         dataset=dataset,
         job=job,
         created_s=created_s,
+        category=category,
+        framework=framework,
+        format="safetensors",
+        dtype="float32",
+        licence=licence,
+        tags=tuple(sorted(set(tags))),
+        description=description,
+        card=card,
+        copies=copies,
+        regions=tuple(sorted(set(regions))),
+        sealed=sealed,
+        plain=plain,
     )
     check_manifest(manifest)
     return manifest
@@ -130,7 +191,7 @@ def check_manifest(manifest: ModelManifest) -> Architecture:
     check_word(manifest.name, "name")
     if manifest.nickname:
         check_word(manifest.nickname, "nickname")
-    _check_version(manifest.version, "version")
+    parse_version(manifest.version)
     architecture = _check_spec(manifest.spec)
     if manifest.weights_bytes != architecture.parameter_bytes:
         raise InvalidSpec(
@@ -147,6 +208,8 @@ def check_manifest(manifest: ModelManifest) -> Architecture:
         raise InvalidSpec("labels", f"must be {classes} different names, or none")
     for place, metric in enumerate(manifest.metrics):
         check_word(metric.name, f"metrics[{place}].name")
+    _check_metadata(manifest)
+    _check_access(manifest)
     return architecture
 
 
@@ -169,111 +232,7 @@ def open_manifest(data: bytes, *, signer: str | None = None) -> OpenedManifest:
     return OpenedManifest(signed, architecture, digest_of(data))
 
 
-# --- the versions under one name -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class VersionEntry:
-    """manifest: digest of the manifest's envelope."""
-
-    version: VersionText
-    manifest: Bytes32
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """`stable` → `1.4.0`."""
-
-    alias: Word
-    version: VersionText
-
-
-@dataclass(frozen=True, slots=True)
-class VersionIndex:
-    """All versions of one author's model, ascending. number: goes up by one with each change, never back."""
-
-    KIND: ClassVar[str] = "version-index"
-
-    name: Word
-    number: U64
-    entries: Annotated[tuple[VersionEntry, ...], Length(1, MAX_VERSIONS)]
-    aliases: Annotated[tuple[Alias, ...], Length(0, 64)]
-
-    def find(self, version: str | None = None, alias: str | None = None) -> VersionEntry:
-        """That version, the version behind an alias, or the newest. Raises NotFound."""
-        if alias is not None:
-            version = next((one.version for one in self.aliases if one.alias == alias), None)
-            if version is None:
-                raise NotFound(f"{self.name}@{alias}")
-        if version is None:
-            version = str(newest(parse_version(entry.version) for entry in self.entries))
-        for entry in self.entries:
-            if entry.version == version:
-                return entry
-        raise NotFound(f"{self.name}:{version}")
-
-
-def extend_index(index: VersionIndex | None, manifest: ModelManifest, digest: bytes) -> VersionIndex:
-    """The next index, with this version in it. None: the first of its name.
-
-    Raises LocalError when the version is taken by another manifest: what was published does not change.
-    """
-    version = manifest.version
-    entries = () if index is None else index.entries
-    if index is not None and index.name != manifest.name:
-        raise LocalError(f"the index is of {index.name!r}, the manifest of {manifest.name!r}")
-    for entry in entries:
-        if entry.version == version and entry.manifest != digest:
-            raise LocalError(f"{manifest.name}:{version} is published already", hint="publish it as a higher version")
-        if entry.version == version and index is not None:
-            return index
-    if len(entries) == MAX_VERSIONS:
-        raise LocalError(f"{manifest.name} has {MAX_VERSIONS} versions already")
-    merged = sorted((*entries, VersionEntry(version, digest)), key=lambda entry: _order(entry.version))
-    return VersionIndex(manifest.name, 1 if index is None else index.number + 1, tuple(merged), _aliases(index))
-
-
-def set_alias(index: VersionIndex, alias: str, version: str) -> VersionIndex:
-    """The next index, with the alias moved. Raises NotFound for a version that is not there."""
-    check_word(alias, "alias")
-    index.find(version)
-    others = tuple(one for one in index.aliases if one.alias != alias)
-    aliases = tuple(sorted((*others, Alias(alias, version)), key=lambda one: one.alias))
-    return VersionIndex(index.name, index.number + 1, index.entries, aliases)
-
-
-def check_index(index: VersionIndex) -> None:
-    """Versions valid, ascending and once each; aliases once each, pointing at versions. Raises InvalidSpec."""
-    check_word(index.name, "name")
-    for place, entry in enumerate(index.entries):
-        _check_version(entry.version, f"entries[{place}].version")
-    order = [_order(entry.version) for entry in index.entries]
-    if any(later <= earlier for earlier, later in itertools.pairwise(order)):
-        raise InvalidSpec("entries", "must ascend by version, each once")
-    versions = {entry.version for entry in index.entries}
-    names = [one.alias for one in index.aliases]
-    if names != sorted(set(names)):
-        raise InvalidSpec("aliases", "must be sorted, each once")
-    for place, one in enumerate(index.aliases):
-        check_word(one.alias, f"aliases[{place}].alias")
-        if one.version not in versions:
-            raise InvalidSpec(f"aliases[{place}].version", "is not a version of this index")
-
-
-def seal_index(identity: Identity, index: VersionIndex) -> bytes:
-    """The signed envelope. Raises InvalidSpec for an index that others would refuse."""
-    check_index(index)
-    return seal(identity, index)
-
-
-def open_index(data: bytes, *, signer: str | None = None) -> Signed[VersionIndex]:
-    """An index from a peer. Raises ProtocolViolation or BadSignature."""
-    signed = open_envelope(VersionIndex, data, limit=MAX_INDEX_BYTES, signer=signer)
-    try:
-        check_index(signed.record)
-    except InvalidSpec as error:
-        raise ProtocolViolation(f"version index: {error}", peer=signed.signer) from error
-    return signed
+# --- one field each -------------------------------------------------------------------------------------------------
 
 
 def _check_spec(spec: bytes) -> Architecture:
@@ -283,16 +242,24 @@ def _check_spec(spec: bytes) -> Architecture:
         raise InvalidSpec(f"spec.{error.path}" if error.path else "spec", error.problem) from error
 
 
-def _check_version(text: str, path: str) -> None:
-    try:
-        parse_version(text)
-    except InvalidSpec as error:
-        raise InvalidSpec(path, error.problem) from error
+def _check_metadata(manifest: ModelManifest) -> None:
+    if manifest.category:
+        check_word(manifest.category, "category")
+    check_word(manifest.framework, "framework")
+    if manifest.format not in FORMATS:
+        raise InvalidSpec("format", f"is {manifest.format!r}, must be {' or '.join(FORMATS)}")
+    if manifest.dtype not in DTYPES:
+        raise InvalidSpec("dtype", f"is {manifest.dtype!r}, must be {' or '.join(DTYPES)}")
+    if not _LICENCE.fullmatch(manifest.licence):
+        raise InvalidSpec("licence", "must be an SPDX expression such as Apache-2.0")
+    check_words(manifest.tags, "tags")
+    check_printable(manifest.description, "description")
+    check_words(manifest.regions, "regions")
 
 
-def _order(version: str) -> tuple[Version, str]:
-    return parse_version(version), version
-
-
-def _aliases(index: VersionIndex | None) -> tuple[Alias, ...]:
-    return () if index is None else index.aliases
+def _check_access(manifest: ModelManifest) -> None:
+    if (manifest.plain is None) is manifest.encrypted:
+        raise InvalidSpec("plain", "must be given exactly when the model is encrypted")
+    readers = [one.reader for one in manifest.sealed]
+    if readers != sorted(set(readers)):
+        raise InvalidSpec("sealed", "must ascend by reader, each once")

@@ -6,6 +6,7 @@ to the other is not done here.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -70,6 +71,20 @@ def check_word(text: str, path: str) -> None:
     """A name, nickname or alias: lower-case letters, digits and `._-` between. Raises InvalidSpec with `path`."""
     if not _WORD.fullmatch(text):
         raise InvalidSpec(path, f"{text[:80]!r} must be 1…64 of a-z, 0-9 and, inside, . _ -")
+
+
+def check_words(words: tuple[str, ...], path: str) -> None:
+    """Names in ascending order, each once: so that equal sets are equal records. Raises InvalidSpec."""
+    for place, word in enumerate(words):
+        check_word(word, f"{path}[{place}]")
+    if any(later <= earlier for earlier, later in itertools.pairwise(words)):
+        raise InvalidSpec(path, "must be sorted, each once")
+
+
+def check_printable(text: str, path: str) -> None:
+    """One line that shows as what it is: nothing that moves a cursor or turns the direction of writing."""
+    if not text.isprintable():
+        raise InvalidSpec(path, "must be one line of printable text")
 
 
 def check_author(text: str) -> None:

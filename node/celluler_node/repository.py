@@ -19,16 +19,8 @@ from celluler.content.digest import Digest, cid_of
 from celluler.content.store import Store
 from celluler.errors import CellulerError, InvalidSpec, NotFound, ProtocolViolation, Unavailable
 from celluler.identity import Identity, PeerId, Signed
-from celluler.models.manifest import (
-    ModelManifest,
-    OpenedManifest,
-    VersionIndex,
-    extend_index,
-    open_index,
-    open_manifest,
-    seal_index,
-    seal_manifest,
-)
+from celluler.models.index import VersionIndex, extend_index, open_index, seal_index
+from celluler.models.manifest import ModelManifest, OpenedManifest, open_manifest, seal_manifest
 from celluler.models.names import ModelName, parse_reference
 from celluler.models.weights import check_weights
 from celluler_node.fetching import Fetcher

@@ -24,7 +24,8 @@ from celluler.identity import Identity, PeerId, seal
 from celluler.jobs.spec import canonical_job, check_job
 from celluler.jobs.states import JobState
 from celluler.learning.roster import Roster, RosterEntry, rules_for
-from celluler.models.manifest import VersionEntry, VersionIndex, describe_model
+from celluler.models.index import VersionEntry, VersionIndex
+from celluler.models.manifest import describe_model
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.weights import initial_weights
 from celluler.wire import pack
@@ -365,9 +366,8 @@ class Author:
         return block(self.blocks, seal(self.identity, replace(record, **lies)))
 
     def index(self, number: int, version: str, manifest: bytes) -> Digest:
-        return block(
-            self.blocks, seal(self.identity, VersionIndex("m", number, (VersionEntry(version, manifest),), ()))
-        )
+        index = VersionIndex("m", "model", number, (VersionEntry(version, manifest),))
+        return block(self.blocks, seal(self.identity, index))
 
     def head(self, number: int, index: bytes, *, signer: Identity | None = None) -> bytes:
         return seal(signer or self.identity, Head("m", number, index, int(time.time())))
