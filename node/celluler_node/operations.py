@@ -3,6 +3,11 @@ in its own process; the command line and the clients need nothing else.
 
 Every method raises the typed errors of `celluler.errors` and nothing else; waiting is bounded by the caller. The
 records it speaks in are `celluler.views`, where each field is explained.
+
+A `ref` names a model: `author/name` (the author's current version), `author/name:version`, `author/name@alias`, or the
+CID of a manifest; InvalidSpec when it is none of these, NotFound when nobody asked knows it. Of a dataset, the same.
+What changes a name (`add_model`, `alias_model`, `rollback_model` …) is signed, so that only the author's node can do
+it: Denied elsewhere. A retracted version is found by its exact version and its CID alone.
 """
 
 from __future__ import annotations
@@ -14,48 +19,29 @@ from celluler.tensors import Tensor
 from celluler.views import (
     Blob,
     Check,
-    Exclusion,
-    Hardware,
+    Collected,
+    Dataset,
     Job,
-    JobLine,
     JobReport,
-    JobResult,
+    Lineage,
     Model,
+    ModelDiff,
+    ModelLog,
+    ModelQuery,
+    NewDataset,
     NewJob,
     NewModel,
     Peer,
-    PeerTraffic,
     Ping,
     Prediction,
     Readiness,
     Status,
-    StoreUsage,
+    StoreCheck,
+    Transfer,
+    Verification,
+    Versions,
     ViolationReport,
 )
-
-__all__ = [
-    "Blob",
-    "Check",
-    "Exclusion",
-    "Hardware",
-    "Job",
-    "JobLine",
-    "JobReport",
-    "JobResult",
-    "Model",
-    "NewJob",
-    "NewModel",
-    "Operations",
-    "Peer",
-    "PeerTraffic",
-    "Ping",
-    "Prediction",
-    "Readiness",
-    "Status",
-    "StoreUsage",
-    "Tensor",
-    "ViolationReport",
-]
 
 
 class Operations(Protocol):
@@ -93,8 +79,12 @@ class Operations(Protocol):
 
     # content
 
-    async def add_blob(self, path: Path, kind: str) -> Blob:
-        """Copy a file into the store and announce it. kind: `blob`, `dataset`, `model`. Raises QuotaExceeded."""
+    async def add_blob(self, path: Path, kind: str, *, move: bool = False) -> Blob:
+        """Put a file into the store, pinned, and announce it. kind: `blob`, `dataset`, `model`.
+
+        move: the file may be taken, by renaming, instead of copied; what is left at its place is the caller's to
+        remove. Raises QuotaExceeded, LocalError when the file cannot be read.
+        """
         ...
 
     async def read_blob(self, cid: str) -> Path:
@@ -105,29 +95,159 @@ class Operations(Protocol):
         ...
 
     async def blob_stat(self, cid: str) -> Blob:
-        """What is here of it; fetches nothing. Raises InvalidSpec, NotFound."""
+        """What is here of it, what came from whom, and who provides it; fetches nothing.
+
+        Raises InvalidSpec, NotFound.
+        """
+        ...
+
+    async def transfers(self) -> tuple[Transfer, ...]:
+        """Contents on their way here, oldest first. Cheap: asked several times a second by whoever draws a bar."""
+        ...
+
+    async def pin(self, ref: str) -> Blob:
+        """Never evict this content, given by its CID, or the weights or file of this model or dataset.
+
+        Raises InvalidSpec, NotFound when it is not here.
+        """
+        ...
+
+    async def unpin(self, ref: str) -> Blob:
+        """The reverse of `pin`; what is not pinned stays so. Raises InvalidSpec, NotFound when it is not here."""
+        ...
+
+    async def collect(self, *, target_bytes: int | None = None, dry_run: bool = False) -> Collected:
+        """Evict what was used least recently until the store holds at most `target_bytes`; None for all that may go.
+
+        Never what is pinned, served, loaded or in transfer. With `dry_run` only tell what would go.
+        """
+        ...
+
+    async def check_store(self, *, repair: bool = False) -> StoreCheck:
+        """Hash again every byte that the index claims. With `repair`, forget what is damaged and fetch it anew.
+
+        Finding damage is an answer, not an error; so is not finding anybody to fetch from.
+        """
         ...
 
     # models
 
     async def add_model(self, model: NewModel) -> Model:
-        """Sign and publish a model. Raises InvalidSpec, NotFound for its weights, LocalError for a taken version."""
+        """Sign and publish a model, pinned.
+
+        Raises InvalidSpec, also when the version is a smaller step than its changes ask for; NotFound for its weights
+        or a reader, LocalError for a taken version, Denied for another author's name.
+        """
         ...
 
-    async def list_models(self) -> tuple[Model, ...]:
-        """Models this node knows of, here or announced by others, without their specs."""
+    async def list_models(self, query: ModelQuery | None = None) -> tuple[Model, ...]:
+        """Models this node knows of, here or announced by others, without their specs; asks nobody.
+
+        With a query only those that match, in its order. Raises InvalidSpec for an order there is not.
+        """
         ...
 
     async def show_model(self, ref: str) -> Model:
-        """ref: `author/name`, `author/name:version` or a CID. Raises InvalidSpec, NotFound."""
+        """One version, with its spec, its aliases and its providers. Raises InvalidSpec, NotFound."""
         ...
 
-    async def pull_model(self, ref: str) -> Model:
-        """Resolve, fetch and verify; `local` is true in the answer. Raises InvalidSpec, NotFound, QuotaExceeded."""
+    async def pull_model(self, ref: str, *, layers: str | None = None) -> Model:
+        """Resolve, fetch what is not here and verify; `local` is true in the answer.
+
+        layers: `0:6`, `3` or `2:`, of the top-level layers of the spec: only their tensors, and `local` is true only
+        if that is all of them. Raises InvalidSpec, NotFound, QuotaExceeded, Denied when it is encrypted and we are no
+        reader.
+        """
+        ...
+
+    async def search_models(self, query: ModelQuery) -> tuple[Model, ...]:
+        """As `list_models`, over everything the swarm announced: fetches small records that say more, when somebody has
+        them. Works offline on what is known. Raises InvalidSpec for an order there is not.
+        """
+        ...
+
+    async def model_card(self, ref: str) -> str:
+        """Its Markdown, which is anybody's text. Raises InvalidSpec, NotFound also when it has none."""
+        ...
+
+    async def verify_model(self, ref: str) -> Verification:
+        """Check signatures, records and every byte of the weights that is here; finding something wrong is an answer.
+
+        Raises InvalidSpec, NotFound when there is nothing here to check.
+        """
+        ...
+
+    async def remove_model(self, ref: str) -> Collected:
+        """Forget this version here: weights that no other model here needs, and its manifest. Others keep theirs.
+
+        Raises InvalidSpec, NotFound when it is not here, LocalError while it is in use or pinned.
+        """
+        ...
+
+    async def diff_models(self, old: str, new: str) -> ModelDiff:
+        """What changed from one model to another; fetches records and layouts, no weights.
+
+        Raises InvalidSpec, NotFound.
+        """
+        ...
+
+    async def versions(self, ref: str) -> Versions:
+        """All versions of the model that `ref` is one of, as its author signed them. Raises InvalidSpec, NotFound."""
+        ...
+
+    async def alias_model(self, ref: str, alias: str) -> Versions:
+        """Let `author/name@alias` mean this version from now on. Raises InvalidSpec, NotFound, Denied."""
+        ...
+
+    async def drop_alias(self, ref: str) -> Versions:
+        """ref: `author/name@alias`, which then means nothing. Raises InvalidSpec, NotFound, Denied."""
+        ...
+
+    async def rollback_model(self, ref: str) -> Versions:
+        """Let the name alone mean this version, until another is published. Raises InvalidSpec, NotFound, Denied."""
+        ...
+
+    async def retract_model(self, ref: str, reason: str) -> Versions:
+        """Sign that this version should not be used, and why (1 to 200 characters). It stays in the list; that
+        cannot be undone. Raises InvalidSpec, NotFound, Denied.
+        """
+        ...
+
+    async def model_log(self, ref: str) -> ModelLog:
+        """What its author did to the name, chain and signatures checked.
+
+        Raises InvalidSpec, NotFound; IntegrityError or a PeerViolation when the chain does not hold.
+        """
+        ...
+
+    async def lineage(self, ref: str) -> Lineage:
+        """What it was made from: parents, datasets, jobs, as far as records are to be had. Raises as `show_model`."""
         ...
 
     async def predict(self, ref: str, inputs: Tensor) -> Prediction:
         """Run a model on a batch, here or at the peer that serves it best. Raises NotFound, Unavailable, LocalError."""
+        ...
+
+    # datasets
+
+    async def add_dataset(self, dataset: NewDataset) -> Dataset:
+        """Summarise in a worker, sign and publish, pinned.
+
+        Raises as `add_model` does, InvalidSpec also for a file that is no dataset or lacks the label's column,
+        WorkerFailed.
+        """
+        ...
+
+    async def list_datasets(self) -> tuple[Dataset, ...]:
+        """Datasets this node knows of, here or announced, without columns and balance."""
+        ...
+
+    async def show_dataset(self, ref: str) -> Dataset:
+        """Raises InvalidSpec, NotFound."""
+        ...
+
+    async def pull_dataset(self, ref: str) -> Dataset:
+        """Resolve, fetch what is not here and verify. Raises InvalidSpec, NotFound, QuotaExceeded."""
         ...
 
     # jobs

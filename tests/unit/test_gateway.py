@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from celluler.errors import CellulerError
+from celluler.views import Readiness
 from celluler_node.gateway.app import gateway_app
-from celluler_node.operations import Operations, Readiness
+from celluler_node.operations import Operations
 from tests.support.jobs import ALICE, JOB_YAML
 from tests.support.operations import MemoryNode
 

@@ -1,0 +1,84 @@
+"""What a node shows to the person who asks: one frozen record for each answer, and its JSON form.
+
+The node fills these, the HTTP gateway writes them, the clients read them back, so that a field exists in one place.
+All of it is for people and their programs: nothing here travels between peers. Peers, jobs and contents are named by
+text (peer id, job id, CID); sizes are bytes, times are Unix seconds, durations seconds. One module a subject; imports
+nothing heavy: the command line loads it first.
+"""
+
+from celluler.tensors import Tensor
+from celluler.views.content import Blob, Collected, DamagedContent, StoreCheck, Transfer, TransferSource
+from celluler.views.datasets import Column, Dataset, NewDataset
+from celluler.views.documents import SCHEMA, from_json, to_json
+from celluler.views.jobs import Exclusion, Job, JobLine, JobReport, JobResult, NewJob
+from celluler.views.models import Model, ModelQuery, NewModel, Prediction
+from celluler.views.swarm import (
+    Check,
+    Hardware,
+    Peer,
+    PeerTraffic,
+    Ping,
+    Readiness,
+    Status,
+    StoreUsage,
+    ViolationReport,
+)
+from celluler.views.versions import (
+    FieldChange,
+    Lineage,
+    LineageNode,
+    LogLine,
+    ModelDiff,
+    ModelLog,
+    TensorChange,
+    TensorShape,
+    Verification,
+    Version,
+    Versions,
+)
+
+__all__ = [
+    "SCHEMA",
+    "Blob",
+    "Check",
+    "Collected",
+    "Column",
+    "DamagedContent",
+    "Dataset",
+    "Exclusion",
+    "FieldChange",
+    "Hardware",
+    "Job",
+    "JobLine",
+    "JobReport",
+    "JobResult",
+    "Lineage",
+    "LineageNode",
+    "LogLine",
+    "Model",
+    "ModelDiff",
+    "ModelLog",
+    "ModelQuery",
+    "NewDataset",
+    "NewJob",
+    "NewModel",
+    "Peer",
+    "PeerTraffic",
+    "Ping",
+    "Prediction",
+    "Readiness",
+    "Status",
+    "StoreCheck",
+    "StoreUsage",
+    "Tensor",
+    "TensorChange",
+    "TensorShape",
+    "Transfer",
+    "TransferSource",
+    "Verification",
+    "Version",
+    "Versions",
+    "ViolationReport",
+    "from_json",
+    "to_json",
+]

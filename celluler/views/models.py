@@ -1,0 +1,123 @@
+"""Models: what is published, what is found, what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from celluler.tensors import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    """A model to publish under this node's name.
+
+    name: `author/name:version`; the author is the node's own nickname or peer id. spec: the architecture, as parsed
+    JSON. weights: CID of a safetensors content this node holds or can fetch; None for the initial weights that
+    `seed` gives, the same everywhere. category, tags: words to be found by. licence: as SPDX names it. card: Markdown,
+    at most 256 KiB. copies: how many peers should hold it; 0 for the swarm's default. regions: where they should be.
+    readers: peer ids, or nicknames that only one member bears; with any, the weights are encrypted for them and for
+    the author. aliases: names for this version, such as `stable`; they are moved here from the version that has them.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    weights: str | None = None
+    seed: int = 0
+    labels: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    dataset: str | None = None
+    category: str = ""
+    licence: str = ""
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    card: str = ""
+    copies: int = 0
+    regions: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A published model: version `version` of `name` by `author`, a peer id.
+
+    cid: of its signed manifest. weights: CID of the content. weights_bytes: of its tensors. local: weights complete
+    here; have_bytes: of them here, as when only some layers were pulled. spec: the architecture; left out of lists.
+    framework, format, dtype: of the weights, empty when only an announcement is known. card: CID of a Markdown text.
+    copies: how many peers should hold it, 0 for the swarm's default. encrypted: only `readers` (peer ids) can use it.
+    retracted: why its author took it back, or empty. aliases: of this version. equivocation: what is wrong when the
+    author signed two lists of versions under one number, else empty.
+    """
+
+    name: str
+    version: str
+    cid: str
+    author: str
+    nickname: str
+    task: str
+    parameters: int
+    weights: str
+    weights_bytes: int
+    local: bool
+    created_s: float
+    labels: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    dataset: str | None = None
+    job: str | None = None
+    providers: tuple[str, ...] = ()
+    spec: Mapping[str, Any] | None = None
+    category: str = ""
+    framework: str = ""
+    format: str = ""
+    dtype: str = ""
+    licence: str = ""
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    card: str | None = None
+    copies: int = 0
+    regions: tuple[str, ...] = ()
+    encrypted: bool = False
+    readers: tuple[str, ...] = ()
+    retracted: str = ""
+    aliases: tuple[str, ...] = ()
+    have_bytes: int = 0
+    equivocation: str = ""
+
+    @property
+    def reference(self) -> str:
+        """`author/name:version`, by nickname when the author has one."""
+        return f"{self.nickname or self.author}/{self.name}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelQuery:
+    """What a model must have to be listed; an empty field asks for nothing.
+
+    text: words that must all occur in name, description, tags, task or category. author: nickname or peer id. local:
+    only what is here. sort: `name`, `newest`, `size`, `providers`, or `relevance` (to the text).
+    """
+
+    text: str = ""
+    task: str = ""
+    category: str = ""
+    tag: str = ""
+    author: str = ""
+    licence: str = ""
+    local: bool = False
+    sort: str = "name"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """peer: who computed it. model: what was asked for. cid: the exact version. elapsed_s: as the node waited."""
+
+    outputs: Tensor
+    model: str
+    cid: str
+    peer: str
+    elapsed_s: float
+    labels: tuple[str, ...] = ()
