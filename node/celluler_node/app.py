@@ -157,7 +157,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
     membership: Membership | None = None
     stop = trio.Event()
     async with open_core(config, light=False, members=lambda: membership.members() if membership else ()) as core:
-        profile = Profile(core.nickname, _capabilities(core.hardware, config.roles))
+        profile = Profile(core.nickname, _capabilities(core.hardware, config.roles, config.region))
         async with (
             open_membership(
                 core.host,
@@ -268,8 +268,8 @@ def _averager_host(config: NodeConfig) -> str:
     return "127.0.0.1"
 
 
-def _capabilities(hardware: Hardware, roles: tuple[str, ...]) -> Capabilities:
-    return Capabilities(min(hardware.cores, 65535), min(hardware.memory_mb, 2**32 - 1), hardware.device, roles)
+def _capabilities(hardware: Hardware, roles: tuple[str, ...], region: str) -> Capabilities:
+    return Capabilities(min(hardware.cores, 65535), min(hardware.memory_mb, 2**32 - 1), hardware.device, roles, region)
 
 
 def find_hardware_view() -> Hardware:

@@ -15,12 +15,14 @@ from enum import Enum, auto
 from typing import Annotated, Any, ClassVar
 
 from celluler.errors import LocalError, ProtocolViolation
-from celluler.identity import Envelope, PeerId, Signed, open_envelope
-from celluler.wire import U16, U64, Bytes32, Length, Name, Range, unpack
+from celluler.identity import Envelope, PeerId, Signed, open_envelope, public_key_of
+from celluler.wire import U16, U64, Bytes32, Length, Name, PeerName, Range, unpack
 
 MAX_ENVELOPE_BYTES = 4096
 _MAX_BODY_BYTES = MAX_ENVELOPE_BYTES - 320
 MAX_LIFETIME_S = 7 * 24 * 3600
+MAX_NOTE_LIFETIME_S = 24 * 3600
+MAX_COPIES = 64
 
 Seconds = Annotated[int, Range(0, 2**40)]
 Nickname = Annotated[str, Length(0, 64)]
@@ -28,9 +30,17 @@ VersionText = Annotated[str, Length(1, 64)]
 Addresses = Annotated[tuple[Annotated[str, Length(1, 256)], ...], Length(0, 8)]
 
 
+Region = Annotated[str, Length(1, 32)]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelAnnouncement:
-    """A version of a model exists. manifest: digest of its signed manifest. root: digest of its weights."""
+    """A version of a model exists, or of a dataset, as `kind` says.
+
+    manifest: digest of its signed manifest. root: digest of its weights or rows. copies: how many peers should keep
+    it, 0 for what the swarm is used to. regions: where, in the order of preference; none for anywhere. The last two
+    stand here so that whoever replicates need not fetch the manifest first.
+    """
 
     KIND: ClassVar[str] = "celluler/announce-model/1"
     name: Name
@@ -42,10 +52,13 @@ class ModelAnnouncement:
     sequence: U64
     issued_s: Seconds
     expires_s: Seconds
+    kind: Annotated[str, Length(1, 16)] = "model"
+    copies: Annotated[int, Range(0, MAX_COPIES)] = 0
+    regions: Annotated[tuple[Region, ...], Length(0, 8)] = ()
 
     @property
     def subject(self) -> str:
-        return f"{self.name}:{self.version}"
+        return f"{self.kind}/{self.name}:{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +97,36 @@ class HeadAnnouncement:
         return self.name
 
 
-Announcement = ModelAnnouncement | JobAnnouncement | HeadAnnouncement
-_KINDS: dict[str, type[Any]] = {cls.KIND: cls for cls in (ModelAnnouncement, JobAnnouncement, HeadAnnouncement)}
+@dataclass(frozen=True, slots=True)
+class NoteAnnouncement:
+    """The signer was given false bytes by `accused`: asked for `digest` of the content `root`, it got something else.
+
+    One peer's word, which nobody can check: worth asking another first, never a reason to shut a peer out.
+    """
+
+    KIND: ClassVar[str] = "celluler/announce-note/1"
+    accused: PeerName
+    root: Bytes32
+    digest: Bytes32
+    reason: Annotated[str, Length(1, 64)]
+    sequence: U64
+    issued_s: Seconds
+    expires_s: Seconds
+
+    @property
+    def subject(self) -> str:
+        return f"{self.accused}/{self.root.hex()}"
+
+
+Announcement = ModelAnnouncement | JobAnnouncement | HeadAnnouncement | NoteAnnouncement
+_KINDS: dict[str, type[Any]] = {
+    cls.KIND: cls for cls in (ModelAnnouncement, JobAnnouncement, HeadAnnouncement, NoteAnnouncement)
+}
+
+
+def max_lifetime_s(record: Announcement) -> int:
+    """Suspicion grows stale sooner than news."""
+    return MAX_NOTE_LIFETIME_S if isinstance(record, NoteAnnouncement) else MAX_LIFETIME_S
 
 
 def open_announcement(raw: bytes) -> Signed[Announcement] | None:
@@ -98,17 +139,24 @@ def open_announcement(raw: bytes) -> Signed[Announcement] | None:
         return None
     signed: Signed[Announcement] = open_envelope(cls, raw, limit=_MAX_BODY_BYTES)
     record = signed.record
-    if not record.issued_s < record.expires_s <= record.issued_s + MAX_LIFETIME_S:
+    if not record.issued_s < record.expires_s <= record.issued_s + max_lifetime_s(record):
         raise ProtocolViolation(f"lifetime of {record.expires_s - record.issued_s} s", peer=signed.signer)
+    if isinstance(record, NoteAnnouncement):
+        public_key_of(PeerId(record.accused))
     return signed
 
 
 @dataclass(frozen=True, slots=True)
 class BulletinLimits:
-    """Bounds. skew_s: how far another's clock may be off ours before its announcements are not taken."""
+    """Bounds. skew_s: how far another's clock may be off ours before its announcements are not taken.
+
+    notes: how many entries may be notes, in all and of one signer, so that suspicion never crowds out the rest.
+    """
 
     entries: int = 4096
     entries_a_signer: int = 64
+    notes: int = 1024
+    notes_a_signer: int = 16
     burst: int = 64
     refill_per_s: float = 0.2
     signers_metered: int = 4096
@@ -149,6 +197,7 @@ class Bulletin:
         self._limits = limits or BulletinLimits()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # in the order of arrival
         self._by_signer: Counter[PeerId] = Counter()
+        self._notes_by_signer: Counter[PeerId] = Counter()
         self._buckets: OrderedDict[PeerId, _Bucket] = OrderedDict()
 
     def take(self, signed: Signed[Announcement], now: float, *, metered: bool = True) -> Verdict:
@@ -179,6 +228,12 @@ class Bulletin:
         digests = sorted(hashlib.sha256(signed.raw).digest() for signed in self.current(now))
         return hashlib.sha256(b"".join(digests)).digest()
 
+    def doubts(self, accused: PeerId, now: float) -> int:
+        """How many peers, itself left out, say that it gave them false bytes."""
+        said = ((signed.signer, signed.record) for signed in self.current(now))
+        by = {signer for signer, note in said if isinstance(note, NoteAnnouncement) and note.accused == accused}
+        return len(by - {accused})
+
     def expire(self, now: float) -> None:
         for key in [key for key, entry in self._entries.items() if entry.kept_until_s <= now]:
             self._drop(key)
@@ -189,21 +244,36 @@ class Bulletin:
     def _put(self, key: Key, signed: Signed[Announcement], kept_until_s: int) -> None:
         if key in self._entries:
             self._drop(key)
-        elif self._by_signer[key[0]] >= self._limits.entries_a_signer:
-            self._drop(next(self._of(key[0])))
-        elif len(self._entries) >= self._limits.entries:
-            self._drop(next(self._of(self._by_signer.most_common(1)[0][0])))
+        else:
+            self._make_room(key)
         self._entries[key] = _Entry(signed, kept_until_s)
         self._by_signer[key[0]] += 1
+        if key[1] == NoteAnnouncement.KIND:
+            self._notes_by_signer[key[0]] += 1
+
+    def _make_room(self, key: Key) -> None:
+        """Notes push out notes first: the signer's own, then those of who has written most of them."""
+        limits, signer = self._limits, key[0]
+        if key[1] == NoteAnnouncement.KIND:
+            if self._notes_by_signer[signer] >= limits.notes_a_signer:
+                self._drop(next(self._of(signer, NoteAnnouncement.KIND)))
+            elif self._notes_by_signer.total() >= limits.notes:
+                self._drop(next(self._of(self._notes_by_signer.most_common(1)[0][0], NoteAnnouncement.KIND)))
+        if self._by_signer[signer] >= limits.entries_a_signer:
+            self._drop(next(self._of(signer)))
+        elif len(self._entries) >= limits.entries:
+            self._drop(next(self._of(self._by_signer.most_common(1)[0][0])))
 
     def _drop(self, key: Key) -> None:
         del self._entries[key]
-        self._by_signer[key[0]] -= 1
-        if not self._by_signer[key[0]]:
-            del self._by_signer[key[0]]
+        for counter in (self._by_signer, *((self._notes_by_signer,) if key[1] == NoteAnnouncement.KIND else ())):
+            counter[key[0]] -= 1
+            if not counter[key[0]]:
+                del counter[key[0]]
 
-    def _of(self, signer: PeerId) -> Iterator[Key]:
-        return (key for key in self._entries if key[0] == signer)
+    def _of(self, signer: PeerId, kind: str = "") -> Iterator[Key]:
+        """Its entries, the oldest first. kind: of one kind alone."""
+        return (key for key in self._entries if key[0] == signer and kind in ("", key[1]))
 
     def _spend(self, signer: PeerId, now: float) -> bool:
         limits = self._limits
@@ -227,5 +297,5 @@ def _compare(held: Signed[Announcement], other: Signed[Announcement]) -> Verdict
 
 def check_own(record: Announcement) -> None:
     """Raises LocalError for a record that others would refuse."""
-    if not record.issued_s < record.expires_s <= record.issued_s + MAX_LIFETIME_S:
-        raise LocalError(f"an announcement lives at most {MAX_LIFETIME_S} s")
+    if not record.issued_s < record.expires_s <= record.issued_s + max_lifetime_s(record):
+        raise LocalError(f"an announcement of this kind lives at most {max_lifetime_s(record)} s")

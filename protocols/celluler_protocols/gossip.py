@@ -1,4 +1,4 @@
-"""Gossip of rare signed announcements: models, jobs, heads. Spec: docs/reference/protocols/gossip.md
+"""Gossip of rare signed announcements: models, datasets, jobs, heads, notes. Spec: docs/reference/protocols/gossip.md
 
 An announcement spreads through the mesh once. Who missed it (it was away, or had no neighbour) gets it from a
 neighbour's catalogue: on meeting one, and every minute or so from one at random. Nobody ever repeats an announcement
@@ -23,12 +23,14 @@ from celluler_protocols import catalogue
 from celluler_protocols.bulletin import (
     MAX_ENVELOPE_BYTES,
     MAX_LIFETIME_S,
+    MAX_NOTE_LIFETIME_S,
     Announcement,
     Bulletin,
     BulletinLimits,
     HeadAnnouncement,
     JobAnnouncement,
     ModelAnnouncement,
+    NoteAnnouncement,
     Verdict,
     check_own,
     open_announcement,
@@ -44,6 +46,7 @@ __all__ = [
     "HeadAnnouncement",
     "JobAnnouncement",
     "ModelAnnouncement",
+    "NoteAnnouncement",
     "open_gossip",
 ]
 
@@ -130,7 +133,7 @@ class Gossip:
         self.conflicts: tuple[Signed[Announcement], ...] = ()
 
     def stamp(self, lifetime_s: float) -> Mapping[str, int]:
-        """Sequence, issue and expiry for a new announcement of ours: its last three fields.
+        """`sequence`, `issued_s` and `expires_s` for a new announcement of ours.
 
         Sequences grow for as long as this identity's clock does not go back, restarts included.
         """
@@ -153,6 +156,19 @@ class Gossip:
             raise LocalError(f"not announced: {verdict.name.lower()}")
         await self._host.pubsub.publish(TOPIC, raw)
         return signed
+
+    async def note(self, accused: PeerId, root: bytes, digest: bytes, reason: str) -> None:
+        """Tell the swarm, once a day and content, that a peer gave us false bytes. reason: cut to 64 bytes."""
+        stamp = self.stamp(MAX_NOTE_LIFETIME_S)
+        brief = reason.encode()[:64].decode(errors="ignore") or "false bytes"
+        record = NoteAnnouncement(accused, root, digest, brief, **stamp)
+        told = {(signed.signer, signed.record.subject) for signed in self.catalogue()}
+        if (self._identity.peer_id, record.subject) not in told:
+            await self.announce(record)
+
+    def doubts(self, peer: PeerId) -> int:
+        """How many peers say that this one gave them false bytes: a reason to ask it last, and no more than that."""
+        return self._bulletin.doubts(peer, self._clock())
 
     def subscribe(self) -> trio.MemoryReceiveChannel[Signed[Announcement]]:
         """What others announce from now on. Holds 256; drops what comes to a full channel (the catalogue has it)."""

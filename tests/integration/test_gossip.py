@@ -133,6 +133,18 @@ async def test_a_client_that_listens_on_nothing_hears_and_is_heard() -> None:
         await until(lambda: answer in node.catalogue())
 
 
+async def test_whoever_was_lied_to_tells_the_swarm_once() -> None:
+    async with hosts(3) as swarm, gossips(swarm, timing=TIMING) as (alice, bob, carol):
+        await line(swarm)
+        liar = identity(40).peer_id
+        for _ in range(2):
+            await alice.note(liar, b"r" * 32, b"d" * 32, "x" * 100)
+        await carol.note(liar, b"r" * 32, b"d" * 32, "false chunk")
+        await until(lambda: all(one.doubts(liar) == 2 for one in (alice, bob, carol)))
+        assert len(bob.catalogue()) == 2
+        assert bob.doubts(identity(41).peer_id) == 0
+
+
 async def test_gossip_goes_on_after_a_neighbour_dies_and_comes_back() -> None:
     async with hosts(1) as swarm, gossips(swarm, timing=TIMING) as (alice,):
         async with open_host(identity(30), listen=LISTEN) as bob, open_gossip(bob, identity(30), timing=TIMING):

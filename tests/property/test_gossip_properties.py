@@ -15,6 +15,7 @@ from celluler_protocols.bulletin import (
     Bulletin,
     BulletinLimits,
     HeadAnnouncement,
+    NoteAnnouncement,
     Verdict,
     open_announcement,
 )
@@ -28,6 +29,14 @@ AUTHORS = [Identity(bytes([seed]) * 32) for seed in range(3)]
 def announcements(draw: st.DrawFn) -> Signed[Announcement]:
     author = draw(st.sampled_from(AUTHORS))
     issued = NOW + draw(st.integers(-50, 50))
+    if draw(st.booleans()):
+        accused = draw(st.sampled_from(AUTHORS)).peer_id
+        note = NoteAnnouncement(
+            accused, b"r" * 32, b"d" * 32, "false", draw(st.integers(0, 4)), issued, issued + draw(st.integers(60, 200))
+        )
+        signed = open_announcement(seal(author, note))
+        assert signed is not None
+        return signed
     record = HeadAnnouncement(
         draw(st.sampled_from("abc")),
         draw(st.integers(0, 3)),
@@ -60,7 +69,7 @@ def test_bulletins_agree_whatever_the_order_and_the_repetitions(
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(announcements(), st.integers(-100, 300)), max_size=15))
 def test_a_bulletin_stays_in_bounds_and_its_sequences_never_fall(shown: list[tuple[Signed[Announcement], int]]) -> None:
-    limits = BulletinLimits(entries=4, entries_a_signer=2)
+    limits = BulletinLimits(entries=4, entries_a_signer=2, notes=2, notes_a_signer=1)
     bulletin, now = Bulletin(limits), NOW
     for signed, step in shown:
         now = max(now, NOW + step)
@@ -69,6 +78,7 @@ def test_a_bulletin_stays_in_bounds_and_its_sequences_never_fall(shown: list[tup
         after = {(s.signer, s.record.subject): s.record.sequence for s in bulletin.current(now)}
         assert all(after[key] >= sequence for key, sequence in before.items() if key in after)
         assert len(bulletin) <= limits.entries
+        assert sum(isinstance(s.record, NoteAnnouncement) for s in bulletin.current(now)) <= limits.notes
         assert all(s.record.expires_s > now for s in bulletin.current(now))
         assert (signed in bulletin.current(now)) or verdict is not Verdict.NEW
 

@@ -6,15 +6,18 @@ import pytest
 import trio
 import trio.testing
 
-from celluler.errors import BadSignature, LocalError, ProtocolViolation, Unavailable
-from celluler.identity import Identity, Signed, open_envelope, seal
+from celluler.errors import BadSignature, LocalError, PeerViolation, ProtocolViolation, Unavailable
+from celluler.identity import Identity, PeerId, Signed, open_envelope, seal
 from celluler_protocols import catalogue
 from celluler_protocols.bulletin import (
     MAX_LIFETIME_S,
+    MAX_NOTE_LIFETIME_S,
     Announcement,
     Bulletin,
     BulletinLimits,
     HeadAnnouncement,
+    ModelAnnouncement,
+    NoteAnnouncement,
     Verdict,
     open_announcement,
 )
@@ -112,6 +115,68 @@ def test_impossible_announcements_are_violations_and_unknown_kinds_are_not() -> 
     with pytest.raises(ProtocolViolation):
         open_announcement(b"\xc0")
     assert open_announcement(seal(ALICE, Head("digits", 1, b"i" * 32, NOW))) is None
+
+
+# --- notes: who was given false bytes by whom ------------------------------------------------------------------
+
+
+def note(accused: PeerId, *, by: Identity = ALICE, root: bytes = b"r" * 32, life: int = 60) -> Signed[Announcement]:
+    signed = open_announcement(seal(by, NoteAnnouncement(accused, root, b"d" * 32, "false chunk", 1, NOW, NOW + life)))
+    assert signed is not None
+    return signed
+
+
+def carol(number: int) -> Identity:
+    return Identity(bytes([number]) * 32)
+
+
+def test_doubts_count_peers_and_not_their_words_and_fade_with_the_notes() -> None:
+    bulletin, liar = Bulletin(), carol(9).peer_id
+    for root in (b"r" * 32, b"s" * 32):
+        bulletin.take(note(liar, root=root), NOW)
+    bulletin.take(note(liar, by=BOB, life=30), NOW)
+    bulletin.take(note(liar, by=carol(9)), NOW)
+    assert bulletin.doubts(liar, NOW) == 2
+    assert bulletin.doubts(liar, NOW + 30) == 1
+    assert bulletin.doubts(liar, NOW + 60) == bulletin.doubts(BOB.peer_id, NOW) == 0
+
+
+def test_a_signer_has_sixteen_notes_and_the_oldest_goes_first() -> None:
+    bulletin, news = Bulletin(), head()
+    bulletin.take(news, NOW)
+    for number in range(1, 20):
+        bulletin.take(note(carol(number).peer_id), NOW)
+    told = [bulletin.doubts(carol(number).peer_id, NOW) for number in range(1, 20)]
+    assert told == [0, 0, 0] + [1] * 16
+    assert news in bulletin.current(NOW)
+
+
+def test_notes_of_many_push_out_notes_and_never_news() -> None:
+    bulletin, news = Bulletin(BulletinLimits(entries=100, notes=4, notes_a_signer=3)), head()
+    bulletin.take(news, NOW)
+    victims = [carol(number).peer_id for number in range(50, 56)]
+    for place, accused in enumerate(victims):
+        bulletin.take(note(accused, by=carol(1 if place < 3 else place)), NOW)
+    assert [bulletin.doubts(accused, NOW) for accused in victims] == [0, 0, 1, 1, 1, 1]
+    assert news in bulletin.current(NOW)
+    assert len(bulletin) == 5
+
+
+def test_a_note_lives_a_day_at_most_and_accuses_somebody() -> None:
+    with pytest.raises(ProtocolViolation):
+        note(BOB.peer_id, life=MAX_NOTE_LIFETIME_S + 1)
+    with pytest.raises(PeerViolation):
+        note(PeerId("1" * 50))
+
+
+def test_a_model_and_a_dataset_of_one_name_do_not_replace_each_other() -> None:
+    bulletin = Bulletin()
+    for kind in ("model", "dataset"):
+        record = ModelAnnouncement("x", "1.0.0", b"m" * 32, b"r" * 32, 1, "", 1, NOW, NOW + 60, kind)
+        signed = open_announcement(seal(ALICE, record))
+        assert signed is not None
+        assert bulletin.take(signed, NOW) is Verdict.NEW
+    assert len(bulletin) == 2
 
 
 # --- catalogue -------------------------------------------------------------------------------------------------

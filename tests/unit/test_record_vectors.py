@@ -11,7 +11,7 @@ from celluler_protocols.bulletin import open_announcement
 from celluler_protocols.directory import Head, head_key, open_head
 from celluler_protocols.gossip import TOPIC
 from tests.support.vectors import FOLDER
-from tests.unit.test_gossip_vectors import AUTHOR, HEAD, JOB, MODEL
+from tests.unit.test_gossip_vectors import ALL, AUTHOR
 
 
 def check_records(name: str, channel: str, author: Identity, records: list[Any]) -> None:
@@ -29,8 +29,8 @@ def check_records(name: str, channel: str, author: Identity, records: list[Any])
 
 
 def test_announcements_are_sealed_as_documented() -> None:
-    check_records("gossip", TOPIC, AUTHOR, [MODEL, JOB, HEAD])
-    assert all(open_announcement(seal(AUTHOR, record)) for record in (MODEL, JOB, HEAD))
+    check_records("gossip", TOPIC, AUTHOR, [*ALL])
+    assert all(open_announcement(seal(AUTHOR, record)) for record in ALL)
 
 
 def test_heads_are_sealed_as_documented() -> None:

@@ -35,12 +35,14 @@ class Capabilities:
     """What a node says it can do: unchecked, its own word only.
 
     device: cpu, cuda, mps, xpu or a name not known yet. roles: such as `train`, `serve`, `store`, `relay`.
+    region: where it stands (`eu-west`), empty when it does not say; replicas are spread by it.
     """
 
     cores: U16
     memory_mb: U32
     device: Label
     roles: Annotated[tuple[Label, ...], Length(0, 8)] = ()
+    region: Annotated[str, Length(0, 32)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +167,8 @@ def open_peer_record(raw: bytes) -> Signed[PeerRecord]:
     for address in record.addresses:
         if not (address.startswith("/") and address.endswith(own) and address.isascii() and address.isprintable()):
             raise ProtocolViolation(f"address of {signed.signer[-8:]} does not lead to it", peer=signed.signer)
-    capabilities = record.capabilities
-    if not all(text.isprintable() for text in (record.nickname, capabilities.device, *capabilities.roles)):
+    told = record.capabilities
+    if not all(text.isprintable() for text in (record.nickname, told.device, told.region, *told.roles)):
         raise ProtocolViolation(f"record of {signed.signer[-8:]} holds unprintable text", peer=signed.signer)
     return signed
 

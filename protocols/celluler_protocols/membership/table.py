@@ -32,6 +32,11 @@ class Member:
     incarnation: int
     round_trip_s: float | None
 
+    @property
+    def region(self) -> str:
+        """Where it says it stands; empty when it does not say."""
+        return self.capabilities.region
+
 
 class Entry:
     """A member's place in the table."""
