@@ -91,6 +91,10 @@ class Manifest:
             return _count(self.total_len, self.chunk_size)
         return self.tensors[-1].first_chunk + self.tensors[-1].n_chunks if self.tensors else 0
 
+    def lengths(self) -> Iterator[int]:
+        """Bytes of every piece, in the order of the file."""
+        return (end - start for start, end in itertools.pairwise(_offsets(self)))
+
     def leaf_len(self, leaf: int) -> int:
         """How many digests leaf number `leaf` must list: all are full but the last."""
         return min(MAX_LEAF_DIGESTS, self.n_chunks - leaf * MAX_LEAF_DIGESTS)

@@ -15,7 +15,7 @@ from celluler.content.digest import Digest, digest_of
 from celluler.content.download import Begin, Download, KeepBlock, KeepChunk, Reason, Step
 from celluler.content.manifest import Description, describe
 from celluler.content.memory import MemoryStore
-from celluler.errors import BlockAbsent, CorruptBlock, PeerViolation, Unavailable
+from celluler.errors import BlockAbsent, CorruptBlock, PeerViolation, ProtocolViolation, Unavailable
 
 LIARS = ("flips a bit", "sends another block", "cuts short", "answers twice", "denies what was not asked")
 OTHERS = ("honest", "partial", "empty", "busy", "dies", "silent")
@@ -62,7 +62,7 @@ class World:
         for _ in range(5000):
             if self.download.complete:
                 return None
-            if (failure := self.download.failure()) is not None:
+            if (failure := self.download.failure(self.now)) is not None:
                 return failure
             self._move()
         raise AssertionError("the download neither ends nor fails")
@@ -76,10 +76,9 @@ class World:
         if move == self._ask and len(self.owed) == asked and not self.owed and not self.steps:
             for source in self.behaviours:
                 self._ask_one(source)
-            if not self.owed and not self.steps and self.download.failure() is None and not self.download.complete:
-                deadlines = [at for name in self.behaviours if (at := self.download.deadline(name)) is not None]
-                self.now = max(self.now, min(deadlines))
-                assert self.download.expire(self.now)
+            if not self.owed and not self.steps:  # time alone can bring something now
+                self.now += 1.0
+                self.download.expire(self.now)
 
     def _ask(self) -> None:
         self._ask_one(self.rng.choice(sorted(self.behaviours)))
@@ -139,7 +138,7 @@ class World:
                 except CorruptBlock:
                     assert self.download.corrupt(step).peer == step.source
                 else:
-                    self.download.kept(step)
+                    self.download.kept(step, self.now)
 
 
 behaviours = st.lists(st.sampled_from(LIARS + OTHERS), max_size=6).map(
@@ -157,7 +156,8 @@ def test_with_one_honest_source_it_always_ends_complete_and_true(
     world = World(*content, crowd | {"the honest one": "honest"}, random.Random(seed))
     assert world.run() is None
     assert world.store.path(world.described.root).read_bytes() == world.data
-    assert world.download.progress == (len(world.data), len(world.data))
+    progress = world.download.progress(world.now)
+    assert (progress.kept_bytes, progress.wanted_bytes) == (len(world.data), len(world.data))
     world.store.close()
 
 
@@ -183,7 +183,7 @@ def test_what_an_interrupted_fetch_kept_the_next_one_does_not_ask_for(
 ) -> None:
     world = World(*content, crowd | {"the honest one": "honest"}, random.Random(seed))
     for _ in range(moves):
-        if not world.download.complete and world.download.failure() is None:
+        if not world.download.complete and world.download.failure(world.now) is None:
             world._move()
     kept = {digest for digest in world.truth if world.store.has(digest)}
     again = Download(world.described.root)
@@ -210,13 +210,24 @@ def test_windows_bound_what_one_source_owes() -> None:
     assert len(download.requests("alice", 0.0)) == len(described.leaves)
 
 
-def test_a_source_that_was_left_is_never_asked_again() -> None:
+def test_a_source_that_was_left_is_asked_again_only_when_it_comes_again() -> None:
     download = Download(digest_of(b"root"))
     download.join("alice", 0.0)
     download.leave("alice", Reason.BUSY)
-    download.join("alice", 1.0)
     assert download.requests("alice", 1.0) == ()
     assert not download.asks("alice")
+    download.join("alice", 2.0)
+    assert download.asks("alice")
+    assert download.left == {}
+
+
+def test_a_source_that_lied_never_comes_back() -> None:
+    download = Download(digest_of(b"root"))
+    download.join("alice", 0.0)
+    download.violated("alice", ProtocolViolation("nonsense", peer="alice"))
+    download.join("alice", 100.0)
+    assert not download.asks("alice")
+    assert download.liars == ("alice",)
 
 
 def test_absence_everywhere_is_absence() -> None:
@@ -225,6 +236,6 @@ def test_absence_everywhere_is_absence() -> None:
         download.join(source, 0.0)
         download.requests(source, 0.0)
     download.absent("alice", digest_of(b"root"), 0.0)
-    assert download.failure() is None
+    assert download.failure(100.0) is None
     download.absent("bob", digest_of(b"root"), 0.0)
-    assert isinstance(download.failure(), BlockAbsent)
+    assert isinstance(download.failure(0.0), BlockAbsent)

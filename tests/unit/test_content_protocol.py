@@ -16,6 +16,7 @@ from celluler.content.digest import Digest, digest_of
 from celluler.content.disk import DiskStore
 from celluler.content.manifest import Description, Leaf, Manifest, describe
 from celluler.content.memory import MemoryStore
+from celluler.content.progress import Progress, Transport
 from celluler.content.store import Store
 from celluler.errors import (
     BlockAbsent,
@@ -28,8 +29,20 @@ from celluler.errors import (
 from celluler.errors import Busy as BusyError
 from celluler.identity import PeerId
 from celluler.wire import pack
-from celluler_protocols import content
-from celluler_protocols.content import Absent, Busy, Found, Want, fetch, fetch_block, frames, serve_content, turn_away
+from celluler_protocols.content import (
+    Absent,
+    Busy,
+    Found,
+    Want,
+    block,
+    fetch,
+    fetch_block,
+    frames,
+    provider,
+    serve_content,
+    talk,
+    turn_away,
+)
 
 QUOTA_BYTES = 1 << 22
 ALICE, BOB, CAROL = PeerId("alice"), PeerId("bob"), PeerId("carol")
@@ -95,8 +108,8 @@ def store() -> Store:
 
 def filled(described: Description, data: bytes, *, without: tuple[int, ...] = ()) -> Store:
     store = MemoryStore(QUOTA_BYTES)
-    for block in (described.manifest_bytes, *described.leaves):
-        store.put_block(block)
+    for each in (described.manifest_bytes, *described.leaves):
+        store.put_block(each)
     store.begin(described.root)
     for piece in store.missing(described.root):
         if piece.index not in without:
@@ -133,13 +146,12 @@ async def silent(stream: trio.abc.Stream) -> None:
 async def test_a_content_arrives_complete_from_one_source(
     swarm: MakeSwarm, store: Store, full: Store, described: Description, data: bytes
 ) -> None:
-    seen: list[tuple[int, int]] = []
-    report = await fetch(
-        described.root, store, [ALICE], swarm(alice=honest(full)).open, on_progress=lambda *now: seen.append(now)
-    )
+    seen: list[Progress] = []
+    report = await fetch(described.root, store, [ALICE], swarm(alice=honest(full)).open, on_progress=seen.append)
     assert store.path(described.root).read_bytes() == data
     assert (report.root, dict(report.received), report.liars) == (described.root, {ALICE: len(data)}, ())
-    assert seen[-1] == (len(data), len(data))
+    assert (seen[-1].kept_bytes, seen[-1].wanted_bytes, seen[-1].eta_s) == (len(data), len(data), 0)
+    assert [(source.peer, source.transport) for source in seen[-1].sources] == [(ALICE, Transport.STREAM)]
 
 
 async def test_a_disk_store_serves_and_fills_as_a_memory_store_does(
@@ -267,7 +279,7 @@ async def test_a_busy_source_is_left_without_blame(
 async def test_a_silent_source_is_left_when_it_stalls(
     swarm: MakeSwarm, store: Store, full: Store, described: Description, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "STALL_S", 0.02)
+    monkeypatch.setattr(download, "STALL_S", dict.fromkeys(Transport, 0.02))
     with pytest.raises(TimedOut):
         await fetch(described.root, store, [ALICE], swarm(alice=silent).open)
     await fetch(described.root, store, [ALICE, BOB], swarm(alice=silent, bob=honest(full)).open)
@@ -283,7 +295,7 @@ async def test_sources_that_cannot_be_reached_are_no_peers(
         await trio.sleep_forever()
         raise AssertionError
 
-    monkeypatch.setattr(content, "OPEN_S", 0.02)
+    monkeypatch.setattr(talk, "OPEN_S", 0.02)
     for open_stream in (refused, hangs):
         with pytest.raises(NoPeers):
             await fetch(described.root, store, [ALICE, BOB], open_stream)
@@ -292,8 +304,9 @@ async def test_sources_that_cannot_be_reached_are_no_peers(
 
 
 async def test_what_no_source_has_is_absent_and_the_rest_is_kept(
-    swarm: MakeSwarm, store: Store, described: Description, data: bytes
+    swarm: MakeSwarm, store: Store, described: Description, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(download, "HOPE_S", 0.2)
     with pytest.raises(BlockAbsent) as caught:
         await fetch(described.root, store, [ALICE], swarm(alice=honest(MemoryStore(10))).open)
     assert caught.value.digest == described.root
@@ -343,7 +356,7 @@ async def test_a_cancelled_fetch_keeps_what_came_and_the_next_goes_on(
             store,
             [ALICE],
             swarm(alice=answering(lambda d, n: [Found(d, full.get(d))] if n < 12 else [])).open,
-            on_progress=lambda have, total: scope.cancel() if have >= 10 * 1024 else None,
+            on_progress=lambda now: scope.cancel() if now.kept_bytes >= 10 * 1024 else None,
         )
     assert scope.cancelled_caught
     assert 10 * 1024 <= store.stat(described.root).have_bytes < len(data)
@@ -366,7 +379,7 @@ async def test_one_block_comes_from_the_first_source_that_has_it(swarm: MakeSwar
 async def test_one_block_from_sources_that_fail(
     swarm: MakeSwarm, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content, "BLOCK_S", 0.02)
+    monkeypatch.setattr(block, "BLOCK_S", 0.02)
     digest = digest_of(b"anything")
     busy = answering(lambda *_: [Busy()])
     swarm_ = swarm(alice=silent, bob=busy, carol=answering(lambda *_: [Absent(digest_of(b"other"))]))
@@ -393,7 +406,7 @@ async def test_a_provider_ends_with_its_requester_and_tires_of_an_idle_one(
     await ours.aclose()
     with trio.fail_after(5):
         await serve_content(full, theirs)
-        monkeypatch.setattr(content, "IDLE_S", 0.02)
+        monkeypatch.setattr(provider, "IDLE_S", 0.02)
         ours, theirs = trio.testing.memory_stream_pair()
         await serve_content(full, theirs)
         assert await ours.receive_some() == b""
@@ -402,7 +415,7 @@ async def test_a_provider_ends_with_its_requester_and_tires_of_an_idle_one(
 async def test_a_provider_gives_up_on_a_requester_that_does_not_read(
     full: Store, described: Description, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content, "SEND_S", 0.02)
+    monkeypatch.setattr(provider, "SEND_S", 0.02)
     theirs, ours = trio.testing.lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
         with trio.fail_after(5):
