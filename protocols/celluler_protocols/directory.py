@@ -3,18 +3,20 @@
 Spec: docs/reference/protocols/directory.md. A head is the author's signed pointer from a name to the index of its
 versions. It lives under `/head/<author's peer id>/<name>`; the storing peers accept only what that author signed, the
 highest number wins, and a node that has seen a number never again takes a lower one, whatever the DHT says.
-A provider record is a hint: what its peer sends is judged by its digest.
+A provider record is a hint: what its peer sends is judged by its digest. Both are put again while the directory is
+open, as `renewal.py` says when.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Protocol
 
 import trio
 
@@ -22,6 +24,21 @@ from celluler.errors import CellulerError, LocalError, NotFound, PeerViolation, 
 from celluler.identity import Identity, PeerId, Signed, open_envelope, public_key_of, seal, short
 from celluler.wire import U64, Bytes32, Length, Range
 from celluler_protocols.nursery import own_nursery
+from celluler_protocols.renewal import DirectoryTiming, Key, Renewal
+
+__all__ = [
+    "MAX_NAME_BYTES",
+    "NAMESPACE",
+    "Directory",
+    "DirectoryTiming",
+    "Equivocation",
+    "Head",
+    "HeadBook",
+    "HeadValidator",
+    "head_key",
+    "open_directory",
+    "open_head",
+]
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +47,8 @@ MAX_NAME_BYTES = 64
 _MAX_BODY_BYTES = 512
 _HEADS_SEEN = 4096
 _EQUIVOCATIONS_KEPT = 64
+MAX_PROVIDED = 32768
+"""Digests that one node tells of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +177,16 @@ class HeadValidator:
 
 
 class _Dht(Protocol):
+    @property
+    def routing_peers(self) -> int: ...
+
     async def put(self, key: str, value: bytes) -> None: ...
 
     async def get(self, key: str) -> bytes | None: ...
 
     async def provide(self, digest: bytes) -> None: ...
+
+    def withdraw(self, digest: bytes) -> None: ...
 
     async def providers(self, digest: bytes) -> tuple[PeerId, ...]: ...
 
@@ -176,15 +200,7 @@ class Network(Protocol):
     @property
     def addresses(self) -> tuple[str, ...]: ...
 
-    async def wait_connections_changed(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryTiming:
-    """When our own records are put again: settle_s after new neighbours came, and every_s in any case."""
-
-    settle_s: float = 5.0
-    every_s: float = 3600.0
+    def connected(self) -> frozenset[PeerId]: ...
 
 
 @asynccontextmanager
@@ -195,24 +211,42 @@ async def open_directory(
     *,
     timing: DirectoryTiming | None = None,
     clock: Callable[[], float] = time.time,
+    rng: random.Random | None = None,
 ) -> AsyncIterator[Directory]:
     """The directory for the length of the block; meanwhile our own heads and provider records are kept alive.
 
-    heads: the book that the host's HeadValidator reads. clock: Unix seconds.
+    heads: the book that the host's HeadValidator reads. clock: Unix seconds. rng: spreads the renewals.
     """
-    directory = Directory(host, identity, heads or HeadBook(), clock)
+    timing = timing or DirectoryTiming()
+    renewal = Renewal(timing, rng or random.SystemRandom(), trio.current_time())
+    directory = Directory(host, identity, heads or HeadBook(), clock, renewal)
     async with own_nursery() as nursery:
-        nursery.start_soon(directory._keep_alive, timing or DirectoryTiming())
+        nursery.start_soon(directory._count_neighbours, timing.settle_s)
+        for _ in range(timing.at_once):
+            nursery.start_soon(directory._renew)
         yield directory
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A record that waits for its first put. error: why that failed."""
+
+    over: trio.Event = field(default_factory=trio.Event)
+    error: CellulerError | None = None
 
 
 class Directory:
     """Made by `open_directory`."""
 
-    def __init__(self, host: Network, identity: Identity, heads: HeadBook, clock: Callable[[], float]) -> None:
-        self._host, self._identity, self._clock = host, identity, clock
-        self._provided: dict[bytes, None] = {}
+    def __init__(
+        self, host: Network, identity: Identity, heads: HeadBook, clock: Callable[[], float], renewal: Renewal
+    ) -> None:
+        self._host, self._identity, self._clock, self._renewal = host, identity, clock, renewal
+        self._turns: dict[bytes, _Turn] = {}
+        self._due = trio.Event()
         self.heads = heads
+        self.puts = 0
+        """How often a record of ours was put, for whoever watches the cost."""
 
     async def publish_head(self, name: str, number: int, index: bytes) -> Signed[Head]:
         """Sign and store our head of a name.
@@ -226,7 +260,9 @@ class Directory:
         elif (number, index) != (best.record.number, best.record.index):
             raise LocalError(f"head number {number} of {name} after {best.record.number}")
         self.heads.see(best, pin=True)
-        await self._host.dht.put(key, best.raw)
+        self._renewal.add(key, trio.current_time())
+        self._renewal.begin(key)  # out of turn: somebody waits for it
+        await self._store(key)
         return best
 
     async def resolve_head(self, author: PeerId, name: str) -> Signed[Head]:
@@ -241,13 +277,29 @@ class Directory:
         return best
 
     async def provide(self, digest: bytes) -> None:
-        """Tell the DHT that we hold a digest, now and for as long as the directory is open."""
-        self._provided[digest] = None
-        await self._host.dht.provide(digest)
+        """Tell the DHT that we hold a digest, and go on telling for as long as the directory is open.
+
+        Returns when it was told for the first time: many at once wait for their turns. Whoever cancels the wait does
+        not take it back. Raises LocalError when we listen on nothing or tell of too many already, Unavailable.
+        """
+        if not self._host.addresses:
+            raise LocalError("a host that listens on nothing cannot provide content")
+        if digest not in self._renewal:
+            if len(self._renewal) >= MAX_PROVIDED:
+                raise LocalError(f"no more than {MAX_PROVIDED} digests can be provided")
+            self._turns[digest] = _Turn()
+            self._renewal.add(digest, trio.current_time())
+            self._wake()
+        if (turn := self._turns.get(digest)) is not None:
+            await turn.over.wait()
+            if turn.error is not None:
+                raise turn.error
 
     def withdraw(self, digest: bytes) -> None:
         """Stop telling. Records already out expire by themselves within two days."""
-        self._provided.pop(digest, None)
+        self._renewal.drop(digest)
+        self._host.dht.withdraw(digest)
+        self._end_turn(digest, None)
 
     async def providers(self, digest: bytes) -> tuple[PeerId, ...]:
         """Peers said to hold a digest, ourselves left out; none is a normal answer."""
@@ -263,19 +315,53 @@ class Directory:
         except PeerViolation as error:
             log.info("head_refused key=%s error=%s", key[-40:], error)
 
-    async def _keep_alive(self, timing: DirectoryTiming) -> None:
-        while True:
-            with trio.move_on_after(timing.every_s):
-                await self._host.wait_connections_changed()
-                await trio.sleep(timing.settle_s)
-            for signed in self.heads.pinned():
-                await self._again(self._host.dht.put, head_key(signed.signer, signed.record.name), signed.raw)
-            for digest in tuple(self._provided):
-                await self._again(self._host.dht.provide, digest)
+    def _wake(self) -> None:
+        self._due.set()
+        self._due = trio.Event()
 
-    @staticmethod
-    async def _again(store: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    async def _count_neighbours(self, every_s: float) -> None:
+        while True:
+            self._renewal.see(self._host.connected(), self._host.dht.routing_peers, trio.current_time())
+            self._wake()
+            await trio.sleep(every_s)
+
+    async def _renew(self) -> None:
+        """One of a few that put what is due, each one record at a time."""
+        while True:
+            key = self._renewal.take(trio.current_time())
+            if key is None:
+                with trio.move_on_after(self._renewal.wait_s(trio.current_time())):
+                    await self._due.wait()
+                continue
+            try:
+                await self._store(key)
+            except CellulerError as error:
+                log.debug("record_not_renewed error=%s", error)
+
+    async def _store(self, key: Key) -> None:
+        """Put one of our records, and note how it went. Raises CellulerError."""
+        dht, stored, failure = self._host.dht, False, None
+        self.puts += 1
         try:
-            await store(*arguments)
+            await (dht.provide(key) if isinstance(key, bytes) else dht.put(key, self._own_head(key)))
+            stored = True
         except CellulerError as error:
-            log.debug("record_not_renewed error=%s", error)
+            failure = error
+            raise
+        finally:
+            self._renewal.done(key, trio.current_time(), reach=dht.routing_peers, stored=stored)
+            self._wake()
+            if isinstance(key, bytes):
+                if key not in self._renewal:
+                    dht.withdraw(key)  # taken back while it was being told
+                self._end_turn(key, failure)
+
+    def _own_head(self, key: str) -> bytes:
+        best = self.heads.best(self._identity.peer_id, key.rpartition("/")[2])
+        assert best is not None, "only a head that was seen and pinned is put"
+        return best.raw
+
+    def _end_turn(self, digest: bytes, error: CellulerError | None) -> None:
+        if (turn := self._turns.pop(digest, None)) is not None:
+            turn.error = error
+            turn.over.set()

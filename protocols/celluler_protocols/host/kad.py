@@ -133,7 +133,7 @@ class Dht:
         return best
 
     async def provide(self, digest: bytes) -> None:
-        """Tell the peers nearest to a digest that we hold it. Repeated by itself every 22 h while the host lives.
+        """Tell the peers nearest to a digest, once, that we hold it; they remember it for 48 h.
 
         Raises LocalError for a host that listens on nothing; TimedOut.
         """
@@ -141,6 +141,12 @@ class Dht:
             raise LocalError("a host that listens on nothing cannot provide content")
         with self._deadline("provide"):
             await self._kad.provider_store.provide(digest)
+
+    def withdraw(self, digest: bytes) -> None:
+        """Say no more that we hold it to those who ask us. What others were told expires with them."""
+        store = self._kad.provider_store
+        store.providing_keys.discard(digest)
+        store.providers.get(digest, {}).pop(str(self._kad.local_peer_id), None)
 
     async def providers(self, digest: bytes) -> tuple[PeerId, ...]:
         """Peers said to hold a digest, ourselves left out, at most 20. Where they are is learnt on the way."""
@@ -294,7 +300,13 @@ class _Routing(PeerRouting):
 
 
 class _Values(ValueStore):
-    """The values we hold for others, bounded in number; our own are never pushed out."""
+    """The values we hold for others, bounded in number; our own are never pushed out.
+
+    libp2p puts all of our own again whenever its hour has come, one upon the other: whoever put them does that better.
+    """
+
+    async def _republish_records(self, peer_routing: Any = None) -> None:
+        pass
 
     def put_record(self, key: bytes, record: Record) -> None:
         if key not in self.store and len(self.store) >= _STORED_VALUES:
@@ -306,7 +318,13 @@ class _Values(ValueStore):
 
 
 class _Providers(ProviderStore):
-    """Provider records we hold for others, bounded in keys and in addresses a record."""
+    """Provider records we hold for others, bounded in keys and in addresses a record.
+
+    libp2p puts all of our own again whenever its hour has come, one upon the other: whoever put them does that better.
+    """
+
+    async def _republish_provider_records(self) -> None:
+        pass
 
     def add_provider(self, key: bytes, provider: Any) -> None:
         provider.addrs[:] = provider.addrs[:8]
