@@ -40,23 +40,18 @@ class Versions:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorShape:
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class TensorChange:
-    """A tensor that differs between two models.
+    """A tensor that is not the same in two models. old, new: shapes; None when it was added or removed.
 
-    old: None when it was added; new: None when it was removed. relative_change: L2 norm of the difference over that of
-    the old, None unless both files are here and the shapes are equal.
+    norm: L2 norm of the difference; relative: over the norm of the old one, None when that is zero. Both are None
+    unless both files are here and the shapes are equal.
     """
 
     name: str
-    old: TensorShape | None
-    new: TensorShape | None
-    relative_change: float | None = None
+    old: tuple[int, ...] | None
+    new: tuple[int, ...] | None
+    norm: float | None = None
+    relative: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +67,16 @@ class FieldChange:
 class ModelDiff:
     """From model `old` to model `new`, both `author/name:version`.
 
-    unchanged: tensors that are equal. bytes_to_fetch: of `new` for whoever has `old` whole; None when the layout of one
-    of the contents cannot be had. bump: the least step of the version that this is: `major`, `minor` or `patch`.
+    tensors: not the same in both. unchanged: how many are. unknown: of how many it cannot be told, because nothing but
+    their shapes is known here. bytes_to_fetch: of `new` for whoever has `old`; None when the layout of one of the
+    contents cannot be had. bump: the least step of the version that this is: `major`, `minor` or `patch`.
     """
 
     old: str
     new: str
     tensors: tuple[TensorChange, ...]
     unchanged: int
+    unknown: int
     architecture: tuple[FieldChange, ...]
     metadata: tuple[FieldChange, ...]
     bytes_to_fetch: int | None
@@ -98,8 +95,10 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One entry of a name's log. action: `published`, `aliased`, `rolled-back`, `retracted` or `readers`. subject: the
-    manifest's CID, if it is about one."""
+    """One entry of a name's log. action: `published`, `aliased`, `unaliased`, `rolled-back`, `retracted` or `readers`.
+
+    subject: the manifest's CID. note: the alias, the reason, who may read, or what the author says.
+    """
 
     number: int
     at_s: float
