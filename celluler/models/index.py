@@ -86,8 +86,8 @@ class VersionIndex:
 
     def _newest(self) -> str:
         """Of those not retracted; of all when there are no others, so that the author's reason is heard."""
-        standing = [entry for entry in self.entries if not entry.retracted]
-        return str(newest(parse_version(entry.version) for entry in standing or self.entries))
+        standing = [entry.version for entry in self.entries if not entry.retracted]
+        return newest(standing or [entry.version for entry in self.entries])
 
 
 class Versioned(Protocol):

@@ -6,7 +6,7 @@ from celluler.content.digest import cid_of, digest_of
 from celluler.errors import InvalidSpec
 from celluler.identity import Identity
 from celluler.models.names import ModelName, parse_reference
-from celluler.models.version import newest, parse_version
+from celluler.models.version import check_step, newest, parse_version, predecessor
 
 PEER = Identity(b"a" * 32).peer_id
 
@@ -48,7 +48,43 @@ def test_a_cid_stands_for_its_digest() -> None:
 
 
 def test_the_newest_version_is_a_release_if_there_is_one() -> None:
-    versions = [parse_version(text) for text in ("1.9.0", "1.10.0", "2.0.0-rc.1")]
-    assert str(newest(versions)) == "1.10.0"
-    assert str(newest(versions[2:])) == "2.0.0-rc.1"
-    assert newest([]) is None
+    assert newest(["1.9.0", "1.10.0", "1.10.0+a-b", "2.0.0-rc.1"]) == "1.10.0+a-b"
+    assert newest(["2.0.0-rc.1", "2.0.0-rc.2"]) == "2.0.0-rc.2"
+
+
+def test_a_version_is_compared_with_the_highest_release_below_it() -> None:
+    published = ["0.9.0", "1.0.0", "1.1.0-rc.1", "2.0.0"]
+    assert predecessor("1.1.0", published) == "1.0.0"
+    assert predecessor("2.0.0-rc.1", published) == "1.0.0"
+    assert predecessor("3.0.0", published) == "2.0.0"
+    assert predecessor("0.9.0", published) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "step", "least", "too_small"),
+    [
+        ("1.4.2", "major", "2.0.0", "1.99.0"),
+        ("1.4.2", "minor", "1.5.0", "1.4.99"),
+        ("1.4.2", "patch", "1.4.3", "1.4.2+again"),
+        ("0.4.2", "major", "0.5.0", "0.4.99"),
+        ("0.4.2", "minor", "0.4.3", "0.4.2+again"),
+        ("0.4.2", "patch", "0.4.3", "0.4.2+again"),
+    ],
+)
+def test_a_step_must_be_large_enough(old: str, step: str, least: str, too_small: str) -> None:
+    for enough in (least, f"{least}-rc.1", "7.0.0"):
+        check_step(old, enough, step)
+    with pytest.raises(InvalidSpec):
+        check_step(old, too_small, step)
+
+
+def test_what_is_too_small_a_step_is_told_the_least_and_a_pre_release_promises_nothing() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        check_step("1.4.2", "1.4.3", "major")
+    assert caught.value.hint == "the least is 2.0.0"
+    check_step("1.4.2-rc.1", "1.4.2", "major")
+
+
+def test_a_step_down_is_none() -> None:
+    with pytest.raises(InvalidSpec, match="not higher"):
+        check_step("2.0.0", "1.9.9", "patch")

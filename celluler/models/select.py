@@ -1,0 +1,58 @@
+"""Part of a model: which tensors some of its layers hold, and which pieces of the content those are.
+
+Layers are counted as they stand in the spec, from 0; a repeat or a residual is one of them with everything inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from celluler.content.manifest import Manifest
+from celluler.errors import InvalidSpec
+from celluler.models.spec import Architecture
+
+_RANGE = re.compile(r"(\d{0,4}):(\d{0,4})|(\d{1,4})", re.ASCII)
+
+
+def tensors_of_layers(architecture: Architecture, layers: str) -> frozenset[str]:
+    """Names of all tensors of these layers: `3`, `0:6` (0 to 5), `2:`, `:2`, or several with commas between.
+
+    Layers without parameters add nothing. Raises InvalidSpec for text of another form or a layer that is not there.
+    """
+    chosen: set[int] = set()
+    for part in layers.split(",", 64):
+        chosen.update(_range(part.strip(), len(architecture.layers)))
+    return frozenset(tensor.name for tensor in architecture.tensors if int(tensor.name.partition(".")[0]) in chosen)
+
+
+def pieces_of(manifest: Manifest, names: Collection[str]) -> tuple[int, ...]:
+    """Indices of the pieces that hold these tensors and no others, ascending; the header first, which a loader needs.
+
+    Raises InvalidSpec for a name that is not in the content, or a content that is not cut at its tensors.
+    """
+    if manifest.header is None:
+        raise InvalidSpec("layers", "cannot be fetched apart: the content is encrypted, or is no safetensors file")
+    wanted = set(names)
+    missing = wanted - {tensor.name for tensor in manifest.tensors}
+    if missing:
+        raise InvalidSpec("layers", f"need the tensor {min(missing)}, which is not in the content")
+    chunks = (
+        range(tensor.first_chunk, tensor.first_chunk + tensor.n_chunks)
+        for tensor in manifest.tensors
+        if tensor.name in wanted
+    )
+    return (0, *(1 + chunk for run in chunks for chunk in run))
+
+
+def _range(text: str, count: int) -> range:
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise InvalidSpec("layers", f"{text[:32]!r} is not a layer or a range such as 0:6")
+    start, end, single = match.groups()
+    if single is not None:
+        start, end = single, str(int(single) + 1)
+    chosen = range(int(start or 0), int(end or count))
+    if not chosen or chosen.stop > count:
+        raise InvalidSpec("layers", f"{text} holds no layers of this model, which has 0 to {count - 1}")
+    return chosen
