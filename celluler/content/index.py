@@ -8,41 +8,23 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from celluler.content.digest import Digest
+from celluler.content.disk_schema import open_database
 from celluler.content.manifest import Layout, Piece
+from celluler.content.store_eviction import Evictable, NoRoom
 from celluler.errors import BlockAbsent, IntegrityError, LocalError, QuotaExceeded
-
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE block (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, data BLOB NOT NULL);
-CREATE TABLE content (
-    id INTEGER PRIMARY KEY, root BLOB NOT NULL UNIQUE, kind TEXT NOT NULL, total INTEGER NOT NULL,
-    have INTEGER NOT NULL DEFAULT 0, complete INTEGER NOT NULL DEFAULT 0, last_used REAL NOT NULL);
-CREATE TABLE leaf (
-    content INTEGER NOT NULL REFERENCES content ON DELETE CASCADE, digest BLOB NOT NULL,
-    PRIMARY KEY (content, digest)) WITHOUT ROWID;
-CREATE INDEX leaf_by_digest ON leaf (digest);
-CREATE TABLE piece (
-    content INTEGER NOT NULL REFERENCES content ON DELETE CASCADE, number INTEGER NOT NULL,
-    digest BLOB NOT NULL, length INTEGER NOT NULL, place INTEGER NOT NULL, state INTEGER NOT NULL,
-    PRIMARY KEY (content, number)) WITHOUT ROWID;
-CREATE INDEX piece_held ON piece (digest) WHERE state > 0;
-CREATE INDEX piece_missing ON piece (content) WHERE state = 0;
-CREATE INDEX piece_unsynced ON piece (content) WHERE state = 1;
-CREATE TRIGGER piece_written AFTER UPDATE OF state ON piece WHEN OLD.state = 0 AND NEW.state = 1
-    BEGIN UPDATE content SET have = have + NEW.length WHERE id = NEW.content; END;
-"""
 
 
 class State(IntEnum):
-    """Of one piece: nothing; bytes handed to the kernel; bytes known to be on the disk."""
+    """Of one piece: not asked for; nothing yet; bytes handed to the kernel; bytes known to be on the disk."""
 
+    UNWANTED = -1
     MISSING = 0
     WRITTEN = 1
     SYNCED = 2
@@ -56,6 +38,8 @@ class Content(NamedTuple):
     have: int
     complete: int
     last_used: float
+    wanted: int
+    pinned: int
 
 
 class Index:
@@ -67,12 +51,9 @@ class Index:
         self._lock = threading.RLock()
         self._durable: bool | None = None  # what the connection is set to
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._make_tables(path)
+            self._db = open_database(path)
             self._used: int = sum(self._row("SELECT coalesce(sum(length(data)), 0) FROM block"))
-            self._used += sum(self._row("SELECT coalesce(sum(total), 0) FROM content"))
+            self._used += sum(self._row("SELECT coalesce(sum(wanted), 0) FROM content"))
         except sqlite3.DatabaseError as error:
             raise IntegrityError(f"cannot open the index {path}: {error}") from error
 
@@ -96,6 +77,17 @@ class Index:
         with self._transaction():
             self._delete_block(digest)
 
+    def blocks(self) -> Iterator[tuple[Digest, bytes]]:
+        """Every block, a few at a time: what is put meanwhile may be left out."""
+        last = -1
+        while rows := self._blocks_after(last):
+            last = rows[-1][0]
+            yield from ((Digest(digest), data) for _, digest, data in rows)
+
+    def _blocks_after(self, last: int) -> list[Any]:
+        with self._lock:
+            return self._rows("SELECT id, digest, data FROM block WHERE id > ? ORDER BY id LIMIT 16", last)
+
     def has(self, digest: bytes) -> bool:
         with self._lock:
             in_blocks = self._row("SELECT 1 FROM block WHERE digest = ?", digest)
@@ -115,40 +107,92 @@ class Index:
         with self._lock:
             return [Content(*row) for row in self._rows("SELECT * FROM content ORDER BY root")]
 
-    def begin(self, root: bytes, layout: Layout, now_s: float) -> None:
-        """Record a content with every piece missing; one that is here already stays as it is."""
-        with self._transaction():
-            self._insert_content(root, layout, now_s)
+    def begin(self, root: bytes, layout: Layout | None, only: Collection[int] | None, now_s: float) -> bool:
+        """Record a content, or want more of one that is here; whether anything is wanted that was not before.
 
-    def add_whole(self, root: bytes, layout: Layout, blocks: Mapping[Digest, bytes], now_s: float) -> None:
+        Raises BlockAbsent when it is not here and no layout is given, or a block of it has gone since that was read.
+        """
+        with self._transaction():
+            if self._row("SELECT 1 FROM content WHERE root = ?", root) or layout is None:
+                content = self.content(root)
+                return content.wanted < content.total and self._want(content.id, only)
+            for digest in (root, *layout.manifest.leaves):
+                if not self._row("SELECT 1 FROM block WHERE digest = ?", digest):
+                    raise BlockAbsent(digest)
+            self._insert_content(root, layout, _wanted(layout, only), now_s)
+            return True
+
+    def want(self, content: int, numbers: Collection[int]) -> None:
+        """Raises LocalError when there is no such piece."""
+        with self._transaction():
+            self._want(content, numbers)
+
+    def add_whole(
+        self, root: bytes, layout: Layout, blocks: Mapping[Digest, bytes], now_s: float, *, pin: bool
+    ) -> None:
         """Record a content that is complete and synced, with its blocks. One that was begun becomes so."""
         with self._transaction():
             for digest, data in blocks.items():
                 self._insert_block(digest, data)
-            self._insert_content(root, layout, now_s)
+            if self._row("SELECT 1 FROM content WHERE root = ?", root):
+                self._want(self.content(root).id, None)
+            else:
+                self._insert_content(root, layout, range(len(layout)), now_s)
             self._complete(self.content(root).id, now_s)
+            self._db.execute("UPDATE content SET pinned = max(pinned, ?) WHERE root = ?", (pin, root))
 
     def complete(self, content: int, now_s: float) -> None:
         with self._transaction():
             self._complete(content, now_s)
 
-    def touch(self, content: int, now_s: float) -> None:
+    def touch(self, used_s: Mapping[bytes, float]) -> None:
+        """When these roots were last used."""
         with self._transaction(durable=False):
-            self._db.execute("UPDATE content SET last_used = ? WHERE id = ?", (now_s, content))
+            query = "UPDATE content SET last_used = max(last_used, ?) WHERE root = ?"
+            self._db.executemany(query, ((when, root) for root, when in used_s.items()))
 
-    def remove(self, root: bytes) -> None:
-        """Forget a content, its manifest and the leaves nobody else needs; or a lone block. LocalError for a leaf."""
+    def pin(self, root: bytes, pinned: bool) -> None:
+        """Raises BlockAbsent when it was not begun."""
+        with self._transaction():
+            self._db.execute("UPDATE content SET pinned = ? WHERE id = ?", (pinned, self.content(root).id))
+
+    def remove(self, root: bytes, held: Callable[[bytes], bool]) -> None:
+        """Forget a content, its manifest and the leaves nobody else needs; or a lone block.
+
+        held: asked inside the transaction, so that whoever holds a root and then finds it here keeps it.
+        Raises LocalError for a leaf, and for what is held.
+        """
         with self._transaction():
             if self._row("SELECT 1 FROM leaf WHERE digest = ?", root):
                 raise LocalError("this block belongs to a content")
-            row = self._row("SELECT id, total FROM content WHERE root = ?", root)
-            if row:
-                ours = "SELECT digest FROM leaf GROUP BY digest HAVING count(*) = 1 AND min(content) = ?"
-                for (digest,) in self._rows(ours, row[0]):
-                    self._delete_block(digest)
-                self._db.execute("DELETE FROM content WHERE id = ?", (row[0],))
-                self._used -= row[1]
-            self._delete_block(root)
+            if held(root):
+                raise LocalError(f"{root.hex()[:16]}… is in use")
+            self._delete(root)
+
+    def evict(self, root: bytes, held: Callable[[bytes], bool]) -> bool:
+        """Forget a content like `remove`, unless it is pinned, held or gone: False then."""
+        with self._transaction():
+            row = self._row("SELECT pinned FROM content WHERE root = ?", root)
+            if not row or row[0] or held(root):
+                return False
+            self._delete(root)
+            return True
+
+    def evictable(self) -> list[Evictable]:
+        """Every content and what it would free."""
+        with self._lock:
+            sizes: dict[int, dict[bytes, int]] = {}
+            query = "SELECT content, leaf.digest, length(data) FROM leaf JOIN block ON block.digest = leaf.digest"
+            for content, digest, size in self._rows(query):
+                sizes.setdefault(content, {})[digest] = size
+            query = (
+                "SELECT content.id, root, last_used, wanted + coalesce(length(data), 0), pinned "
+                "FROM content LEFT JOIN block ON digest = root"
+            )
+            return [
+                Evictable(root, last_used, own, sizes.get(content, {}), bool(pinned))
+                for content, root, last_used, own, pinned in self._rows(query)
+            ]
 
     def used_bytes(self) -> int:
         with self._lock:
@@ -171,9 +215,30 @@ class Index:
             query = "SELECT number, digest, length, place FROM piece WHERE content = ? AND state = ? ORDER BY number"
             return tuple(_piece(row) for row in self._rows(query, content, state.value))
 
-    def whole(self, content: int) -> bool:
+    def held(self, content: int) -> tuple[Piece, ...]:
+        """Pieces whose bytes are here, by number."""
         with self._lock:
-            return not self._row("SELECT 1 FROM piece WHERE content = ? AND state = 0 LIMIT 1", content)
+            query = "SELECT number, digest, length, place FROM piece WHERE content = ? AND state > 0 ORDER BY number"
+            return tuple(_piece(row) for row in self._rows(query, content))
+
+    def held_numbers(self, content: int) -> list[int]:
+        with self._lock:
+            query = "SELECT number FROM piece WHERE content = ? AND state > 0"
+            return [number for (number,) in self._rows(query, content)]
+
+    def count(self, content: int) -> int:
+        """How many pieces it has in all."""
+        with self._lock:
+            return int(self._row("SELECT count(*) FROM piece WHERE content = ?", content)[0])
+
+    def whole(self, content: int) -> bool:
+        """Whether every piece is here, wanted or not."""
+        with self._lock:
+            query = (
+                "SELECT 1 FROM content WHERE id = ?1 AND wanted = total "
+                "AND NOT EXISTS (SELECT 1 FROM piece WHERE content = ?1 AND state = 0)"
+            )
+            return bool(self._row(query, content))
 
     def places(self, digest: bytes) -> list[tuple[bytes, Piece]]:
         """Where a piece is held: roots and pieces, a few of them."""
@@ -203,6 +268,12 @@ class Index:
                 self._db.execute(query, (content, piece.index))
             except sqlite3.Error as error:
                 raise _ours(error) from error
+
+    def mark_placed(self, content: int, pieces: Iterable[Piece]) -> None:
+        """The same of many at once."""
+        with self._transaction(durable=False):
+            query = "UPDATE piece SET state = 1 WHERE content = ? AND number = ? AND state = 0"
+            self._db.executemany(query, ((content, piece.index) for piece in pieces))
 
     def mark_synced(self, content: int) -> None:
         """What is written is synced now."""
@@ -234,18 +305,47 @@ class Index:
             self._db.execute("DELETE FROM block WHERE digest = ?", (digest,))
             self._used -= row[0]
 
-    def _insert_content(self, root: bytes, layout: Layout, now_s: float) -> None:
-        if self._row("SELECT 1 FROM content WHERE root = ?", root):
-            return
+    def _insert_content(self, root: bytes, layout: Layout, wanted: Collection[int], now_s: float) -> None:
         manifest = layout.manifest
-        self._reserve(manifest.total_len)
-        values = (root, manifest.kind, manifest.total_len, now_s)
-        cursor = self._db.execute("INSERT INTO content (root, kind, total, last_used) VALUES (?, ?, ?, ?)", values)
-        content = cursor.lastrowid
+        wanted_bytes = sum(layout[index].length for index in wanted)
+        self._reserve(wanted_bytes)
+        query = "INSERT INTO content (root, kind, total, last_used, wanted) VALUES (?, ?, ?, ?, ?)"
+        content = self._db.execute(query, (root, manifest.kind, manifest.total_len, now_s, wanted_bytes)).lastrowid
         leaves = ((content, digest) for digest in manifest.leaves)
         self._db.executemany("INSERT OR IGNORE INTO leaf VALUES (?, ?)", leaves)
-        pieces = ((content, piece.index, piece.digest, piece.length, piece.offset) for piece in layout)
-        self._db.executemany("INSERT INTO piece VALUES (?, ?, ?, ?, ?, 0)", pieces)
+        pieces = (
+            (content, piece.index, piece.digest, piece.length, piece.offset, 0 if piece.index in wanted else -1)
+            for piece in layout
+        )
+        self._db.executemany("INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?)", pieces)
+
+    def _want(self, content: int, only: Collection[int] | None) -> bool:
+        """Whether any of these was not wanted before."""
+        before = self._row("SELECT wanted FROM content WHERE id = ?", content)[0]
+        if only is None:
+            self._db.execute("UPDATE piece SET state = 0 WHERE content = ? AND state = -1", (content,))
+        else:
+            self._check_numbers(content, only)
+            query = "UPDATE piece SET state = 0 WHERE content = ? AND number = ? AND state = -1"
+            self._db.executemany(query, ((content, number) for number in only))
+        extra = self._row("SELECT wanted FROM content WHERE id = ?", content)[0] - before
+        self._reserve(extra)
+        return bool(extra)
+
+    def _check_numbers(self, content: int, numbers: Collection[int]) -> None:
+        if numbers:
+            self.piece(content, min(numbers))
+            self.piece(content, max(numbers))
+
+    def _delete(self, root: bytes) -> None:
+        row = self._row("SELECT id, wanted FROM content WHERE root = ?", root)
+        if row:
+            ours = "SELECT digest FROM leaf GROUP BY digest HAVING count(*) = 1 AND min(content) = ?"
+            for (digest,) in self._rows(ours, row[0]):
+                self._delete_block(digest)
+            self._db.execute("DELETE FROM content WHERE id = ?", (row[0],))
+            self._used -= row[1]
+        self._delete_block(root)
 
     def _complete(self, content: int, now_s: float) -> None:
         self._db.execute("UPDATE piece SET state = 2 WHERE content = ? AND state < 2", (content,))
@@ -266,7 +366,7 @@ class Index:
 
     def _reserve(self, extra: int) -> None:
         if self._used + extra > self._quota_bytes:
-            raise QuotaExceeded(f"{extra} bytes are more than the quota of {self._quota_bytes} leaves")
+            raise NoRoom(extra, self._used, self._quota_bytes)
         self._used += extra
 
     # --- SQLite ------------------------------------------------------------------------------------------------
@@ -300,12 +400,13 @@ class Index:
         row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
         return row or ()
 
-    def _make_tables(self, path: Path) -> None:
-        version = self._row("PRAGMA user_version")[0]
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
-        elif version != _SCHEMA_VERSION:
-            raise IntegrityError(f"the index {path} has version {version}, this program reads {_SCHEMA_VERSION}")
+
+def _wanted(layout: Layout, only: Collection[int] | None) -> Collection[int]:
+    """With the header of a content that has one. Raises LocalError for a bad index."""
+    if only is None:
+        return range(len(layout))
+    wanted = {layout[index].index for index in only}
+    return wanted if layout.manifest.header is None else wanted | {0}
 
 
 def _piece(row: tuple[Any, ...]) -> Piece:
@@ -315,5 +416,5 @@ def _piece(row: tuple[Any, ...]) -> Piece:
 
 def _ours(error: sqlite3.Error) -> LocalError:
     if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-        return QuotaExceeded("the disk is full")
+        return QuotaExceeded("the disk is full", hint="make room on it; nothing in the store was lost")
     return LocalError(f"the store's index: {error}")
