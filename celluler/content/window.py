@@ -42,11 +42,14 @@ class Window:
     interval_bytes: int = 0
 
     def room(self) -> tuple[int, int]:
-        """(bytes, digests) that may be asked now: none until half is free, so that requests go in batches."""
+        """(bytes, digests) that may be asked now: none until a quarter is free, so that requests go in batches.
+
+        With half of it, a source a tenth of a second away ran dry between two batches of a window it had earned so far.
+        """
         window = FIRST_WINDOW_BYTES if self.rate is None else int(self.rate * WINDOW_S)
         window = max(MIN_WINDOW_BYTES, min(MAX_WINDOW_BYTES[self.transport], window))
         size, count = window - self.owed_bytes, MAX_ASKED - len(self.asked) - len(self.keeping)
-        enough = size >= window // 2 and count >= MAX_ASKED // 2
+        enough = size >= window // 4 and count >= MAX_ASKED // 4
         return (size, count) if enough else (0, 0)
 
     def may_have(self, digest: Digest, now: float) -> bool:
