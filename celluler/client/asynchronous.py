@@ -7,18 +7,15 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
 import httpx
 
 from celluler import views
-from celluler.client import calls
-from celluler.client.calls import Call
-from celluler.client.transport import UPLOAD_CHUNK_BYTES, failures, settings, timeouts
+from celluler.client import calls, calls_models
+from celluler.client.asynchronous_models import AsyncDatasets, AsyncModels
+from celluler.client.transport import AsyncLink
 from celluler.errors import TimedOut
-
-T = TypeVar("T")
 
 
 class AsyncClient:
@@ -37,36 +34,51 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Raises NodeNotRunning when there is no local node."""
-        self._target = calls.find_target(url, token, home)
-        self._http = httpx.AsyncClient(transport=transport, **settings(self._target))
-        self.peers = AsyncPeers(self)
-        self.blobs = AsyncBlobs(self)
-        self.models = AsyncModels(self)
-        self.jobs = AsyncJobs(self)
+        self._link = AsyncLink(calls.find_target(url, token, home), transport)
+        self.peers = AsyncPeers(self._link)
+        self.blobs = AsyncBlobs(self._link)
+        self.models = AsyncModels(self._link)
+        self.datasets = AsyncDatasets(self._link)
+        self.jobs = AsyncJobs(self._link)
 
     async def status(self) -> views.Status:
-        return await self._send(calls.status())
+        return await self._link.send(calls.status())
 
     async def doctor(self) -> tuple[views.Check, ...]:
-        return await self._send(calls.doctor())
+        return await self._link.send(calls.doctor())
 
     async def violations(self) -> tuple[views.ViolationReport, ...]:
         """Peers that broke a protocol."""
-        return await self._send(calls.violations())
+        return await self._link.send(calls.violations())
 
     async def predict(self, model: str, inputs: Any, *, dtype: str | None = None) -> views.Prediction:
         """Run a model on a batch, first axis samples. inputs: nested lists or an array (see `tensors.tensor_of`).
 
         The answer's `outputs` give `.lists()` and `.numpy()`.
         """
-        return await self._send(calls.predict(model, inputs, dtype))
+        return await self._link.send(calls_models.predict(model, inputs, dtype))
+
+    async def transfers(self) -> tuple[views.Transfer, ...]:
+        """Contents on their way to the node."""
+        return await self._link.send(calls.transfers())
+
+    async def pin(self, ref: str) -> views.Blob:
+        """Never evict this content. ref: a CID, or the name of a model or dataset."""
+        return await self._link.send(calls.pin(ref))
+
+    async def unpin(self, ref: str) -> views.Blob:
+        return await self._link.send(calls.unpin(ref))
+
+    async def check_store(self, *, repair: bool = False) -> views.StoreCheck:
+        """Hash again all that the store claims to hold. repair: forget what is damaged, and fetch it anew."""
+        return await self._link.send(calls.check_store(repair))
 
     async def shutdown(self) -> None:
         """The node begins to end."""
-        await self._send(calls.shutdown())
+        await self._link.send(calls.shutdown())
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._link.aclose()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -76,115 +88,50 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
-    async def _send(self, call: Call[T]) -> T:
-        body = None if call.upload is None else _chunks(call.upload)
-        with failures(self._target, call):
-            answer = await self._http.request(
-                call.method,
-                call.path,
-                params=dict(call.params),
-                json=call.json,
-                content=body,
-                timeout=timeouts(call.timeout_s),
-            )
-        return calls.read_answer(call, answer.status_code, answer.content)
-
-    async def _download(self, path: str, target: Path) -> int:
-        call: Call[None] = Call("GET", path, lambda _document: None)
-        with failures(self._target, call):
-            async with self._http.stream("GET", path, timeout=timeouts(calls.LONG_S)) as answer:
-                if answer.status_code != 200:
-                    calls.read_answer(call, answer.status_code, await answer.aread())
-                async with await anyio.open_file(target, "wb") as file:
-                    async for chunk in answer.aiter_bytes(UPLOAD_CHUNK_BYTES):
-                        await file.write(chunk)
-                    return await file.tell()
-
 
 class AsyncPeers:
     """Members of the swarm, named by peer id, by its last eight characters, or by an unambiguous nickname."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
 
     async def ls(self) -> tuple[views.Peer, ...]:
-        return await self._client._send(calls.list_peers())
+        return await self._link.send(calls.list_peers())
 
     async def show(self, peer: str) -> views.Peer:
-        return await self._client._send(calls.show_peer(peer))
+        return await self._link.send(calls.show_peer(peer))
 
     async def ping(self, peer: str) -> views.Ping:
-        return await self._client._send(calls.ping_peer(peer))
+        return await self._link.send(calls.ping_peer(peer))
 
 
 class AsyncBlobs:
     """Contents by CID."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
 
     async def add(self, path: str | os.PathLike[str], *, kind: str = "blob") -> views.Blob:
         """kind: `blob`, `dataset` or `model`."""
-        return await self._client._send(calls.add_blob(path, kind))
+        return await self._link.send(calls.add_blob(path, kind))
 
     async def get(self, cid: str, path: str | os.PathLike[str]) -> int:
         """Write a content to a file, fetched from peers when need be; returns its bytes."""
-        return await self._client._download(calls.blob_path(cid), Path(path))
+        return await self._link.download(calls.blob_path(cid), Path(path))
 
     async def stat(self, cid: str) -> views.Blob:
-        return await self._client._send(calls.blob_stat(cid))
+        return await self._link.send(calls.blob_stat(cid))
 
-
-class AsyncModels:
-    """Models by `author/name:version`, `author/name` or CID."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def add(
-        self,
-        name: str,
-        spec: Mapping[str, Any] | str | os.PathLike[str],
-        *,
-        weights: str | os.PathLike[str] | None = None,
-        seed: int = 0,
-        labels: Sequence[str] = (),
-        metrics: Mapping[str, float] | None = None,
-        parents: Sequence[str] = (),
-        dataset: str | None = None,
-    ) -> views.Model:
-        """Publish. spec: a mapping, JSON text or its file. weights: a CID, a Path of a safetensors file, or None for
-        the initial ones of `seed`."""
-        if isinstance(weights, os.PathLike):
-            weights = (await self._client.blobs.add(weights, kind="model")).cid
-        return await self._client._send(
-            calls.add_model(
-                name,
-                spec,
-                weights,
-                seed=seed,
-                labels=labels,
-                metrics=metrics or {},
-                parents=parents,
-                dataset=dataset,
-            )
-        )
-
-    async def ls(self) -> tuple[views.Model, ...]:
-        return await self._client._send(calls.list_models())
-
-    async def show(self, ref: str) -> views.Model:
-        return await self._client._send(calls.show_model(ref))
-
-    async def pull(self, ref: str) -> views.Model:
-        return await self._client._send(calls.pull_model(ref))
+    async def gc(self, *, target_bytes: int | None = None, dry_run: bool = False) -> views.Collected:
+        """Evict what was used least recently, until at most `target_bytes` are kept; None for all that may go."""
+        return await self._link.send(calls.collect(target_bytes, dry_run))
 
 
 class AsyncJobs:
     """Jobs by id, or by the last six characters of it or more."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    def __init__(self, link: AsyncLink) -> None:
+        self._link = link
 
     async def submit(
         self,
@@ -197,20 +144,20 @@ class AsyncJobs:
 
         attachments: CIDs only this node may hold, to be handed over with the job.
         """
-        return AsyncJob(self._client, await self._client._send(calls.submit_job(spec, client_id, attachments)))
+        return AsyncJob(self._link, await self._link.send(calls.submit_job(spec, client_id, attachments)))
 
     async def get(self, job: str) -> AsyncJob:
-        return AsyncJob(self._client, await self._client._send(calls.show_job(job)))
+        return AsyncJob(self._link, await self._link.send(calls.show_job(job)))
 
     async def ls(self) -> tuple[views.Job, ...]:
-        return await self._client._send(calls.list_jobs())
+        return await self._link.send(calls.list_jobs())
 
 
 class AsyncJob:
     """A submitted job. `info`: what was last heard of it."""
 
-    def __init__(self, client: AsyncClient, info: views.Job) -> None:
-        self._client = client
+    def __init__(self, link: AsyncLink, info: views.Job) -> None:
+        self._link = link
         self.info = info
 
     @property
@@ -218,13 +165,13 @@ class AsyncJob:
         return self.info.id
 
     async def refresh(self) -> views.Job:
-        self.info = await self._client._send(calls.show_job(self.id))
+        self.info = await self._link.send(calls.show_job(self.id))
         return self.info
 
     async def logs(self, *, follow: bool = False, since: int = 0) -> AsyncIterator[views.JobLine]:
         """Events after the cursor `since`; with `follow`, also those to come, until the job ends."""
         while True:
-            report = await self._client._send(calls.watch_job(self.id, since, calls.POLL_S if follow else 0.0))
+            report = await self._link.send(calls.watch_job(self.id, since, calls.POLL_S if follow else 0.0))
             self.info = report.job
             for event in report.events:
                 yield event
@@ -240,7 +187,7 @@ class AsyncJob:
             left_s = calls.POLL_S if deadline is None else min(calls.POLL_S, deadline - time.monotonic())
             if left_s <= 0:
                 raise TimedOut(f"job {self.info.name} is still {self.info.state}: {self.info.reason}")
-            report = await self._client._send(calls.watch_job(self.id, since, left_s))
+            report = await self._link.send(calls.watch_job(self.id, since, left_s))
             self.info, since = report.job, max(since, report.cursor)
         return self.info
 
@@ -249,11 +196,5 @@ class AsyncJob:
         return calls.result_of(await self.refresh())
 
     async def cancel(self) -> views.Job:
-        self.info = await self._client._send(calls.cancel_job(self.id))
+        self.info = await self._link.send(calls.cancel_job(self.id))
         return self.info
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(path, "rb") as file:
-        while chunk := await file.read(UPLOAD_CHUNK_BYTES):
-            yield chunk

@@ -12,16 +12,17 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from celluler import views
-from celluler.errors import InvalidSpec, LocalError, ProtocolViolation, WorkerFailed
+from celluler.errors import LocalError, ProtocolViolation, WorkerFailed
 from celluler.failures import rebuild_error
 from celluler.home import places, read_node_file
-from celluler.tensors import tensor_of, tensor_to_json
 
 T = TypeVar("T")
 
 QUICK_S = 30.0
 LONG_S = 900.0
-"""Calls that move content or run a model."""
+"""Calls that run a model."""
+MOVE_S = 86_400.0
+"""Calls that move or hash content, which take what it takes: a node that ends breaks the connection, which is seen."""
 POLL_S = 20.0
 CONNECT_S = 5.0
 MAX_SPEC_FILE_BYTES = 1 << 20
@@ -72,11 +73,11 @@ def read_answer(call: Call[T], status: int, body: bytes) -> T:
     return call.parse(document)
 
 
-def _record(cls: type[T]) -> Callable[[Any], T]:
+def record(cls: type[T]) -> Callable[[Any], T]:
     return lambda document: views.from_json(cls, document)
 
 
-def _records(cls: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
+def records(cls: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
     def parse(document: Any) -> tuple[T, ...]:
         items = document.get(name)
         if not isinstance(items, list):
@@ -90,15 +91,15 @@ def _records(cls: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
 
 
 def status() -> Call[views.Status]:
-    return Call("GET", "/api/v1/status", _record(views.Status))
+    return Call("GET", "/api/v1/status", record(views.Status))
 
 
 def doctor() -> Call[tuple[views.Check, ...]]:
-    return Call("GET", "/api/v1/doctor", _records(views.Check, "checks"), timeout_s=60.0)
+    return Call("GET", "/api/v1/doctor", records(views.Check, "checks"), timeout_s=60.0)
 
 
 def violations() -> Call[tuple[views.ViolationReport, ...]]:
-    return Call("GET", "/api/v1/violations", _records(views.ViolationReport, "violations"))
+    return Call("GET", "/api/v1/violations", records(views.ViolationReport, "violations"))
 
 
 def shutdown() -> Call[None]:
@@ -106,15 +107,15 @@ def shutdown() -> Call[None]:
 
 
 def list_peers() -> Call[tuple[views.Peer, ...]]:
-    return Call("GET", "/api/v1/peers", _records(views.Peer, "peers"))
+    return Call("GET", "/api/v1/peers", records(views.Peer, "peers"))
 
 
 def show_peer(peer: str) -> Call[views.Peer]:
-    return Call("GET", f"/api/v1/peers/{_step(peer)}", _record(views.Peer))
+    return Call("GET", f"/api/v1/peers/{step(peer)}", record(views.Peer))
 
 
 def ping_peer(peer: str) -> Call[views.Ping]:
-    return Call("POST", f"/api/v1/peers/{_step(peer)}/ping", _record(views.Ping))
+    return Call("POST", f"/api/v1/peers/{step(peer)}/ping", record(views.Ping))
 
 
 # --- content -----------------------------------------------------------------------------------------------------
@@ -124,59 +125,36 @@ def add_blob(path: str | os.PathLike[str], kind: str) -> Call[views.Blob]:
     file = Path(path)
     if not file.is_file():
         raise LocalError(f"no file at {file}")
-    return Call("POST", "/api/v1/blobs", _record(views.Blob), params={"kind": kind}, timeout_s=LONG_S, upload=file)
+    return Call("POST", "/api/v1/blobs", record(views.Blob), params={"kind": kind}, timeout_s=MOVE_S, upload=file)
 
 
 def blob_path(cid: str) -> str:
-    return f"/api/v1/blobs/{_step(cid)}"
+    return f"/api/v1/blobs/{step(cid)}"
 
 
 def blob_stat(cid: str) -> Call[views.Blob]:
-    return Call("GET", f"{blob_path(cid)}/stat", _record(views.Blob))
+    return Call("GET", f"{blob_path(cid)}/stat", record(views.Blob))
 
 
-# --- models ------------------------------------------------------------------------------------------------------
+def transfers() -> Call[tuple[views.Transfer, ...]]:
+    return Call("GET", "/api/v1/transfers", records(views.Transfer, "transfers"))
 
 
-def add_model(
-    name: str,
-    spec: Mapping[str, Any] | str | os.PathLike[str],
-    weights: str | None,
-    *,
-    seed: int,
-    labels: Sequence[str],
-    metrics: Mapping[str, float],
-    parents: Sequence[str],
-    dataset: str | None,
-) -> Call[views.Model]:
-    body = {
-        "name": name,
-        "spec": _read_spec(spec),
-        "weights": weights,
-        "seed": seed,
-        "labels": list(labels),
-        "metrics": dict(metrics),
-        "parents": list(parents),
-        "dataset": dataset,
-    }
-    return Call("POST", "/api/v1/models", _record(views.Model), json=body, timeout_s=LONG_S)
+def pin(ref: str) -> Call[views.Blob]:
+    return Call("POST", "/api/v1/pin", record(views.Blob), json={"ref": ref})
 
 
-def list_models() -> Call[tuple[views.Model, ...]]:
-    return Call("GET", "/api/v1/models", _records(views.Model, "models"))
+def unpin(ref: str) -> Call[views.Blob]:
+    return Call("POST", "/api/v1/unpin", record(views.Blob), json={"ref": ref})
 
 
-def show_model(ref: str) -> Call[views.Model]:
-    return Call("GET", f"/api/v1/models/{quote(ref, safe='/:@')}", _record(views.Model), timeout_s=60.0)
+def collect(target_bytes: int | None, dry_run: bool) -> Call[views.Collected]:
+    body = {"target_bytes": target_bytes, "dry_run": dry_run}
+    return Call("POST", "/api/v1/store/gc", record(views.Collected), json=body, timeout_s=LONG_S)
 
 
-def pull_model(ref: str) -> Call[views.Model]:
-    return Call("POST", "/api/v1/models/pull", _record(views.Model), json={"model": ref}, timeout_s=LONG_S)
-
-
-def predict(ref: str, inputs: Any, dtype: str | None) -> Call[views.Prediction]:
-    body = {"model": ref, "inputs": tensor_to_json(tensor_of(inputs, dtype))}
-    return Call("POST", "/api/v1/predict", _record(views.Prediction), json=body, timeout_s=LONG_S)
+def check_store(repair: bool) -> Call[views.StoreCheck]:
+    return Call("POST", "/api/v1/store/check", record(views.StoreCheck), json={"repair": repair}, timeout_s=MOVE_S)
 
 
 # --- jobs --------------------------------------------------------------------------------------------------------
@@ -186,27 +164,27 @@ def submit_job(
     spec: Mapping[str, Any] | str | os.PathLike[str], client_id: str | None, attachments: Sequence[str]
 ) -> Call[views.Job]:
     """spec: a mapping, YAML or JSON text, or the path of a file with such text."""
-    told: Any = dict(spec) if isinstance(spec, Mapping) else _read_text(spec)
+    told: Any = dict(spec) if isinstance(spec, Mapping) else read_spec_text(spec)
     body = {"client_id": client_id or uuid.uuid4().hex, "spec": told, "attachments": list(attachments)}
-    return Call("POST", "/api/v1/jobs", _record(views.Job), json=body, timeout_s=LONG_S)
+    return Call("POST", "/api/v1/jobs", record(views.Job), json=body, timeout_s=LONG_S)
 
 
 def list_jobs() -> Call[tuple[views.Job, ...]]:
-    return Call("GET", "/api/v1/jobs", _records(views.Job, "jobs"))
+    return Call("GET", "/api/v1/jobs", records(views.Job, "jobs"))
 
 
 def show_job(job: str) -> Call[views.Job]:
-    return Call("GET", f"/api/v1/jobs/{_step(job)}", _record(views.Job))
+    return Call("GET", f"/api/v1/jobs/{step(job)}", record(views.Job))
 
 
 def watch_job(job: str, since: int, wait_s: float) -> Call[views.JobReport]:
     params = {"since": str(since), "wait_s": f"{wait_s:.3f}"}
-    path = f"/api/v1/jobs/{_step(job)}/events"
-    return Call("GET", path, _record(views.JobReport), params=params, timeout_s=QUICK_S + wait_s)
+    path = f"/api/v1/jobs/{step(job)}/events"
+    return Call("GET", path, record(views.JobReport), params=params, timeout_s=QUICK_S + wait_s)
 
 
 def cancel_job(job: str) -> Call[views.Job]:
-    return Call("POST", f"/api/v1/jobs/{_step(job)}/cancel", _record(views.Job))
+    return Call("POST", f"/api/v1/jobs/{step(job)}/cancel", record(views.Job))
 
 
 def result_of(job: views.Job) -> views.JobResult:
@@ -218,32 +196,25 @@ def result_of(job: views.Job) -> views.JobResult:
     raise LocalError(f"job {job.name} has no results: it is {job.state}")
 
 
-def _step(text: str) -> str:
+def step(text: str) -> str:
     """One step of a path. An empty one, or a dot, would be another path."""
     if not text.strip("."):
         raise LocalError("an empty name")
     return quote(text, safe="")
 
 
-def _read_text(spec: str | os.PathLike[str]) -> str:
+def read_spec_text(spec: str | os.PathLike[str]) -> str:
+    """The text given, or that of the file. Raises LocalError."""
     if isinstance(spec, str) and ("\n" in spec or spec.lstrip().startswith("{")):
         return spec
-    path = Path(spec)
+    return read_text(Path(spec), MAX_SPEC_FILE_BYTES)
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Raises LocalError, also for a file above the limit, which is not read."""
     try:
-        if path.stat().st_size > MAX_SPEC_FILE_BYTES:
-            raise LocalError(f"{path} is too large for a spec")
+        if path.stat().st_size > limit:
+            raise LocalError(f"{path} is larger than {limit} bytes")
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LocalError(f"cannot read {path}: {error}") from None
-
-
-def _read_spec(spec: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
-    if isinstance(spec, Mapping):
-        return dict(spec)
-    try:
-        value = json.loads(_read_text(spec))
-    except ValueError as error:
-        raise InvalidSpec("spec", f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidSpec("spec", "not a JSON object")
-    return value

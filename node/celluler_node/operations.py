@@ -154,9 +154,9 @@ class Operations(Protocol):
     async def pull_model(self, ref: str, *, layers: str | None = None) -> Model:
         """Resolve, fetch what is not here and verify; `local` is true in the answer.
 
-        layers: `0:6`, `3`, `2:` or several with commas between, of the top-level layers of the spec: only their tensors, and `local` is true only
-        if that is all of them. Raises InvalidSpec, NotFound, QuotaExceeded, Denied when it is encrypted and we are no
-        reader.
+        layers: `0:6`, `3`, `2:` or several with commas between, of the top-level layers of the spec: only their
+        tensors, and `local` is true only if that is all of them. Raises InvalidSpec, NotFound, QuotaExceeded, Denied
+        when it is encrypted and we are no reader.
         """
         ...
 

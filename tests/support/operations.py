@@ -12,44 +12,48 @@ from pathlib import Path
 import trio
 
 from celluler.content.digest import cid_of, digest_of, parse_cid
-from celluler.errors import BlockAbsent, InvalidSpec, LocalError, NoPeers, NotFound
+from celluler.errors import BlockAbsent, NoPeers, NotFound
 from celluler.jobs.spec import parse_job
 from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
-from celluler.models.names import parse_reference
-from celluler.tensors import Tensor, tensor_of
 from celluler.views import (
     Blob,
     Check,
+    Collected,
+    DamagedContent,
     Hardware,
     Job,
     JobLine,
     JobReport,
     JobResult,
-    Model,
     NewJob,
-    NewModel,
     Peer,
     PeerTraffic,
     Ping,
-    Prediction,
     Readiness,
     Status,
+    StoreCheck,
     StoreUsage,
+    Transfer,
     ViolationReport,
 )
 from tests.support.jobs import ALICE, BOB, NOW_S
+from tests.support.operations_models import MemoryModels
 
 HARDWARE = Hardware("cpu", 2, 4096)
 
 
-class MemoryNode:
-    """Implements `Operations`. `moved`: set whenever a job got an event."""
+class MemoryNode(MemoryModels):
+    """Implements `Operations`. `moved`: set whenever a job got an event. `spooled`: where the last upload lay."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.ready = Readiness(False, "joining")
         self.ended = trio.Event()
         self.blobs: dict[str, tuple[str, bytes]] = {}
-        self.known: dict[str, Model] = {}
+        self.pinned: set[str] = set()
+        self.moving: tuple[Transfer, ...] = ()
+        self.damaged: tuple[DamagedContent, ...] = ()
+        self.spooled: Path | None = None
         self.lives: dict[str, JobLife] = {}
         self.told: dict[str, Job] = {}
         self.attachments: tuple[str, ...] = ()
@@ -106,10 +110,13 @@ class MemoryNode:
     async def violations(self) -> tuple[ViolationReport, ...]:
         return (ViolationReport(BOB.peer_id, "frame of 9999999 bytes", float(NOW_S), 3, True),)
 
-    async def add_blob(self, path: Path, kind: str) -> Blob:
-        data = await trio.Path(path).read_bytes()
+    async def add_blob(self, path: Path, kind: str, *, move: bool = False) -> Blob:
+        self.spooled, data = path, await trio.Path(path).read_bytes()
+        if move:
+            await trio.Path(path).unlink()
         cid = cid_of(digest_of(data))
         self.blobs[cid] = (kind, data)
+        self.pinned.add(cid)
         return await self.blob_stat(cid)
 
     async def read_blob(self, cid: str) -> Path:
@@ -125,49 +132,35 @@ class MemoryNode:
         if cid not in self.blobs:
             raise BlockAbsent(digest)
         kind, data = self.blobs[cid]
-        return Blob(cid, kind, len(data), len(data), True)
+        size = len(data)
+        moved = (PeerTraffic(BOB.peer_id, 0, size),)
+        return Blob(cid, kind, size, size, True, size, cid in self.pinned, received=moved, providers=(BOB.peer_id,))
 
-    async def add_model(self, model: NewModel) -> Model:
-        name = parse_reference(model.name)
-        if isinstance(name, bytes) or name.version is None:
-            raise InvalidSpec("name", "needs a version: author/name:1.0.0")
-        if str(name) in self.known:
-            raise LocalError(f"{name} is published already", hint="publish it as a higher version")
-        self.known[str(name)] = Model(
-            name=name.name,
-            version=str(name.version),
-            cid=cid_of(digest_of(str(name).encode())),
-            author=ALICE.peer_id,
-            nickname="alice",
-            task="classification",
-            parameters=10,
-            weights=model.weights or cid_of(digest_of(b"initial")),
-            weights_bytes=40,
-            local=True,
-            created_s=float(NOW_S),
-            labels=model.labels,
-            metrics=model.metrics,
-            spec=model.spec,
-        )
-        return self.known[str(name)]
+    async def transfers(self) -> tuple[Transfer, ...]:
+        return self.moving
 
-    async def list_models(self) -> tuple[Model, ...]:
-        return tuple(replace(model, spec=None) for model in self.known.values())
+    async def pin(self, ref: str) -> Blob:
+        self.pinned.add(ref)
+        return await self.blob_stat(ref)
 
-    async def show_model(self, ref: str) -> Model:
-        wanted = parse_reference(ref)
-        for name, model in self.known.items():
-            if ref in (name, name.partition(":")[0], model.cid):
-                return model
-        raise NotFound(f"model {ref}", hint="celluler model ls") if wanted else AssertionError
+    async def unpin(self, ref: str) -> Blob:
+        self.pinned.discard(ref)
+        return await self.blob_stat(ref)
 
-    async def pull_model(self, ref: str) -> Model:
-        return await self.show_model(ref)
+    async def collect(self, *, target_bytes: int | None = None, dry_run: bool = False) -> Collected:
+        used, gone = sum(len(data) for _, data in self.blobs.values()), []
+        for cid, (_, data) in list(self.blobs.items()):
+            if cid not in self.pinned and used > (target_bytes or 0):
+                gone.append(await self.blob_stat(cid))
+                used -= len(data)
+                if not dry_run:
+                    del self.blobs[cid]
+        return Collected(sum(blob.total_bytes for blob in gone), tuple(gone), dry_run)
 
-    async def predict(self, ref: str, inputs: Tensor) -> Prediction:
-        model = await self.show_model(ref)
-        outputs = tensor_of(inputs.numpy() * 2)
-        return Prediction(outputs, model.reference, model.cid, BOB.peer_id, 0.01, ("zero", "one"))
+    async def check_store(self, *, repair: bool = False) -> StoreCheck:
+        if repair:
+            self.damaged = tuple(replace(one, restored=True) for one in self.damaged)
+        return StoreCheck(len(self.blobs), 1234, self.damaged, 0, repair)
 
     async def submit_job(self, job: NewJob) -> Job:
         spec = parse_job(job.spec)

@@ -151,7 +151,7 @@ async def test_an_answer_of_somebody_else_is_a_violation() -> None:
 
 
 def test_both_clients_have_one_shape() -> None:
-    for name in ("Client", "Peers", "Blobs", "Models", "Jobs", "Job"):
+    for name in ("Client", "Peers", "Blobs", "Models", "Datasets", "Jobs", "Job"):
         ours, theirs = getattr(synchronous, name), getattr(asynchronous, f"Async{name}")
         for method, function in inspect.getmembers(theirs, inspect.isfunction):
             twin = getattr(ours, {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}.get(method, method))  # fmt: skip  # noqa: E501

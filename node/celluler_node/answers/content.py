@@ -16,7 +16,7 @@ from celluler_node.network_views import blob_view
 class ContentAnswers(Answers):
     """The part of `Operations` about contents by CID."""
 
-    async def add_blob(self, path: Path, kind: str) -> Blob:
+    async def add_blob(self, path: Path, kind: str, *, move: bool = False) -> Blob:
         root = await trio.to_thread.run_sync(self._of.store.add, path, kind)
         self._announce(root)
         return await self.blob_stat(cid_of(root, Codec.MANIFEST))

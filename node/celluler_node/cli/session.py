@@ -34,18 +34,21 @@ async def open_session(join: Sequence[str] = ()) -> AsyncIterator[AsyncClient]:
         async with AsyncClient(home=places(os.environ).home) as client:
             yield client
         return
-    import httpx  # noqa: PLC0415
-
     from celluler_node.config import load_config  # noqa: PLC0415
     from celluler_node.gateway.app import gateway_app  # noqa: PLC0415
+    from celluler_node.gateway.in_process import open_in_process  # noqa: PLC0415
     from celluler_node.light import open_light  # noqa: PLC0415  # libp2p: only when asked for
 
     config = load_config(os.environ, {"network.join": list(join)})
     log_to(None, "text", "warning")  # never on stdout, which is for the result
     token = secrets.token_hex(16)
     async with open_light(config, config.join) as operations:
-        transport = httpx.ASGITransport(app=gateway_app(operations, token), raise_app_exceptions=False)
-        async with AsyncClient("http://localhost", token, transport=transport) as client:
+        spool = config.scratch_folder / "uploads"
+        spool.mkdir(parents=True, exist_ok=True)
+        async with (
+            open_in_process(gateway_app(operations, token, spool=spool)) as transport,
+            AsyncClient("http://localhost", token, transport=transport) as client,
+        ):
             yield client
 
 

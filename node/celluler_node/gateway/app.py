@@ -15,9 +15,11 @@ from celluler_node.gateway.documents import on_celluler_error, on_fault, on_http
 from celluler_node.gateway.guard import Guard
 from celluler_node.gateway.metrics import metrics_route
 from celluler_node.gateway.routes_content import content_routes
+from celluler_node.gateway.routes_datasets import dataset_routes
 from celluler_node.gateway.routes_jobs import job_routes
 from celluler_node.gateway.routes_models import model_routes
 from celluler_node.gateway.routes_node import health_routes, node_routes
+from celluler_node.gateway.routes_versions import version_routes
 from celluler_node.operations import Operations
 
 if TYPE_CHECKING:
@@ -45,7 +47,9 @@ def gateway_app(
         metrics_route(operations, metrics),
         *node_routes(operations),
         *content_routes(operations, spool=spool, max_upload_bytes=max_upload_bytes),
+        *version_routes(operations),  # before the models, whose last route takes any text
         *model_routes(operations),
+        *dataset_routes(operations),
         *job_routes(operations),
     ]
     return Starlette(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -12,12 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from celluler import errors
-from celluler.errors import CellulerError, InvalidSpec, LocalError
+from celluler.errors import CellulerError, InvalidSpec, LocalError, ProtocolViolation
 from celluler.failures import describe_error
-from celluler.views import SCHEMA, to_json
+from celluler.views import SCHEMA, from_json, to_json
 
 MAX_JSON_BYTES = 64 << 20
 """A batch to predict is the largest."""
+
+T = TypeVar("T")
 
 _STATUS: tuple[tuple[type[CellulerError], int], ...] = (  # the first that fits
     (errors.InvalidSpec, 422),
@@ -71,11 +74,26 @@ def check_keys(body: Mapping[str, Any], allowed: Mapping[str, type | tuple[type,
     for key, value in body.items():
         if key not in allowed:
             raise InvalidSpec(key, "unknown key", hint=f"known keys: {', '.join(allowed)}")
-        if value is not None and (not isinstance(value, allowed[key]) or isinstance(value, bool)):
+        if value is not None and (
+            not isinstance(value, allowed[key]) or isinstance(value, bool) != (allowed[key] is bool)
+        ):
             raise InvalidSpec(key, f"is of another type than expected: {type(value).__name__}")
     for key in required:
         if body.get(key) is None:
             raise InvalidSpec(key, "missing")
+
+
+def read_record(cls: type[T], body: Mapping[str, Any]) -> T:
+    """The record of these fields; null is as good as absent. Raises InvalidSpec for an unknown, missing or odd one."""
+    known = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # a record of celluler.views
+    for key in body:
+        if key not in known:
+            raise InvalidSpec(key, "unknown key", hint=f"known keys: {', '.join(known)}")
+    try:
+        return from_json(cls, {key: value for key, value in body.items() if value is not None})
+    except ProtocolViolation as error:
+        path, _, problem = str(error).partition(": ")
+        raise InvalidSpec(path.partition(".")[2], problem) from None
 
 
 def number(request: Request, name: str, *, default: float, most: float) -> float:

@@ -1,21 +1,27 @@
-"""Contents: raw bytes in and out, by CID. A body goes to a file as it arrives, never whole into memory."""
+"""Contents: raw bytes in and out, by CID; what is on its way here; what may go. A body goes to a file as it arrives,
+never whole into memory."""
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from celluler.errors import InvalidSpec, QuotaExceeded
+from celluler.errors import InvalidSpec, LocalError, QuotaExceeded
 from celluler.quantities import format_bytes
-from celluler_node.gateway.documents import document
+from celluler_node.gateway.documents import check_keys, document, listing, read_json
 from celluler_node.operations import Operations
 
 KINDS = ("blob", "dataset", "model")
+MAX_QUESTION_BYTES = 4096
 
 
 def content_routes(operations: Operations, *, spool: Path | None, max_upload_bytes: int) -> list[Route]:
@@ -25,15 +31,8 @@ def content_routes(operations: Operations, *, spool: Path | None, max_upload_byt
         kind = request.query_params.get("kind", "blob")
         if kind not in KINDS:
             raise InvalidSpec("kind", f"{kind!r} is not one of {', '.join(KINDS)}")
-        with tempfile.NamedTemporaryFile(dir=spool, prefix="upload-") as file:
-            written = 0
-            async for chunk in request.stream():
-                written += len(chunk)
-                if written > max_upload_bytes:
-                    raise QuotaExceeded(f"an upload has at most {format_bytes(max_upload_bytes)}")
-                await trio.to_thread.run_sync(file.write, chunk)
-            await trio.to_thread.run_sync(file.flush)
-            return document(await operations.add_blob(Path(file.name), kind), status=201)
+        async with _spooled(request, spool, max_upload_bytes) as path:
+            return document(await operations.add_blob(path, kind, move=True), status=201)
 
     async def get(request: Request) -> Response:
         path = await operations.read_blob(request.path_params["cid"])
@@ -42,8 +41,76 @@ def content_routes(operations: Operations, *, spool: Path | None, max_upload_byt
     async def stat(request: Request) -> Response:
         return document(await operations.blob_stat(request.path_params["cid"]))
 
+    async def transfers(_request: Request) -> Response:
+        return listing("transfers", await operations.transfers())
+
+    async def pin(request: Request) -> Response:
+        return document(await operations.pin(await _ref(request)))
+
+    async def unpin(request: Request) -> Response:
+        return document(await operations.unpin(await _ref(request)))
+
+    async def collect(request: Request) -> Response:
+        body = await read_json(request, limit=MAX_QUESTION_BYTES)
+        check_keys(body, {"target_bytes": int, "dry_run": bool})
+        target, dry_run = body.get("target_bytes"), body.get("dry_run") or False
+        if target is not None and target < 0:
+            raise InvalidSpec("target_bytes", "is less than nothing")
+        return document(await operations.collect(target_bytes=target, dry_run=dry_run))
+
+    async def check(request: Request) -> Response:
+        body = await read_json(request, limit=MAX_QUESTION_BYTES)
+        check_keys(body, {"repair": bool})
+        return document(await operations.check_store(repair=body.get("repair") or False))
+
     return [
         Route("/api/v1/blobs", add, methods=["POST"]),
         Route("/api/v1/blobs/{cid}", get),
         Route("/api/v1/blobs/{cid}/stat", stat),
+        Route("/api/v1/transfers", transfers),
+        Route("/api/v1/pin", pin, methods=["POST"]),
+        Route("/api/v1/unpin", unpin, methods=["POST"]),
+        Route("/api/v1/store/gc", collect, methods=["POST"]),
+        Route("/api/v1/store/check", check, methods=["POST"]),
     ]
+
+
+async def _ref(request: Request) -> str:
+    body = await read_json(request, limit=MAX_QUESTION_BYTES)
+    check_keys(body, {"ref": str}, "ref")
+    return str(body["ref"])
+
+
+@asynccontextmanager
+async def _spooled(request: Request, spool: Path | None, limit: int) -> AsyncIterator[Path]:
+    """The body as a file, until left. It may have been renamed away by then."""
+    try:
+        descriptor, name = await trio.to_thread.run_sync(lambda: tempfile.mkstemp(prefix="upload-", dir=spool))
+    except OSError as error:
+        raise LocalError(f"cannot keep an upload: {error.strerror}", hint="celluler doctor") from None
+    try:
+        await _fill(descriptor, request, limit)
+        yield Path(name)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+async def _fill(descriptor: int, request: Request, limit: int) -> None:
+    """Write the body. Raises QuotaExceeded above the limit, and when the disk is full: that is not a bug."""
+    written = 0
+    with os.fdopen(descriptor, "wb") as file:
+        async for chunk in request.stream():
+            written += len(chunk)
+            if written > limit:
+                raise QuotaExceeded(f"an upload has at most {format_bytes(limit)}", hint="celluler blob gc")
+            try:
+                await trio.to_thread.run_sync(_write, file, chunk)
+            except OSError as error:
+                raise QuotaExceeded(f"cannot keep an upload: {error.strerror}", hint="celluler blob gc") from None
+
+
+def _write(file: BinaryIO, chunk: bytes) -> None:
+    """Flushed at once: so that a full disk shows here, and not when the file is closed."""
+    file.write(chunk)
+    file.flush()

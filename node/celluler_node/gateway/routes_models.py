@@ -10,37 +10,47 @@ from starlette.routing import Route
 
 from celluler.errors import InvalidSpec
 from celluler.tensors import tensor_from_json, tensor_of
-from celluler.views import SCHEMA, NewModel, to_json
-from celluler_node.gateway.documents import check_keys, document, listing, read_json
+from celluler.views import SCHEMA, ModelQuery, NewModel, to_json
+from celluler_node.gateway.documents import check_keys, document, listing, read_json, read_record
+from celluler_node.gateway.references import REFERENCE
 from celluler_node.operations import Operations
 
-MAX_MODEL_BYTES = 1 << 20
-_NEW_MODEL: dict[str, type | tuple[type, ...]] = {
-    "name": str,
-    "spec": dict,
-    "weights": str,
-    "seed": int,
-    "labels": list,
-    "metrics": dict,
-    "parents": list,
-    "dataset": str,
-}
+MAX_MODEL_BYTES = 4 << 20
+"""A spec of a mebibyte, and a card of 256 KiB with all its characters escaped."""
+MAX_QUESTION_BYTES = 4096
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def model_routes(operations: Operations) -> list[Route]:
-    async def models(_request: Request) -> Response:
-        return listing("models", await operations.list_models())
+    async def models(request: Request) -> Response:
+        return listing("models", await operations.list_models(_query(request) if request.query_params else None))
+
+    async def search(request: Request) -> Response:
+        return listing("models", await operations.search_models(_query(request)))
 
     async def add(request: Request) -> Response:
-        return document(await operations.add_model(_new_model(await read_json(request, limit=MAX_MODEL_BYTES))), status=201)  # fmt: skip  # noqa: E501
+        new = read_record(NewModel, await read_json(request, limit=MAX_MODEL_BYTES))
+        return document(await operations.add_model(new), status=201)
 
     async def show(request: Request) -> Response:
         return document(await operations.show_model(request.path_params["ref"]))
 
+    async def card(request: Request) -> Response:
+        return document({"card": await operations.model_card(request.path_params["ref"])})
+
+    async def remove(request: Request) -> Response:
+        return document(await operations.remove_model(request.path_params["ref"]))
+
     async def pull(request: Request) -> Response:
-        body = await read_json(request, limit=4096)
+        body = await read_json(request, limit=MAX_QUESTION_BYTES)
+        check_keys(body, {"model": str, "layers": str}, "model")
+        part = {"layers": body["layers"]} if body.get("layers") else {}
+        return document(await operations.pull_model(body["model"], **part))
+
+    async def verify(request: Request) -> Response:
+        body = await read_json(request, limit=MAX_QUESTION_BYTES)
         check_keys(body, {"model": str}, "model")
-        return document(await operations.pull_model(body["model"]))
+        return document(await operations.verify_model(body["model"]))
 
     async def predict(request: Request) -> Response:
         """Answers in the form it was asked in: nested lists for nested lists, base64 for base64."""
@@ -58,27 +68,23 @@ def model_routes(operations: Operations) -> list[Route]:
     return [
         Route("/api/v1/models", models),
         Route("/api/v1/models", add, methods=["POST"]),
+        Route("/api/v1/models/search", search),
         Route("/api/v1/models/pull", pull, methods=["POST"]),
-        Route("/api/v1/models/{ref:path}", show),
+        Route("/api/v1/models/verify", verify, methods=["POST"]),
+        Route(f"/api/v1/models/{REFERENCE}/card", card),
+        Route(f"/api/v1/models/{REFERENCE}", remove, methods=["DELETE"]),
+        Route("/api/v1/models/{ref:path}", show),  # any text: what is no reference is told so
         Route("/api/v1/predict", predict, methods=["POST"]),
     ]
 
 
-def _new_model(body: dict[str, Any]) -> NewModel:
-    check_keys(body, _NEW_MODEL, "name", "spec")
-    for key in ("labels", "parents"):
-        if not all(isinstance(item, str) for item in body.get(key) or ()):
-            raise InvalidSpec(key, "not a list of texts")
-    metrics = body.get("metrics") or {}
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in metrics.values()):
-        raise InvalidSpec("metrics", "not numbers by name")
-    return NewModel(
-        name=body["name"],
-        spec=body["spec"],
-        weights=body.get("weights"),
-        seed=body.get("seed") or 0,
-        labels=tuple(body.get("labels") or ()),
-        metrics={name: float(value) for name, value in metrics.items()},
-        parents=tuple(body.get("parents") or ()),
-        dataset=body.get("dataset"),
-    )
+def _query(request: Request) -> ModelQuery:
+    """The query parameters as a record. Raises InvalidSpec for one there is not, or one said twice."""
+    given: dict[str, Any] = {}
+    for name, text in request.query_params.multi_items():
+        if name in given:
+            raise InvalidSpec(name, "said twice")
+        given[name] = text
+    if "local" in given:
+        given["local"] = _TRUTHS.get(given["local"], given["local"])
+    return read_record(ModelQuery, given)
