@@ -143,12 +143,17 @@ class Transfer:
         on_progress: OnProgress | None = None,
         on_violation: OnViolation | None = None,
         on_begun: Callable[[Progress], None] | None = None,
+        last_resort: Callable[[], Iterable[PeerId]] = tuple,
     ) -> None:
-        """on_begun: called once, when the store has begun the content: from then on we can serve parts of it."""
+        """on_begun: called once, when the store has begun the content: from then on we can serve parts of it.
+
+        last_resort: whom to ask when nobody else helps; called once at most.
+        """
         self.download = Download(root, limit_bytes=limit_bytes, start=random.random())  # noqa: S311 - only to differ
         self._store = store
         self._ways = Ways(open_stream, open_mover, lambda: store.part(root), meter)
         self._on_progress, self._on_violation, self._on_begun = on_progress, on_violation, on_begun
+        self._last_resort: Callable[[], Iterable[PeerId]] | None = last_resort
         self._wishes: list[Wish] = []
         self._candidates: deque[PeerId] = deque()
         self._offered: dict[PeerId, float] = {}
@@ -197,11 +202,17 @@ class Transfer:
     async def run(self, more: AsyncIterator[PeerId] | None = None) -> FetchReport:
         """Until every wish is fulfilled or failed. To be called once. Raises what `fetch` does."""
         try:
-            await self._take_stock()
-            if not self._fulfilled():
-                await self._gather(more)
+            with self._store.hold(self.download.root):
+                await self._take_stock()
+                if not self._fulfilled():
+                    await self._gather(more)
+        except CellulerError as error:
+            self._failure = error
         finally:
             self._over = True
+            for wish in self._wishes:
+                if not wish.done.is_set():
+                    wish.fail(self._failure or Unavailable("the transfer was stopped"))
         if self._failure is not None:
             raise self._failure
         return FetchReport(self.download.root, self.received, tuple(PeerId(liar) for liar in self.download.liars))
@@ -279,12 +290,21 @@ class Transfer:
         self._admit(self._nursery)
         fulfilled = self._fulfilled()
         if not (fulfilled or self._failure or self._candidates or self._awaiting_more):
-            self._failure = self.download.failure(trio.current_time())
+            self._despair()
         if fulfilled or self._failure is not None:
             self._over = True
             self._scope.cancel()
         for talk in self._talks.values():
             talk.ring()
+
+    def _despair(self) -> None:
+        failure = self.download.failure(trio.current_time())
+        if failure is not None and self._last_resort is not None:
+            others, self._last_resort = self._last_resort(), None
+            for source in others:
+                self.offer(source)
+        elif failure is not None:
+            self._failure = failure
 
     def _fulfilled(self) -> bool:
         return all(wish.done.is_set() for wish in self._wishes)
