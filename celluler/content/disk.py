@@ -51,6 +51,7 @@ class DiskStore:
         self._closed = False
         with disk_errors():
             self._files = Files(folder)
+            self._files.make_folders()
             self._lock_file = lock_folder(folder)
         try:
             self._index = Index(folder / "index.sqlite", quota_bytes)

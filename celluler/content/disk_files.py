@@ -32,6 +32,8 @@ _SHARED_BLOCK_BYTES = 4096  # file systems share whole blocks of this size
 class Files:
     def __init__(self, folder: Path) -> None:
         self._contents, self._incoming = folder / "content", folder / "incoming"
+
+    def make_folders(self) -> None:
         self._contents.mkdir(parents=True, exist_ok=True)
 
     def data(self, root: bytes) -> Path:

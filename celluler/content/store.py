@@ -14,7 +14,7 @@ What holds for every implementation, and is tested by one suite over all of them
    moment of completion may leave a content with all its pieces and incomplete, and `begin` completes it; room that
    was made by evicting stays made.
 3. What the store accepted outlives the death of the process, at any moment. A power cut may take back the newest
-   pieces of an incomplete content (at most `disk.SYNC_BYTES` of each); the store then lists them as missing.
+   pieces of an incomplete content (at most `disk_filling.SYNC_BYTES` of each); the store then lists them as missing.
 4. Calls may come from several threads at once.
 5. The quota is never exceeded. What is wanted counts from `begin` on, so that a begun fetch has room to end.
 6. What is pinned or held is never evicted, what is held is never removed, and lone blocks are never evicted.
