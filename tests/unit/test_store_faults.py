@@ -6,17 +6,17 @@ import errno
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from celluler.content import disk
+from celluler.content import disk, disk_filling
 from celluler.content.digest import digest_of
 from celluler.content.disk import DiskStore
 from celluler.content.index import Index
-from celluler.content.manifest import describe
+from celluler.content.manifest import Description, describe
 from celluler.errors import CellulerError, QuotaExceeded
 
 QUOTA_BYTES = 1 << 20
@@ -35,12 +35,15 @@ class Machine:
         self.steps, self.chosen, self.error = 0, -1, PowerCut("cut")
         self.unsynced: dict[str, list[tuple[int, int]]] = {}
         self._files: dict[int, str] = {}
-        for name in ("pwrite", "fdatasync", "replace", "fsync", "unlink"):
+        for name in ("pwrite", "copy_file_range", "ftruncate", "fdatasync", "replace", "fsync", "unlink"):
             monkeypatch.setattr(os, name, self._step(getattr(os, name), getattr(self, f"_{name}", None)))
-        for name in ("begin", "mark_written", "mark_synced", "complete", "add_whole", "remove", "put_block", "touch"):
+        for name in (
+            "begin", "want", "mark_written", "mark_placed", "mark_synced", "complete", "add_whole", "pin", "remove",
+            "evict", "put_block", "touch",
+        ):  # fmt: skip
             monkeypatch.setattr(Index, name, self._step(getattr(Index, name), None))
         monkeypatch.setattr(disk.shutil, "copyfile", self._step(disk.shutil.copyfile, None))
-        monkeypatch.setattr(disk, "SYNC_BYTES", 3 * 1024)
+        monkeypatch.setattr(disk_filling, "SYNC_BYTES", 3 * 1024)
 
     def _step(self, real: Callable[..., Any], after: Callable[..., None] | None) -> Callable[..., Any]:
         def step(*args: Any, **options: Any) -> Any:
@@ -63,6 +66,10 @@ class Machine:
     def _pwrite(self, descriptor: int, data: memoryview, place: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         self.unsynced.setdefault(path, []).append((place, len(data)))
+
+    def _copy_file_range(self, source: int, target: int, count: int, place: int, to: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{target}")
+        self.unsynced.setdefault(path, []).append((to, count))
 
     def _fdatasync(self, descriptor: int) -> None:
         self.unsynced.pop(os.readlink(f"/proc/self/fd/{descriptor}"), None)
@@ -108,16 +115,29 @@ def work(store: DiskStore, folder: Path) -> Iterator[Callable[[], object]]:
     for piece in described.layout():
         data = DATA[piece.offset : piece.offset + piece.length]
         yield lambda piece=piece, data=data: store.put_chunk(described.root, piece.index, data)
+    yield lambda: store.pin(described.root)
     second = describe(folder / "other", "blob", chunk_size=1024)
     for block in (second.manifest_bytes, *second.leaves):
         yield lambda block=block: store.put_block(block)
+    yield lambda: store.begin(second.root, [1, 5])
+    yield lambda: place(store, second, [5])
     yield lambda: store.begin(second.root)
-    for piece in second.layout():
-        data = OTHER[piece.offset : piece.offset + piece.length]
-        yield lambda piece=piece, data=data: store.put_chunk(second.root, piece.index, data)
+    yield lambda: place(store, second, [4, 6])
     yield lambda: store.add(folder / "other", "dataset")
     yield lambda: store.path(described.root)
+    yield lambda: store.collect(0)
     yield lambda: store.remove(second.root)
+
+
+def place(store: DiskStore, described: Description, indices: Sequence[int]) -> None:
+    """As another process does it."""
+    if store.stat(described.root).complete:
+        return
+    layout = described.layout()
+    with store.hold(described.root), store.part(described.root).open("r+b") as part:
+        for index in indices:
+            os.pwrite(part.fileno(), OTHER[layout[index].offset :][: layout[index].length], layout[index].offset)
+        store.placed(described.root, indices)
 
 
 def do_all(store: DiskStore, folder: Path) -> None:
@@ -132,7 +152,8 @@ def check(store: DiskStore) -> None:
         data = DATA if stat.total_bytes == len(DATA) else OTHER
         missing = store.missing(root)
         held = {(piece.offset, piece.length) for piece in missing}
-        assert stat.have_bytes == len(data) - sum(length for _, length in held)
+        assert stat.wanted_bytes == stat.total_bytes or not stat.complete
+        assert stat.have_bytes == stat.wanted_bytes - sum(length for _, length in held)
         assert not (stat.complete and missing)
         if stat.complete:
             assert store.path(root).read_bytes() == data
