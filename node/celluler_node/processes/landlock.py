@@ -46,16 +46,16 @@ def version() -> int:
     return max(0, int(_libc().syscall(_CREATE, None, ctypes.c_size_t(0), _VERSION_FLAG)))
 
 
-def restrict(rules: Mapping[Path, int]) -> None:
+def restrict(rules: Mapping[Path, int], *, network: bool = False) -> None:
     """From here on only this: path -> rights on it and on all beneath it. A path that cannot be reached is left out.
 
-    Needs no_new_privs. Raises OSError.
+    network: leave TCP alone, for a process that is there for it. Needs no_new_privs. Raises OSError.
     """
     kernel = version()
     files = _FIRST_RIGHTS | sum(right for since, right in _RIGHTS_SINCE.items() if kernel >= since)
     attributes = _Ruleset(
         files,
-        _NETWORK_RIGHTS if kernel >= _NETWORK_SINCE else 0,
+        _NETWORK_RIGHTS if kernel >= _NETWORK_SINCE and not network else 0,
         _SCOPES if kernel >= _SCOPES_SINCE else 0,
     )
     size = 24 if kernel >= _SCOPES_SINCE else 16 if kernel >= _NETWORK_SINCE else 8

@@ -1,0 +1,155 @@
+"""Who is served: tickets out, connections in, and the thread of each connection.
+
+Knows nothing of sockets that listen (`lobby`), nor who may ask for a ticket: the node does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from celluler.content.bulk_frames import MAX_IN_FLIGHT, REQUEST_BYTES, Request, Server, Status, encode_head
+from celluler.content.digest import Digest
+from celluler.content.reader import OpenContent, StoreReader
+from celluler.content.tickets import Holder, Tickets
+from celluler.errors import BlockAbsent, Busy, CellulerError, ProtocolViolation
+from celluler_node.bulk.news import Bulletin
+from celluler_node.bulk.throttle import Throttle
+from celluler_node.bulk.wire import Wire
+from celluler_node.bulk.words import MAX_SERVED, MAX_SERVED_A_PEER, Admitted, Declined, Patience
+from celluler_protocols.bulk import ABSENT, BUSY, MAX_HAVE_BYTES
+
+SPARE_IDLE_S = 1.0
+"""When all places are taken, a connection that was asked nothing for so long makes room."""
+
+
+class Serving:
+    """The book and the connections. Called from the threads of the channel and of the lobby."""
+
+    def __init__(self, store: StoreReader, bulletin: Bulletin, throttle: Throttle, patience: Patience) -> None:
+        self._store, self._bulletin, self._throttle, self._patience = store, bulletin, throttle, patience
+        self._tickets = Tickets()
+        self._connections: dict[int, Connection] = {}
+        self._lock = threading.Lock()
+
+    def admit(self, peer: str, root: bytes) -> Admitted | Declined:
+        """A ticket for this peer, if the content is here, wholly or in part, and there is room."""
+        try:
+            with self._store.open_content(root) as content:
+                have = content.have()
+        except BlockAbsent:
+            return Declined(ABSENT)
+        if have and not any(have):  # begun, and nothing came yet
+            return Declined(ABSENT)
+        self.expire()
+        with self._lock:
+            if self._held(peer) >= MAX_SERVED_A_PEER:
+                return Declined(BUSY)
+            try:
+                ticket, holder = self._tickets.issue(peer, Digest(root), time.monotonic())
+            except Busy:
+                return Declined(BUSY)
+        return Admitted(holder.number, ticket, have if len(have) <= MAX_HAVE_BYTES else b"")
+
+    def expire(self) -> None:
+        """Forget tickets whose time is over."""
+        with self._lock:
+            late = self._tickets.expire(time.monotonic())
+        for holder in late:
+            self._bulletin.released(holder.number)
+
+    def redeem(self, ticket: bytes, wire: Wire) -> bool:
+        """Take a connection in. False when the ticket is none, or nobody can make room for it."""
+        with self._lock:
+            holder = self._tickets.redeem(ticket, time.monotonic())
+            if holder is None:
+                return False
+            if self._held(holder.peer) >= MAX_SERVED_A_PEER or not self._make_room():
+                self._bulletin.released(holder.number)
+                return False
+            connection = Connection(holder, wire, self._bulletin, self._throttle, self._patience)
+            self._connections[holder.number] = connection
+        threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        return True
+
+    def _serve(self, connection: Connection) -> None:
+        holder = connection.holder
+        try:
+            with self._store.open_content(holder.root) as content:
+                connection.run(content)
+        except (CellulerError, OSError) as error:
+            print(f"bulk: {holder.peer}: {error}", flush=True)
+        finally:
+            connection.wire.close()
+            with self._lock:
+                del self._connections[holder.number]
+            self._bulletin.released(holder.number)
+
+    def _held(self, peer: str) -> int:
+        return sum(connection.holder.peer == peer for connection in self._connections.values())
+
+    def _make_room(self) -> bool:
+        """Its thread ends soon, and the bound is passed by one until then."""
+        if len(self._connections) < MAX_SERVED:
+            return True
+        idlest = min(self._connections.values(), key=lambda connection: connection.idle_since_s)
+        idle = time.monotonic() - idlest.idle_since_s
+        if idle < SPARE_IDLE_S or len(self._connections) > MAX_SERVED:
+            return False
+        idlest.wire.cut()
+        return True
+
+
+class Connection:
+    """One client with a ticket. `run` is its thread."""
+
+    def __init__(self, holder: Holder, wire: Wire, bulletin: Bulletin, throttle: Throttle, patience: Patience) -> None:
+        self.holder, self.wire = holder, wire
+        self.idle_since_s = time.monotonic()  # infinite while it is owed an answer
+        self._bulletin, self._throttle, self._patience = bulletin, throttle, patience
+        self._requests: deque[Request] = deque()
+        self._machine = Server()
+        self._never = threading.Event()
+
+    def run(self, content: OpenContent) -> None:
+        """Answer until the client closes. Raises OSError when it falls silent, ProtocolViolation, and what the store
+        raises when it cannot be read."""
+        inbox = memoryview(bytearray(MAX_IN_FLIGHT * REQUEST_BYTES))
+        while True:
+            if not self._requests and not self._receive(inbox):
+                return
+            if self._requests:
+                self._answer(self._requests.popleft(), content)
+
+    def _receive(self, inbox: memoryview) -> bool:
+        """False when the client closed. A request that comes in drops is a whole one in time, or none."""
+        self.idle_since_s = time.monotonic()
+        while not self._requests:
+            count = self.wire.receive_into(inbox, self.idle_since_s + self._patience.idle_s)
+            if not count:
+                if not self._machine.idle:
+                    raise ProtocolViolation("closed inside a request")
+                return False
+            self._requests.extend(self._machine.feed(inbox[:count]))
+        self.idle_since_s = float("inf")
+        return True
+
+    def _answer(self, request: Request, content: OpenContent) -> None:
+        self._machine.answered(request.number)
+        try:
+            data = content.read(request.digest)
+        except CellulerError:  # our disk or index, not the client's business
+            self.wire.send(encode_head(Status.BUSY, request.number))
+            raise
+        if data is None:
+            self.wire.send(encode_head(Status.NOT_FOUND, request.number))
+            return
+        head: tuple[bytes, ...] = (encode_head(Status.OK, request.number, len(data)),)
+        size = self._throttle.slice_bytes(len(data))
+        for at in range(0, len(data), size):
+            part = memoryview(data)[at : at + size]
+            self._throttle.wait(len(part), self._never)
+            self.wire.send(*head, part)
+            head = ()
+        self._bulletin.carried(self.holder.peer, len(data))

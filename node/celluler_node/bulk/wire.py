@@ -1,0 +1,108 @@
+"""A TLS connection over a blocking socket: one thread receives, any may send.
+
+Waits are the kernel's own (`SO_RCVTIMEO`, `SO_SNDTIMEO`), so that a read that finds bytes is one call. They bound a
+silence, not a trickle: who receives also looks at its deadline. Every failure is an OSError, and so is `cut`, by which
+another thread ends whatever waits here.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+
+from celluler_node.bulk.tls import Tls, slices
+
+RAW_BYTES = 1 << 18
+"""Received at once, and encrypted before it is sent: fewer calls, and it still fits the processor's cache."""
+
+
+class Wire:
+    """Owns the socket. patience_s: the longest silence of a wait."""
+
+    def __init__(self, sock: socket.socket, tls: Tls, patience_s: float) -> None:
+        self._sock, self._tls = sock, tls
+        self._lock = threading.Lock()
+        self._raw = memoryview(bytearray(RAW_BYTES))
+        self._closed = False
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.wait_at_most(patience_s)
+
+    def wait_at_most(self, patience_s: float) -> None:
+        limit = struct.pack("ll", *divmod(max(1, int(patience_s * 1e6)), 10**6))  # zero would mean no limit
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def handshake(self, deadline_s: float) -> bytes:
+        """Go through with it; the other end's pin. deadline_s: on the monotonic clock."""
+        while not self._tls.handshake():
+            self._flush()
+            self._pull(deadline_s)
+        self._flush()
+        return self._tls.pin()
+
+    def receive_into(self, view: memoryview, deadline_s: float) -> int:
+        """As many bytes as are here, at least one; 0 when the other end has closed."""
+        while True:
+            with self._lock:
+                count = self._tls.read_into(view)
+                answer = self._tls.to_send()  # to a change of keys
+                if answer:
+                    self._send_now(answer)
+            if count is not None:
+                return count
+            self._pull(deadline_s)
+
+    def send(self, *pieces: bytes | memoryview) -> None:
+        """Send it all, waiting for the other end to take it. One thread may do so, and then no other sends."""
+        held = 0
+        for piece in slices(pieces, RAW_BYTES):
+            with self._lock:
+                self._tls.encrypt(piece)
+            held += len(piece)
+            if held >= RAW_BYTES:
+                self._flush()
+                held = 0
+        self._flush()
+
+    def send_now(self, data: bytes) -> None:
+        """Send a little without ever waiting. Raises OSError when the other end takes nothing any more."""
+        with self._lock:
+            self._tls.encrypt(data)
+            self._send_now(self._tls.to_send())
+
+    def cut(self) -> None:
+        """End every wait on it, in whatever thread; the socket stays until its owner closes it."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        self._sock.close()
+
+    def _send_now(self, data: bytes) -> None:
+        if self._sock.send(data, socket.MSG_DONTWAIT) != len(data):
+            raise TimeoutError("the other end reads nothing")
+
+    def _flush(self) -> None:
+        with self._lock:
+            data = self._tls.to_send()
+        if data:
+            try:
+                self._sock.sendall(data)
+            except BlockingIOError as error:
+                raise TimeoutError("the other end takes nothing") from error
+
+    def _pull(self, deadline_s: float) -> None:
+        """Wait for bytes of the other end. A close without TLS's goodbye is a close: lengths are known from heads."""
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("too slow")
+        try:
+            count = self._sock.recv_into(self._raw)
+        except BlockingIOError as error:
+            raise TimeoutError("silent") from error
+        with self._lock:
+            self._tls.received(self._raw[:count])
