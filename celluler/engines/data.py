@@ -1,4 +1,8 @@
-"""A dataset file: safetensors with `x` (n, *input) and `y`, checked against an architecture, mapped and not copied."""
+"""A dataset's file as what a model learns from: `x` (n, *input) and `y`, checked against its architecture.
+
+Of a safetensors file the tensors are mapped and not copied. Of a table the columns named as features are laid side by
+side, in that order, and read as the input's shape.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from celluler.datasets.schema import NUMBERS, USUAL, WHOLE, Column, Selection
+from celluler.engines.tables import MAX_WORD_BYTES, Batch, Numbers, Table, Words, file_format, open_table
 from celluler.errors import InvalidSpec
 from celluler.models.spec import Architecture, Classification
 from celluler.models.weights import TensorView, read_header
@@ -21,33 +28,31 @@ _CHECKED_ROWS = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """x: (n, *input). y: (n,) int64 classes, or (n, *output) float32 for regression."""
+    """x: (n, *input). y: (n,) int64 classes, or (n, *output) float32 for regression. keys: (n,) int64, when asked for;
+    of text its `key_numbers`."""
 
     x: Tensor
     y: Tensor
+    keys: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
 
 
-def load_dataset(architecture: Architecture, path: Path) -> Dataset:
+def load_dataset(architecture: Architecture, path: Path, chosen: Selection = USUAL) -> Dataset:
     """Raises InvalidSpec (`dataset.x: …`) for a file that does not fit the architecture."""
-    views = read_header(path, "dataset")
-    if set(views) != {"x", "y"}:
-        raise InvalidSpec("dataset", f"must hold the tensors x and y, holds {', '.join(sorted(views))[:128] or 'none'}")
-    count = views["x"].shape[0] if views["x"].shape else 0
-    if not count:
-        raise InvalidSpec("dataset.x", "holds no sample")
-    x = _array(path, views["x"], architecture.input.dtype, (count, *architecture.input.shape), "dataset.x")
+    if file_format(path) == "safetensors":
+        x, y, keys = _from_tensors(architecture, path, chosen)
+    else:
+        with open_table(path) as table:
+            x, y, keys = _from_table(architecture, table, chosen)
     objective = architecture.objective
     if isinstance(objective, Classification):
-        y = _array(path, views["y"], "int64", (count,), "dataset.y")
         _check_range(y, objective.classes, "dataset.y")
     else:
-        y = _array(path, views["y"], "float32", (count, *architecture.output), "dataset.y")
         _check_finite(y, "dataset.y")
     check_values(architecture, x, "dataset.x")
-    return Dataset(torch.from_numpy(x), torch.from_numpy(y))
+    return Dataset(torch.from_numpy(x), torch.from_numpy(y), keys)
 
 
 def check_values(architecture: Architecture, x: Any, path: str) -> None:
@@ -58,12 +63,119 @@ def check_values(architecture: Architecture, x: Any, path: str) -> None:
         _check_finite(x, path)
 
 
+def _answers(architecture: Architecture) -> tuple[str, tuple[int, ...]]:
+    """(dtype, shape of one row) of y."""
+    if isinstance(architecture.objective, Classification):
+        return "int64", ()
+    return "float32", architecture.output
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+
+def _from_tensors(architecture: Architecture, path: Path, chosen: Selection) -> tuple[Any, Any, Any]:
+    views = read_header(path, "dataset")
+    if len(chosen.features) > 1:
+        raise InvalidSpec("features", "of a file of tensors can be one only")
+    x, y = (*chosen.features, "x")[0], chosen.label or "y"
+    wanted = {x, y, *([chosen.key] if chosen.key else [])}
+    if set(views) != wanted:
+        names = " and ".join(sorted(wanted))
+        raise InvalidSpec("dataset", f"must hold the tensors {names}, holds {', '.join(sorted(views))[:128] or 'none'}")
+    count = views[x].shape[0] if views[x].shape else 0
+    if not count:
+        raise InvalidSpec("dataset.x", "holds no sample")
+    dtype, shape = _answers(architecture)
+    return (
+        _array(path, views[x], architecture.input.dtype, (count, *architecture.input.shape), "dataset.x"),
+        _array(path, views[y], dtype, (count, *shape), "dataset.y"),
+        _array(path, views[chosen.key], "int64", (count,), "dataset.key") if chosen.key else None,
+    )
+
+
 def _array(path: Path, view: TensorView, dtype: str, shape: tuple[int, ...], where: str) -> Any:
     name, code = _DTYPES[dtype]
     if view.dtype != name or view.shape != shape:
         raise InvalidSpec(where, f"is {view.dtype} {view.shape}, must be {name} {shape}")
     flat = np.memmap(path, dtype=code, mode="c", offset=view.start, shape=(math.prod(shape),))
     return flat.reshape(shape)
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _from_table(architecture: Architecture, table: Table, chosen: Selection) -> tuple[Any, Any, Any]:
+    label = table.column(chosen.label or "label")
+    key = table.column(chosen.key) if chosen.key else None
+    features = _features(table, chosen)
+    dtype, shape = _answers(architecture)
+    x = _room(table.rows, features, architecture.input.dtype, architecture.input.shape, "dataset.x")
+    y = _room(table.rows, (label,), dtype, shape, "dataset.y")
+    keys = None if key is None else np.empty(table.rows, dtype=np.int64)
+    used = dict.fromkeys(column.name for column in (*features, label, *(() if key is None else (key,))))
+    start = 0
+    for batch in table.batches(tuple(used)):
+        end = start + len(batch[label.name])
+        _fill(x[start:end], features, batch)
+        _fill(y[start:end], (label,), batch)
+        if key is not None and keys is not None:
+            keys[start:end] = _keys(batch[key.name], key)
+        start = end
+    return x.reshape(-1, *architecture.input.shape), y.reshape(-1, *shape), keys
+
+
+def _features(table: Table, chosen: Selection) -> tuple[Column, ...]:
+    label = chosen.label or "label"
+    if label in chosen.features:
+        raise InvalidSpec("features", f"hold the label {label[:64]!r}")
+    if chosen.features:
+        return tuple(table.column(name) for name in chosen.features)
+    return tuple(column for column in table.columns if column.name not in (label, chosen.key))
+
+
+def _room(rows: int, columns: tuple[Column, ...], dtype: str, shape: tuple[int, ...], where: str) -> Any:
+    """(rows, numbers a row), to be filled from these columns. Raises InvalidSpec when they do not fit."""
+    if not rows:
+        raise InvalidSpec(where, "holds no sample")
+    allowed = WHOLE if dtype == "int64" else NUMBERS
+    for column in columns:
+        if column.dtype not in allowed:
+            needed = "whole numbers" if dtype == "int64" else "numbers"
+            raise InvalidSpec(f"dataset.{column.name[:64]}", f"holds {column.dtype}, must hold {needed}")
+    width, wanted = sum(math.prod(column.shape) for column in columns), math.prod(shape)
+    if width != wanted:
+        names = ", ".join(column.name for column in columns)[:128] or "no column"
+        raise InvalidSpec(where, f"{names}: {width} numbers a row, the model's shape {shape} takes {wanted}")
+    return np.empty((rows, width), dtype=dtype)
+
+
+def _fill(room: Any, columns: tuple[Column, ...], batch: Batch) -> None:
+    start = 0
+    for column in columns:
+        numbers = batch[column.name]
+        assert isinstance(numbers, Numbers), "_room has looked at its dtype"
+        if numbers.valid is not None and not numbers.valid.all():
+            raise InvalidSpec(f"dataset.{column.name[:64]}", "has rows without a value")
+        end = start + math.prod(column.shape)
+        with np.errstate(over="ignore"):  # what no float32 holds becomes infinite and is refused with the rest
+            room[:, start:end] = numbers.values.reshape(len(room), -1)
+        start = end
+
+
+def _keys(values: Numbers | Words, column: Column) -> npt.NDArray[np.int64]:
+    if isinstance(values, Words):
+        numbers = values.numbers()
+    else:
+        whole = column.dtype in WHOLE and not column.shape and values.valid is None
+        numbers = values.values.astype(np.int64) if whole else None
+    if numbers is None:
+        raise InvalidSpec(
+            f"dataset.{column.name[:64]}", f"is no key: whole numbers or text to {MAX_WORD_BYTES} bytes in every row"
+        )
+    return numbers
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
 
 
 def _check_finite(values: Any, path: str) -> None:

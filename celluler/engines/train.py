@@ -27,6 +27,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from celluler.datasets.sharding import shard
 from celluler.engines.build import build
 from celluler.engines.data import Dataset
 from celluler.engines.optimise import INNER, OUTER_LEARNING_RATE, OUTER_MOMENTUM, Outer, inner_named
@@ -40,7 +41,7 @@ Vector = npt.NDArray[np.float32]
 
 KEPT = np.float32(0.8)
 ADDED = np.float32(0.2)
-PARTITIONS = ("iid", "shard")
+PARTITIONS = ("iid", "shard", "by-label", "by-key")
 _LEAST_VARIANCE = np.float32(1e-5)
 _LARGEST_UPDATE = np.float32(2.0**96)
 
@@ -49,8 +50,8 @@ _LARGEST_UPDATE = np.float32(2.0**96)
 class TrainConfig:
     """What a member does in each round; the same at all members but for `index`.
 
-    run: 32 bytes. partition: `iid`, every member draws from all samples; `shard`, member i from the i-th of `members`
-    equal stretches of the file.
+    run: 32 bytes. partition: `iid`, every member draws from all samples; else each from a shard of its own, dealt with
+    the run as seed: `shard`, an equal part at random; `by-label`, whole classes; `by-key`, whole keys.
     """
 
     run: bytes
@@ -101,7 +102,7 @@ class Trainer:
         self._parameters = list(self._module.parameters())
         self._alias_gradients()
         self._draws_noise = _has_dropout(architecture.layers)
-        self._first, self._count = _samples(len(data), config)
+        self._own = _own_rows(data, config)
         self._applied = -1
         self._sent: dict[int, Vector] = {}
 
@@ -204,8 +205,10 @@ class Trainer:
     def _rows(self, round_number: int, step: int) -> Tensor:
         """(batch,) int64: drawn with replacement from this member's samples."""
         drawn = self._prf(b"batch", round_number, step, 8 * self._config.batch)
-        rows = np.frombuffer(drawn, dtype="<u8") % np.uint64(self._count)  # bias below 2^-40: 64 bits for few samples
-        return torch.from_numpy(rows.astype(np.int64) + self._first)
+        count = len(self._data) if self._own is None else len(self._own)
+        places = np.frombuffer(drawn, dtype="<u8") % np.uint64(count)  # bias below 2^-30: 64 bits for few samples
+        rows = torch.from_numpy(places.astype(np.int64))
+        return rows if self._own is None else self._own[rows]
 
     def _noise(self, round_number: int, step: int) -> AbstractContextManager[None]:
         """A context in which dropout draws what the PRF says; nothing where nothing draws."""
@@ -242,14 +245,17 @@ def _has_dropout(layers: tuple[Layer, ...]) -> bool:
     )
 
 
-def _samples(count: int, config: TrainConfig) -> tuple[int, int]:
-    """(first, how many) of the samples a member draws from. Raises LocalError when it would have none."""
+def _own_rows(data: Dataset, config: TrainConfig) -> Tensor | None:
+    """The samples a member draws from; None for all. Raises LocalError when some member would have none."""
     if config.partition == "iid":
-        return 0, count
-    first, end = (count * member // config.members for member in (config.index, config.index + 1))
-    if end == first:
-        raise LocalError(f"{count} samples give no shard to each of {config.members} members")
-    return first, end - first
+        return None
+    kind, labels = "iid" if config.partition == "shard" else config.partition, None
+    if kind == "by-label":
+        if data.y.dtype != torch.int64:
+            raise LocalError("only a classification's data can be sharded by label")
+        labels = data.y.numpy()
+    rows = shard(kind, len(data), config.members, config.index, config.run, labels=labels, keys=data.keys)
+    return torch.from_numpy(rows)
 
 
 def _places(architecture: Architecture, *roles: str) -> tuple[slice, ...]:

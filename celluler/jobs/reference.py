@@ -100,6 +100,8 @@ def _values(info: FieldInfo) -> str:
         return " · ".join(f"`{value}`" for value in typing.get_args(kind))
     if _part(info):
         return "mapping"
+    if typing.get_origin(kind) is list and typing.get_origin(typing.get_args(kind)[0]) is typing.Annotated:
+        return "list of text"
     readers = {getattr(mark, "func", None) for mark in info.metadata}
     bounds = {name: getattr(mark, name) for mark in info.metadata for name in ("ge", "gt", "le") if hasattr(mark, name)}
     if parse_bytes in readers:

@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from celluler.content.digest import Digest, digest_of, parse_cid
+from celluler.content.digest import Digest, cid_of, digest_of, parse_cid
+from celluler.datasets.schema import MAX_COLUMNS, MAX_NAME_BYTES, Selection
 from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.models.names import check_word, parse_reference
 from celluler.models.version import parse_version
@@ -53,10 +54,17 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _check_column(text: str) -> None:
+    if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES or not text.isprintable():
+        raise InvalidSpec("", f"a column has a name of 1…{MAX_NAME_BYTES} bytes of printable text")
+
+
 Cid = Annotated[str, BeforeValidator(_checked(parse_cid, "a CID"))]
 ModelReference = Annotated[str, BeforeValidator(_checked(parse_reference, "a model such as author/name:1.0.0"))]
 Word = Annotated[str, BeforeValidator(_checked(lambda text: check_word(text, ""), "a name"))]
 VersionText = Annotated[str, BeforeValidator(_checked(parse_version, "a version such as '1.2.3', in quotes"))]
+DatasetReference = Annotated[str, BeforeValidator(_checked(parse_reference, "a dataset such as author/name:1.0.0"))]
+ColumnText = Annotated[str, BeforeValidator(_checked(_check_column, "the name of a column"))]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(le=1 << 50)]
 Seconds = Annotated[int, BeforeValidator(parse_duration), Field(le=30 * 86400)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -67,10 +75,52 @@ class _Part(BaseModel):
 
 
 class Data(_Part):
-    cid: Cid = Field(description="the dataset: a content of kind `dataset`")
-    partition: Literal["iid", "shard"] = Field(
-        default="iid", description="`iid`: every member draws from all of it; `shard`: each has a part of its own"
+    cid: Cid | None = Field(default=None, description="the dataset's file: a content of kind `dataset`")
+    dataset: DatasetReference | None = Field(
+        default=None, description="or the dataset by name; the node that submits the job looks it up and fills in `cid`"
     )
+    partition: Literal["iid", "shard", "by-label", "by-key"] = Field(
+        default="iid",
+        description="`iid`: every member draws from all of it; else each has a part of its own: `shard`, an equal one "
+        "at random; `by-label`, whole classes; `by-key`, whole keys. See [datasets](datasets.md#sharding)",
+    )
+    label: ColumnText | None = Field(
+        default=None, description="column to predict; by default `label`, of a file of tensors `y`"
+    )
+    key: ColumnText | None = Field(default=None, description="column to shard by; with `by-key` only")
+    features: list[ColumnText] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_COLUMNS,
+        description="columns that make up the input, in this order; by default all others, of a file of tensors `x`",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Data:
+        if self.cid is None and self.dataset is None:
+            raise ValueError("cid or dataset is missing: what to train on")
+        if (self.key is not None) is not (self.partition == "by-key"):
+            raise ValueError("key goes with the partition by-key, and by-key with a key")
+        if self.features is not None and len(set(self.features)) != len(self.features):
+            raise ValueError("features names a column twice")
+        return self
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(tuple(self.features or ()), self.label or "", self.key or "")
+
+    @property
+    def content(self) -> Digest:
+        """Root of the file. Raises InvalidSpec while a name stands for it that nobody has looked up."""
+        if self.cid is None:
+            raise InvalidSpec("data.cid", f"is missing: {self.dataset} was not looked up")
+        return parse_cid(self.cid)
+
+    @property
+    def origin(self) -> Digest:
+        """What a model trained on it names as its dataset: the manifest where one is given by CID, else the file."""
+        named = parse_reference(self.dataset) if self.dataset else None
+        return named if isinstance(named, bytes) else self.content
 
 
 class Train(_Part):
@@ -153,6 +203,15 @@ def check_job(document: Any) -> TrainJob:
         return TrainJob.model_validate(document)
     except ValidationError as error:
         _explain(error)
+
+
+def with_data(job: TrainJob, content: Digest, *, dataset: str, label: str = "") -> TrainJob:
+    """The job whose dataset was looked up. dataset: CID of its manifest, in place of a name that may move on.
+
+    content: root of its file. label: what the manifest says, for a job that says nothing.
+    """
+    found = {"cid": cid_of(content), "dataset": dataset, "label": job.data.label or label or None}
+    return job.model_copy(update={"data": job.data.model_copy(update=found)})
 
 
 def canonical_job(job: TrainJob) -> bytes:

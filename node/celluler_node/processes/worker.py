@@ -7,6 +7,7 @@ the channel. Knows nothing of peers, rounds' votes or content: paths and arrays 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, encode_parts, part_slices
 from celluler.engines.data import load_dataset
 from celluler.engines.predict import Evaluation, Predictor
+from celluler.engines.summarise import summarise
 from celluler.engines.train import TrainConfig, Trainer
 from celluler.engines.weights import load_tensor
 from celluler.errors import InvalidSpec, LocalError
@@ -42,6 +44,8 @@ from celluler_node.processes.worker_words import (
     SetState,
     StartRun,
     State,
+    Summarise,
+    Summarised,
     Trained,
     TrainRound,
 )
@@ -53,6 +57,9 @@ Blobs = tuple[bytearray, ...]
 def main(link: Link) -> None:
     torch.set_num_threads(max(1, link.boot.limits.threads))
     torch.set_num_interop_threads(1)
+    # Read by pyarrow when a table is first opened. Its usual allocator reserves a gigabyte of address space at once,
+    # and address space is what the limit counts.
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     worker = Worker(Path(link.boot.scratch))
     serve_sync(link, REQUESTS, REPLIES, worker.handlers)
 
@@ -78,6 +85,7 @@ class Worker:
             Export: self.export,
             GetState: self.get_state,
             SetState: self.set_state,
+            Summarise: self.summarise,
         }
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
@@ -109,7 +117,7 @@ class Worker:
             outer_momentum=request.outer_momentum,
         )
         weights = load_vector(architecture, Path(request.weights))
-        data = load_dataset(architecture, Path(request.data))
+        data = load_dataset(architecture, Path(request.data), request.selection)
         self._run, self._parts = Trainer(architecture, weights, data, config), request.parts
         return RunReady(self._run.dimension, self._run.state_root())
 
@@ -132,13 +140,11 @@ class Worker:
         return Applied(run.state_root())
 
     def evaluate(self, request: Evaluate, _: Blobs) -> Evaluated:
-        evaluation: Evaluation
-        if self._run is not None:
-            evaluation = self._run.evaluate(load_dataset(self._run.architecture, Path(request.data)))
-        elif self._model is not None:
-            evaluation = self._model.evaluate(load_dataset(self._model.architecture, Path(request.data)))
-        else:
+        judge = self._run or self._model
+        if judge is None:
             raise LocalError("no model is loaded and no run started")
+        data = load_dataset(judge.architecture, Path(request.data), request.selection)
+        evaluation: Evaluation = judge.evaluate(data)
         return Evaluated(evaluation.accuracy, evaluation.loss, evaluation.count)
 
     def export(self, request: Export, _: Blobs) -> Exported:
@@ -156,6 +162,9 @@ class Worker:
         run = self._need_run()
         run.restore(request.next_round - 1, _only(blobs))
         return Applied(run.state_root())
+
+    def summarise(self, request: Summarise, _: Blobs) -> Summarised:
+        return Summarised(summarise(Path(request.data), request.format, request.label))
 
     def _need_run(self) -> Trainer:
         if self._run is None:

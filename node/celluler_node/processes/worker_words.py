@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from celluler.datasets.schema import MAX_NAME_BYTES, USUAL, Selection, Summary
 from celluler.wire import I16, U16, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import PathText, Program
 
@@ -18,6 +19,7 @@ SpecBytes = Annotated[bytes, Length(2, 1 << 16)]
 Shape = Annotated[tuple[Annotated[int, Range(0, 1 << 40)], ...], Length(1, 8)]
 Exponents = Annotated[tuple[I16, ...], Length(1, MAX_PARTS)]
 Word = Annotated[str, Length(1, 32)]
+ColumnText = Annotated[str, Length(0, MAX_NAME_BYTES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class Predicted:
 class StartRun:
     """Become member `index` of `members` in a run, at the public state before round 0. → RunReady
 
-    Equal at all members but for `index`. parts: into how many pieces an update is cut. partition: iid or shard.
-    optimizer: sgd or adam.
+    Equal at all members but for `index`. parts: into how many pieces an update is cut. partition: iid, shard, by-label
+    or by-key. optimizer: sgd or adam. selection: of what the data hold.
     """
 
     run: Bytes32
@@ -75,6 +77,7 @@ class StartRun:
     optimizer: Word
     outer_learning_rate: float
     outer_momentum: float
+    selection: Selection = USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class Evaluate:
     """The run's public state, or else the loaded model, on a dataset file. → Evaluated"""
 
     data: PathText
+    selection: Selection = USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +171,25 @@ class SetState:
     next_round: U64
 
 
-REQUESTS = (LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState)
-REPLIES = (Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State)
+@dataclass(frozen=True, slots=True)
+class Summarise:
+    """What a dataset's manifest says of its file: schema, rows, quality. Needs neither a model nor a run. → Summarised
+
+    format: what the file must be, or empty. label: the column to predict, or empty for the usual one.
+    """
+
+    data: PathText
+    format: Annotated[str, Length(0, 16)] = ""
+    label: ColumnText = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summarised:
+    summary: Summary
+
+
+REQUESTS = (LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState, Summarise)
+REPLIES = (Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised)
 
 WORKER = Program(
     name="worker", module="celluler_node.processes.worker", requests=REQUESTS, replies=REPLIES, confined=True

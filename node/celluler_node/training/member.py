@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import trio
 
-from celluler.content.digest import Digest, parse_cid
+from celluler.content.digest import Digest
 from celluler.errors import CellulerError, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import PeerId, seal
 from celluler.jobs.states import JobState
@@ -80,7 +80,7 @@ async def fetch_material(site: Site, record: JobRecord, *, hints: tuple[PeerId, 
     """The model's manifest and weights, and the dataset, by digest. Raises Unavailable, PeerViolation, LocalError."""
     base = open_manifest(await site.fetcher.block(Digest(record.order.signed.record.model), hints=hints))
     weights = await site.fetcher.content(Digest(base.record.weights), hints=hints)
-    data = await site.fetcher.content(parse_cid(record.order.spec.data.cid), hints=hints)
+    data = await site.fetcher.content(record.order.spec.data.content, hints=hints)
     return Material(base, weights, data)
 
 
@@ -199,7 +199,8 @@ async def _trainer(site: Site, record: JobRecord, roster: RosterView, material: 
         spec=material.base.record.spec,
         weights=material.weights,
         data=material.data,
-        partition="iid" if record.order.spec.data.partition == "iid" else "shard",
+        partition=record.order.spec.data.partition,
+        selection=record.order.spec.data.selection,
         index=index,
         members=len(roster),
         parts=roster.rules.parts,

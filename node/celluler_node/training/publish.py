@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from celluler.content.digest import Codec, Digest, cid_of, parse_cid
+from celluler.content.digest import Codec, Digest, cid_of
 from celluler.content.manifest import describe
 from celluler.errors import CellulerError, ProtocolViolation, Unavailable
 from celluler.identity import PeerId, short
@@ -86,7 +86,7 @@ async def _publish(
             labels=base.record.labels,
             metrics=metrics,
             parents=(base.digest,),
-            dataset=parse_cid(spec.data.cid),
+            dataset=spec.data.origin,
             job=record.job,
         )
     )

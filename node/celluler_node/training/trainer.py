@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from celluler.datasets.schema import USUAL, Selection
+
 
 @dataclass(frozen=True, slots=True)
 class RunSetup:
     """What a member trains: the same at all members but for `index`.
 
-    run: 32 bytes. spec: the architecture's JSON. parts: pieces an update is cut into, one reducer each.
+    run: 32 bytes. spec: the architecture's JSON. parts: pieces an update is cut into, one reducer each. selection: of
+    what the data hold.
     """
 
     run: bytes
@@ -32,6 +35,7 @@ class RunSetup:
     batch: int
     learning_rate: float
     optimizer: str
+    selection: Selection = USUAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ async def _open(setup: RunSetup, program: Program, limits: Limits, scratch: Path
                 optimizer=setup.optimizer,
                 outer_learning_rate=OUTER_LEARNING_RATE,
                 outer_momentum=OUTER_MOMENTUM,
+                selection=setup.selection,
             )
         )
         yield WorkerTrainer(child, reply.record.dimension, reply.record.state_root)
