@@ -77,12 +77,15 @@ class Figures:
         return tuple(LabelCount(text, texts[text]) for text in sorted(texts))
 
     def _measure(self, used: npt.NDArray[Any]) -> None:
-        self._low = min(self._low, float(used.min()))
-        self._high = max(self._high, float(used.max()))
+        low, high = float(used.min()), float(used.max())
+        self._low, self._high = min(self._low, low), max(self._high, high)
         self._used += used.size
         share = used.size / self._used
-        # Each value is divided before it is added: a sum of large doubles would overflow where their mean does not.
-        self._mean = self._mean * (1 - share) + float((used.astype(np.float64) / used.size).sum()) * share
+        # Each value is divided before it is added: a sum of large doubles would overflow where their mean does not,
+        # but for the last bit.
+        with np.errstate(over="ignore"):
+            mean = float((used.astype(np.float64) / used.size).sum())
+        self._mean = self._mean * (1 - share) + min(max(mean, low), high) * share
 
     def _count_numbers(self, used: npt.NDArray[Any]) -> None:
         if self._counts is not None:
