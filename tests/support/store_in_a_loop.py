@@ -130,6 +130,7 @@ def say(line: str) -> None:
 
 
 def live(folder: Path, seed: int) -> None:
+    say(f"born {os.getpid()}")
     disk_filling.SYNC_BYTES = 8 * CHUNK_BYTES  # so that syncs and renames are frequent
     life = Life(folder, seed)
     while True:
@@ -147,7 +148,6 @@ def main() -> None:
                 say(f"failed {error!r}")
             finally:
                 os._exit(1)
-        say(f"born {child}")
         say(f"dead {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
 
 
