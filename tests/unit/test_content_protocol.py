@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from celluler.content.store import Store
 from celluler.errors import (
     BlockAbsent,
     NoPeers,
-    PeerViolation,
     ProtocolViolation,
     QuotaExceeded,
     TimedOut,
@@ -43,45 +41,23 @@ from celluler_protocols.content import (
     talk,
     turn_away,
 )
-
-QUOTA_BYTES = 1 << 22
-ALICE, BOB, CAROL = PeerId("alice"), PeerId("bob"), PeerId("carol")
-Handler = Callable[[trio.abc.Stream], Awaitable[object]]
-
-
-class Swarm:
-    """Providers by name. A stream opened to one is answered by its handler in the nursery."""
-
-    def __init__(self, nursery: trio.Nursery, handlers: dict[PeerId, Handler]) -> None:
-        self._nursery, self._handlers = nursery, handlers
-        self.accused: list[tuple[PeerId, str]] = []
-        self.caught = trio.Event()
-
-    async def open(self, peer: PeerId) -> trio.abc.Stream:
-        ours, theirs = trio.testing.memory_stream_pair()
-        self._nursery.start_soon(self._answer, self._handlers[peer], theirs)
-        return ours
-
-    async def _answer(self, handler: Handler, stream: trio.abc.Stream) -> None:
-        async with stream:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the requester is done with us
-                await handler(stream)
-
-    def accuse(self, peer: PeerId, error: PeerViolation) -> None:
-        assert error.peer == peer
-        self.accused.append((peer, type(error).__name__))
-        self.caught.set()
-
-
-MakeSwarm = Callable[..., Swarm]
+from tests.support.content_swarm import (
+    ALICE,
+    BOB,
+    CAROL,
+    QUOTA_BYTES,
+    MakeSwarm,
+    answering,
+    filled,
+    honest,
+    open_swarm,
+)
 
 
 @pytest.fixture
 async def swarm() -> AsyncIterator[MakeSwarm]:
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            yield lambda **handlers: Swarm(nursery, {PeerId(name): handler for name, handler in handlers.items()})
-            nursery.cancel_scope.cancel()
+    async with open_swarm() as make:
+        yield make
 
 
 @pytest.fixture
@@ -104,39 +80,6 @@ def full(described: Description, data: bytes) -> Store:
 @pytest.fixture
 def store() -> Store:
     return MemoryStore(QUOTA_BYTES)
-
-
-def filled(described: Description, data: bytes, *, without: tuple[int, ...] = ()) -> Store:
-    store = MemoryStore(QUOTA_BYTES)
-    for each in (described.manifest_bytes, *described.leaves):
-        store.put_block(each)
-    store.begin(described.root)
-    for piece in store.missing(described.root):
-        if piece.index not in without:
-            store.put_chunk(described.root, piece.index, data[piece.offset : piece.offset + piece.length])
-    return store
-
-
-def honest(store: Store) -> Handler:
-    return lambda stream: serve_content(store, stream)
-
-
-def answering(answer: Callable[[Digest, int], list[object] | None]) -> Handler:
-    """A provider that answers digest number n of the stream with what `answer` says; None ends the stream."""
-
-    async def handler(stream: trio.abc.Stream) -> None:
-        incoming, count = frames(), 0
-        while data := await stream.receive_some():
-            for want in incoming.feed(data):
-                for digest in want.digests:
-                    messages = answer(Digest(digest), count)
-                    if messages is None:
-                        return
-                    count += 1
-                    for message in messages:
-                        await stream.send_all(frames().encode(message))
-
-    return handler
 
 
 async def silent(stream: trio.abc.Stream) -> None:
@@ -355,7 +298,7 @@ async def test_a_cancelled_fetch_keeps_what_came_and_the_next_goes_on(
             described.root,
             store,
             [ALICE],
-            swarm(alice=answering(lambda d, n: [Found(d, full.get(d))] if n < 12 else [])).open,
+            swarm(alice=answering(lambda d, n: [Found(d, full.get(d))] if n < 13 else [])).open,
             on_progress=lambda now: scope.cancel() if now.kept_bytes >= 10 * 1024 else None,
         )
     assert scope.cancelled_caught

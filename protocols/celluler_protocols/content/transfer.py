@@ -80,7 +80,7 @@ class Wish:
 class _Begun:
     """What the store said when it began the content, for these wishes."""
 
-    wishes: tuple[Wish, ...]
+    wishes: tuple[tuple[Wish, frozenset[int]], ...]
     failed: tuple[tuple[Wish, CellulerError], ...]
     missing: tuple[Piece, ...]
     wanted_bytes: int
@@ -337,11 +337,11 @@ class Transfer:
             except CellulerError as error:  # ours, or of a manifest that lies: no source can help
                 self.fail(error)
                 return
+            if begun is not None:  # before the rest is booked: it counts some of that as missing
+                self._apply(begun)
             for each in steps:
                 if isinstance(each, KeepChunk | KeepPlaced):
                     self._book(each, false)
-            if begun is not None:
-                self._apply(begun)
             if self._on_progress is not None:
                 self._on_progress(self.progress)
             self.settle()
@@ -384,7 +384,7 @@ class Transfer:
         """Begin the content for the wishes that are not known to the store yet. Runs in a thread."""
         manifest, root = self.download.manifest, self.download.root
         assert manifest is not None
-        wishes, failed = [], []
+        wishes, failed = list[tuple[Wish, frozenset[int]]](), list[tuple[Wish, CellulerError]]()
         for wish in [each for each in self._wishes if each.indices is None and not each.done.is_set()]:
             try:
                 indices = _selected(manifest, wish.select)
@@ -396,9 +396,9 @@ class Transfer:
             except LocalError as error:  # no room for this one; what the others wish goes on
                 failed.append((wish, error))
                 continue
-            wish.indices = indices
-            wishes.append(wish)
-        wanted = frozenset[int]().union(*(each.indices for each in self._wishes if each.indices is not None))
+            wishes.append((wish, indices))
+        known = [each.indices for each in self._wishes if each.indices is not None]
+        wanted = frozenset[int]().union(*known, *(indices for _, indices in wishes))
         missing = self._store.missing(root) if wanted else ()
         lengths = manifest.lengths()
         return _Begun(
@@ -412,9 +412,8 @@ class Transfer:
         self.download.begun(begun.missing, begun.wanted_bytes)
         for wish, error in begun.failed:
             wish.fail(error)
-        for wish in begun.wishes:
-            assert wish.indices is not None
-            wish.lacking = {piece.index for piece in begun.missing if piece.index in wish.indices}
+        for wish, indices in begun.wishes:
+            wish.indices, wish.lacking = indices, {piece.index for piece in begun.missing if piece.index in indices}
             if not wish.lacking:
                 wish.done.set()
         if not self._begun and self._on_begun is not None:
