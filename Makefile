@@ -37,6 +37,7 @@ bench: $(READY)  ## measure against the limit or a peer in the same run
 simulate: $(READY) ## the machines under a virtual clock, many seeded schedules
 	$(BIN)/python -m simulations.rounds --schedules 10000
 	$(BIN)/python -m simulations.membership --peers 1000
+	$(BIN)/python -m simulations.replication --peers 50
 
 test-large: $(READY) ## tests that need large assets
 	$(BIN)/python -m pytest -m large
