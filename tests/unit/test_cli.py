@@ -16,7 +16,17 @@ import pytest
 from celluler.client import AsyncClient
 from celluler.identity import load_identity
 from celluler.jobs.states import JobState
-from celluler_node.cli import blob_commands, job_commands, model_commands, node_commands, peer_commands, run_command
+from celluler.views import DamagedContent, ModelQuery
+from celluler_node.cli import (
+    blob_commands,
+    data_commands,
+    job_commands,
+    model_commands,
+    node_commands,
+    peer_commands,
+    run_command,
+    version_commands,
+)
 from celluler_node.cli.root import COMMANDS, load, run
 from celluler_node.gateway.app import gateway_app
 from tests.support.jobs import DATA_CID, JOB_YAML
@@ -44,7 +54,16 @@ def celluler(
         async with AsyncClient("http://localhost", "t", transport=transport) as client:
             yield client
 
-    for module in (blob_commands, job_commands, model_commands, node_commands, peer_commands, run_command):
+    for module in (
+        blob_commands,
+        data_commands,
+        job_commands,
+        model_commands,
+        node_commands,
+        peer_commands,
+        run_command,
+        version_commands,
+    ):
         monkeypatch.setattr(module, "open_session", session)
     monkeypatch.setenv("CELLULER_HOME", str(tmp_path / "home"))
 
@@ -155,6 +174,151 @@ def test_a_model_is_published_shown_and_run(celluler: Run, tmp_path: Path) -> No
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY no")
     for wrong in ("[1", "[[1], [2, 3]]", str(tmp_path / "absent.json"), str(tmp_path / "bad.npy")):
         assert celluler("run", "alice/d", wrong)[0] == 2
+
+
+@pytest.fixture
+def published(celluler: Run, tmp_path: Path) -> Run:
+    """alice/d:1.0.0 with everything that can be said of a model, then 1.1.0."""
+    (tmp_path / "m.json").write_text('{"layers": []}')
+    (tmp_path / "card.md").write_text("# Digits\n\x1b[31mred\n")
+    code, _, _ = celluler(
+        "model", "add", "alice/d:1.0.0", str(tmp_path / "m.json"), "--card", str(tmp_path / "card.md"),
+        "--tag", "digits", "--tag", "small", "--licence", "MIT", "--category", "vision", "--description", "8x8 digits",
+        "--copies", "5", "--region", "eu", "--reader", "bob", "--alias", "stable",
+    )  # fmt: skip
+    assert code == 0
+    assert celluler("model", "add", "alice/d:1.1.0", str(tmp_path / "m.json"))[0] == 0
+    return celluler
+
+
+def test_what_is_said_of_a_model_is_shown(published: Run, node: MemoryNode) -> None:
+    model = node.known["alice/d:1.0.0"]
+    assert (model.tags, model.licence, model.copies, model.regions) == (("digits", "small"), "MIT", 5, ("eu",))
+    facts = dict(line.split("\t") for line in published("model", "show", "alice/d@stable")[1].splitlines())
+    assert (facts["tags"], facts["readable by"], facts["copies wanted"]) == ("digits, small", "bob", "5 eu")
+    assert facts["versions"] == "1.1.0 (current), 1.0.0 (stable)"
+    assert facts["card"] == "celluler model card alice/d:1.0.0"
+    document = json.loads(published("model", "show", "alice/d:1.0.0", "--json")[1])
+    assert [version["version"] for version in document["versions"]] == ["1.1.0", "1.0.0"]
+    assert document["category"] == "vision"
+
+
+def test_models_are_searched_filtered_and_sorted(published: Run, node: MemoryNode) -> None:
+    code, out, _ = published("model", "search", "8x8", "digits", "--licence", "MIT")
+    assert code == 0
+    assert out.split("\t")[:5] == ["alice/d:1.0.0", "classification", "10", "40 B", "MIT"]
+    assert out.rstrip().endswith("here, encrypted")
+    assert node.searched == ModelQuery("8x8 digits", licence="MIT", sort="relevance")
+    listed = json.loads(published("model", "ls", "--tag", "small", "--local", "--sort", "newest", "--json")[1])
+    assert [model["version"] for model in listed["models"]] == ["1.0.0"]
+    assert node.searched == ModelQuery(tag="small", local=True, sort="newest")
+    assert published("model", "ls", "--sort", "beauty")[0] == 2
+    assert published("model", "search", "nothing-like-it") == (0, "", "")
+
+
+def test_a_name_is_moved_between_versions(published: Run) -> None:
+    def rows(*arguments: str) -> list[list[str]]:
+        code, out, _ = published("model", *arguments)
+        assert code == 0
+        return [line.split("\t")[:3] for line in out.splitlines()]
+
+    assert rows("versions", "alice/d") == [["1.1.0", "current", ""], ["1.0.0", "", "stable"]]
+    assert rows("alias", "alice/d:1.1.0", "stable")[0] == ["1.1.0", "current", "stable"]
+    assert rows("alias", "--drop", "alice/d@stable")[0] == ["1.1.0", "current", ""]
+    assert rows("rollback", "alice/d:1.0.0")[1] == ["1.0.0", "current", ""]
+    assert rows("retract", "alice/d:1.1.0", "--reason", "wrong labels")[0][1] == "RETRACTED: wrong labels"
+    assert [row[2] for row in rows("log", "alice/d")][:2] == ["retracted", "rolled-back"]
+    assert published("model", "alias", "alice/d:1.1.0")[0] == 2
+    assert published("model", "retract", "alice/d:1.1.0")[0] == 2
+    assert len(json.loads(published("model", "log", "alice/d", "--json")[1])["entries"]) == 7
+
+
+def test_differences_and_lineage_are_told(published: Run) -> None:
+    code, out, _ = published("model", "diff", "alice/d:1.0.0", "alice/d:1.1.0")
+    assert code == 0
+    for line in (
+        "step\tminor",
+        "to fetch\t2.0 KiB",
+        "equal tensors\t5",
+        "architecture\tlayers[2].width\t3\t4\t",
+        "tensor\t0.weight\t[2, 3]\t[2, 3]\tnorm 0.5, 25.00%",
+        "tensor\t1.weight\t\t[4]\tadded",
+        "tensor\t2.bias\t[7]\t\tremoved",
+        'metadata\tlicence\t"MIT"\t""\t',
+    ):
+        assert line in out.splitlines()
+    assert json.loads(published("model", "diff", "alice/d:1.0.0", "alice/d", "--json")[1])["bump"] == "minor"
+    assert [line.split("\t")[:2] for line in published("model", "lineage", "alice/d")[1].splitlines()] == [
+        ["alice/d:1.1.0", "model"],
+        ["  ?", "dataset"],
+    ]
+
+
+def test_a_model_is_verified_pulled_in_part_and_removed(published: Run, node: MemoryNode) -> None:
+    assert published("model", "verify", "alice/d:1.1.0")[0] == 0
+    published("model", "retract", "alice/d:1.1.0", "--reason", "wrong labels")
+    code, out, _ = published("model", "verify", "alice/d:1.1.0")
+    assert (code, out.splitlines()[1].split("\t")[0]) == (7, "WRONG")
+    assert published("model", "pull", "alice/d:1.0.0", "--layers", "0:6")[0] == 0
+    assert node.pulled == "0:6"
+    code, _, err = published("model", "rm", "alice/d:1.0.0")
+    assert (code, "next: celluler model unpin" in err) == (2, True)
+    assert published("model", "rm", "alice/d:1.1.0")[0] == 0
+    assert published("model", "show", "alice/d:1.1.0")[0] == 4
+
+
+def test_what_others_wrote_cannot_steer_the_terminal(published: Run) -> None:
+    code, out, _ = published("model", "card", "alice/d@stable")
+    assert (code, out) == (0, "# Digits\n\ufffd[31mred\n\n")
+    assert json.loads(published("model", "card", "alice/d@stable", "--json")[1])["card"] == "# Digits\n\x1b[31mred\n"
+    assert published("model", "card", "alice/d:1.1.0")[0] == 4
+    published("model", "retract", "alice/d:1.1.0", "--reason", "a\x1b]0;b\tc\u202e\x9b")
+    assert "RETRACTED: a\ufffd]0;b c\ufffd\ufffd\t" in published("model", "versions", "alice/d")[1]
+
+
+def test_a_dataset_is_published_and_shown(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:
+    (tmp_path / "d.parquet").write_bytes(b"rows")
+    code, out, _ = celluler(
+        "data", "add", str(tmp_path / "d.parquet"), "--name", "alice/digits:1.0.0", "--label", "digit", "--tag", "small"
+    )
+    assert code == 0
+    assert "label\tdigit" in out.splitlines()
+    assert "x\tfloat32\t8×8\t\t0\t16\t4.5\t" in out.splitlines()
+    assert [kind for kind, _ in node.blobs.values()] == ["dataset"]
+    assert celluler("data", "ls")[1].split("\t")[:3] == ["alice/digits:1.0.0", "parquet", "3"]
+    assert json.loads(celluler("data", "show", "alice/digits", "--json")[1])["balance"] == {"0": 2, "9": 1}
+    assert celluler("data", "pull", "alice/digits:1.0.0")[0] == 0
+    assert celluler("data", "show", "alice/none")[0] == 4
+    assert celluler("data", "add", str(tmp_path / "d.parquet"), "--name", "bob/digits:1.0.0")[0] == 5
+
+
+def test_room_is_made_but_not_of_what_is_pinned(celluler: Run, tmp_path: Path) -> None:
+    cids = []
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode() * 2048)
+        cids.append(json.loads(celluler("blob", "add", str(tmp_path / name), "--json")[1])["cid"])
+    assert celluler("blob", "gc") == (0, "", "0 B freed\n")
+    assert celluler("model", "unpin", cids[0]) == (0, "", f"{cids[0]} (2.0 KiB) may be evicted\n")
+    code, out, err = celluler("blob", "gc", "--dry-run")
+    assert (code, out.split("\t")[0], err) == (0, cids[0], "2.0 KiB would be freed\n")
+    assert json.loads(celluler("blob", "gc", "--target", "4KiB", "--json")[1])["contents"] == []
+    assert json.loads(celluler("blob", "gc", "--target", "1KiB", "--json")[1])["freed_bytes"] == 2048
+    assert celluler("blob", "stat", cids[0])[0] == 4
+    facts = dict(line.split("\t") for line in celluler("blob", "stat", cids[1])[1].splitlines())
+    assert (facts["kept"], facts["came from"][-7:]) == ("pinned", "2.0 KiB")
+    assert celluler("model", "pin", cids[1])[0] == 0
+    assert celluler("blob", "gc", "--target", "much")[0] == 2
+
+
+def test_the_store_is_checked_and_repaired(celluler: Run, node: MemoryNode) -> None:
+    assert celluler("doctor", "--store")[0] == 0
+    node.damaged = (DamagedContent(DATA_CID, "model", 2, 2 << 20),)
+    code, out, err = celluler("doctor", "--store")
+    assert (code, out) == (7, f"{DATA_CID}\tmodel\t2\t2.0 MiB\tDAMAGED\n")
+    assert "next: celluler doctor --store --repair" in err
+    code, out, _ = celluler("doctor", "--store", "--repair", "--json")
+    assert (code, json.loads(out)["damaged"][0]["restored"]) == (0, True)
+    assert celluler("doctor", "--repair")[0] == 2
 
 
 def test_a_job_is_submitted_with_its_files_and_followed(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:

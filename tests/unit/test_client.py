@@ -17,9 +17,19 @@ import trio
 import trio.testing
 
 from celluler.client import AsyncClient, Client, asynchronous, synchronous
-from celluler.errors import InvalidSpec, LocalError, NodeNotRunning, NotFound, ProtocolViolation, TimedOut, WorkerFailed
+from celluler.errors import (
+    InvalidSpec,
+    LocalError,
+    NodeNotRunning,
+    NotFound,
+    ProtocolViolation,
+    TimedOut,
+    Unavailable,
+    WorkerFailed,
+)
 from celluler.home import NodeFile, read_node_file, remove_node_file, write_node_file
 from celluler.jobs.states import JobState
+from celluler.views import DamagedContent, ModelQuery, Transfer, TransferSource
 from celluler_node.gateway.app import gateway_app
 from tests.support.jobs import ALICE, JOB_YAML
 from tests.support.operations import MemoryNode
@@ -71,6 +81,72 @@ async def test_a_model_is_added_with_its_weights_and_predicts(client: AsyncClien
     from_numpy = await client.predict("alice/d", np.array([[1, 2], [3, 4]], dtype=np.float64))
     assert from_numpy.outputs.dtype == "float32"
     assert from_numpy.outputs.numpy().tolist() == from_lists.outputs.lists()
+
+
+async def test_what_a_name_means_is_changed_and_told(client: AsyncClient, tmp_path: Path) -> None:
+    await trio.Path(tmp_path, "card.md").write_text("# Digits")
+    models = client.models
+    said = await models.add("alice/d:1.0.0", "{}", card=tmp_path / "card.md", tags=("a",), copies=4, aliases=["stable"])
+    assert (said.tags, said.copies, await models.card("alice/d")) == (("a",), 4, "# Digits")
+    await models.add("alice/d:1.1.0", "{}", licence="MIT", description="digits of 8x8")
+    assert [version.aliases for version in (await models.versions("alice/d")).versions] == [(), ("stable",)]
+    assert (await models.alias("alice/d:1.1.0", "stable")).versions[0].aliases == ("stable",)
+    assert (await models.drop_alias("alice/d@stable")).versions[0].aliases == ()
+    assert (await models.rollback("alice/d:1.0.0")).versions[1].current
+    assert (await models.retract("alice/d:1.1.0", "wrong")).versions[0].retracted == "wrong"
+    assert (await models.log("alice/d")).entries[0].note == "wrong"
+    assert (await models.diff("alice/d:1.0.0", "alice/d:1.1.0")).tensors[1].new == (4,)
+    assert (await models.lineage("alice/d")).nodes[1].kind == "dataset"
+    assert not (await models.verify("alice/d:1.1.0")).ok
+    assert [model.version for model in await models.search("8x8")] == ["1.1.0"]
+    assert [model.version for model in await models.ls(ModelQuery(tag="a", local=True))] == ["1.0.0"]
+    assert (await models.pull("alice/d:1.0.0", layers="0:2")).local
+    assert (await models.rm("alice/d:1.1.0")).freed_bytes == 40
+    for wrong in ("..", "alice/..", "alice//d", ""):
+        with pytest.raises(InvalidSpec):
+            await models.show(wrong)
+    await trio.Path(tmp_path, "card.md").write_bytes(bytes(257 << 10))
+    with pytest.raises(LocalError, match="larger"):
+        await models.add("alice/d:2.0.0", "{}", card=tmp_path / "card.md")
+
+
+async def test_a_dataset_goes_in_with_its_file(client: AsyncClient, node: MemoryNode, tmp_path: Path) -> None:
+    await trio.Path(tmp_path, "d.parquet").write_bytes(b"rows")
+    added = await client.datasets.add("alice/digits:1.0.0", tmp_path / "d.parquet", label="digit")
+    assert (await client.blobs.stat(added.content)).kind == "dataset"
+    assert await client.datasets.show("alice/digits") == added == await client.datasets.pull(added.cid)
+    assert [(one.reference, one.columns) for one in await client.datasets.ls()] == [("alice/digits:1.0.0", ())]
+
+
+async def test_the_store_is_looked_after(client: AsyncClient, node: MemoryNode, tmp_path: Path) -> None:
+    await trio.Path(tmp_path, "in").write_bytes(b"bytes")
+    cid = (await client.blobs.add(tmp_path / "in")).cid
+    assert (await client.blobs.gc()).contents == ()
+    assert not (await client.unpin(cid)).pinned
+    assert (await client.blobs.gc(dry_run=True)).freed_bytes == 5
+    assert (await client.pin(cid)).pinned
+    node.damaged = (DamagedContent(cid, "blob", 1, 5),)
+    assert not (await client.check_store()).ok
+    assert (await client.check_store(repair=True)).ok
+    node.moving = (Transfer(cid, "alice/d", 1.0, 2, 5, 1.5, None, (TransferSource("p", 2, 1.5, "bulk"),)),)
+    assert await client.transfers() == node.moving
+
+
+async def test_a_file_bears_its_name_once_it_is_whole(tmp_path: Path) -> None:
+    class Broken(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"half"
+            raise httpx.ReadError("gone")
+
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=Broken()))
+    await trio.Path(tmp_path, "out").write_text("what was there")
+    async with AsyncClient("http://localhost", "t", transport=transport) as client:
+        with pytest.raises(Unavailable, match="broke off"):
+            await client.blobs.get("b1", tmp_path / "out")
+        with pytest.raises(LocalError, match="No such file"):
+            await client.blobs.get("b1", tmp_path / "absent" / "out")
+    assert [path.name for path in await trio.Path(tmp_path).iterdir()] == ["out"]
+    assert await trio.Path(tmp_path, "out").read_text() == "what was there"
 
 
 async def test_errors_come_back_as_they_were(client: AsyncClient, tmp_path: Path) -> None:

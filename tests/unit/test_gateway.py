@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -35,7 +36,7 @@ def client(node: Operations, *, headers: dict[str, str] = AUTHORISED, **options:
 
 async def test_every_document_carries_the_schema(node: MemoryNode) -> None:
     async with client(node) as http:
-        for path in ("status", "peers", "violations", "models", "jobs", "doctor"):
+        for path in ("status", "peers", "violations", "models", "datasets", "jobs", "doctor", "transfers"):
             answer = await http.get(f"/api/v1/{path}")
             assert answer.status_code == 200
             assert answer.json()["schema"] == "celluler/v1"
@@ -104,6 +105,25 @@ async def test_metrics_are_in_prometheus_text(node: MemoryNode) -> None:
         ("GET", "/api/v1/jobs/xyz/events?wait_s=1e9", None, 422, "InvalidSpec"),
         ("GET", "/api/v1/jobs/xyz/events?since=-1", None, 422, "InvalidSpec"),
         ("POST", "/api/v1/blobs?kind=virus", None, 422, "InvalidSpec"),
+        ("POST", "/api/v1/models", {"name": "alice/x", "spec": {}, "tags": ["a", 3]}, 422, "InvalidSpec"),
+        ("POST", "/api/v1/models", {"name": "alice/x", "spec": {}, "copies": True}, 422, "InvalidSpec"),
+        ("GET", "/api/v1/models?colour=red", None, 422, "InvalidSpec"),
+        ("GET", "/api/v1/models?tag=a&tag=b", None, 422, "InvalidSpec"),
+        ("GET", "/api/v1/models?local=perhaps", None, 422, "InvalidSpec"),
+        ("GET", "/api/v1/models/search?sort=beauty", None, 422, "InvalidSpec"),
+        ("GET", "/api/v1/models/diff?old=alice/x", None, 422, "InvalidSpec"),
+        ("GET", "/api/v1/models/alice/none/versions", None, 404, "NotFound"),
+        ("DELETE", "/api/v1/models/alice/none:1.0.0", None, 404, "NotFound"),
+        ("DELETE", "/api/v1/models/nonsense", None, 405, "LocalError"),
+        ("POST", "/api/v1/models/retract", {"model": "alice/x"}, 422, "InvalidSpec"),
+        ("POST", "/api/v1/models/alias", {"model": "alice/x", "alias": 3}, 422, "InvalidSpec"),
+        ("POST", "/api/v1/datasets", {"name": "alice/x:1.0.0"}, 422, "InvalidSpec"),
+        ("POST", "/api/v1/datasets", {"name": "bob/x:1.0.0", "content": "b"}, 403, "Denied"),
+        ("GET", "/api/v1/datasets/alice/none", None, 404, "NotFound"),
+        ("POST", "/api/v1/pin", {"ref": "nonsense"}, 422, "InvalidSpec"),
+        ("POST", "/api/v1/store/gc", {"target_bytes": -1}, 422, "InvalidSpec"),
+        ("POST", "/api/v1/store/gc", {"dry_run": 1}, 422, "InvalidSpec"),
+        ("POST", "/api/v1/store/gc", {"target_bytes": True}, 422, "InvalidSpec"),
     ],
 )
 async def test_an_error_has_its_status_its_type_and_its_exit_code(
@@ -144,6 +164,29 @@ async def test_an_upload_over_its_limit_leaves_nothing(node: MemoryNode, tmp_pat
     assert answer.status_code == 507
     assert node.blobs == {}
     assert not list(tmp_path.iterdir())  # type: ignore[attr-defined]
+
+
+async def test_an_upload_is_handed_over_where_it_lies(node: MemoryNode, tmp_path: Path) -> None:
+    async with client(node, spool=tmp_path) as http:
+        assert (await http.post("/api/v1/blobs", content=b"bytes")).status_code == 201
+        assert node.spooled is not None
+        assert node.spooled.parent == tmp_path
+    assert not list(await trio.Path(tmp_path).iterdir())
+    async with client(node, spool=tmp_path / "absent") as http:
+        assert (await http.post("/api/v1/blobs", content=b"bytes")).json()["error"]["type"] == "LocalError"
+
+
+async def test_a_model_may_be_called_as_its_parts_are(node: MemoryNode) -> None:
+    async with client(node) as http:
+        for name in ("versions", "card", "search"):
+            body = {"name": f"alice/{name}:1.0.0", "spec": {}, "card": f"# {name}"}
+            cid = (await http.post("/api/v1/models", json=body)).json()["cid"]
+            for ref in (f"alice/{name}", cid):
+                assert (await http.get(f"/api/v1/models/{ref}")).json()["name"] == name
+                assert (await http.get(f"/api/v1/models/{ref}/card")).json()["card"] == f"# {name}"
+                assert (await http.get(f"/api/v1/models/{ref}/versions")).json()["versions"][0]["version"] == "1.0.0"
+        assert (await http.delete("/api/v1/models/alice/card:1.0.0")).json()["freed_bytes"] == 40
+        assert (await http.get("/api/v1/models/alice/card")).status_code == 404
 
 
 async def test_content_comes_back_whole_and_in_ranges(node: MemoryNode) -> None:

@@ -13,11 +13,11 @@ import typer
 
 import celluler
 from celluler.client import AsyncClient
-from celluler.errors import TimedOut
+from celluler.errors import IntegrityError, LocalError, TimedOut
 from celluler.home import NodeFile, places, read_node_file
 from celluler.identity import load_or_create_identity
 from celluler.quantities import format_bytes, format_duration
-from celluler.views import to_json
+from celluler.views import StoreCheck, to_json
 from celluler_node.cli.detach import start_detached
 from celluler_node.cli.output import Output, ending, say
 from celluler_node.cli.session import NOBODY, Join, Json, log_to, open_session, run
@@ -120,6 +120,7 @@ def status(join: Join = NOBODY, json: Json = False) -> None:
             "version": told.version,
             "addresses": told.addresses,
             "up for": format_duration(told.uptime_s),
+            "region": told.region,
             "members": told.members,
             "hardware": f"{told.hardware.device}, {told.hardware.cores} cores, {told.hardware.memory_mb} MB",
             "isolation": told.isolation,
@@ -134,8 +135,20 @@ def status(join: Join = NOBODY, json: Json = False) -> None:
     run(main)
 
 
-def doctor(join: Join = NOBODY, json: Json = False) -> None:
-    """Look for what is wrong. Exit code 1 when something is."""
+def doctor(
+    store: Annotated[bool, typer.Option("--store", help="Hash again all that the store claims to hold.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --store: forget what is damaged, and fetch it anew.")
+    ] = False,
+    join: Join = NOBODY,
+    json: Json = False,
+) -> None:
+    """Look for what is wrong. Exit code 1 when something is, 7 when content is damaged."""
+    if store:
+        _check_store(join, json, repair)
+        return
+    if repair:
+        raise LocalError("--repair goes with --store", hint="celluler doctor --store --repair")
 
     async def main() -> bool:
         async with open_session(join) as client:
@@ -146,6 +159,30 @@ def doctor(join: Join = NOBODY, json: Json = False) -> None:
 
     if not run(main):
         raise typer.Exit(1)
+
+
+def _check_store(join: list[str], json: bool, repair: bool) -> None:
+    async def main() -> StoreCheck:
+        async with open_session(join) as client:
+            if not json:
+                say("hashing everything the store holds")
+            return await client.check_store(repair=repair)
+
+    found = run(main)
+    if json:
+        Output(as_json=True).document(found)
+    else:
+        rows = (
+            (d.cid, d.kind, d.pieces, format_bytes(d.damaged_bytes), "fetched anew" if d.restored else "DAMAGED")
+            for d in found.damaged
+        )
+        Output(as_json=False).table(("content", "kind", "pieces", "size", ""), rows)
+        blocks = f", {found.damaged_blocks} damaged records" if found.damaged_blocks else ""
+        say(f"{format_bytes(found.checked_bytes)} checked, {len(found.damaged)} contents damaged{blocks}")
+        if not found.ok and not repair:
+            say("  next: celluler doctor --store --repair")
+    if not found.ok:
+        raise typer.Exit(IntegrityError.exit_code)
 
 
 def _announce(output: Output, node: NodeFile) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,11 @@ class Output:
             return
         from rich.console import Console  # noqa: PLC0415  # only a terminal pays for it
         from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
 
         table = Table(*headings, box=None, pad_edge=False, header_style="bold")
         for row in rows:
-            table.add_row(*(_cell(value) for value in row))
+            table.add_row(*(Text(_cell(value)) for value in row))  # Text: a peer's words are no markup
         Console().print(table)
 
     def listing(
@@ -61,7 +63,7 @@ def _lines(rows: Sequence[tuple[str, str]]) -> None:
 
 def say(text: str) -> None:
     """Narration, for people."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def ending(name: str) -> str:
@@ -69,9 +71,18 @@ def ending(name: str) -> str:
     return name[-8:]
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Without what would steer a terminal or turn the direction of writing: much of what is shown, others wrote."""
+    return "".join(char if char in keep or not _steers(char) else " " if char in "\t\n" else "\ufffd" for char in text)
+
+
+def _steers(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
 def _cell(value: object) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(_cell(item) for item in value)
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else str(value).replace("\t", " ").replace("\n", " ")
+    return "" if value is None else printable(str(value))

@@ -45,6 +45,9 @@ def show(peer: Peer, join: Join = NOBODY, json: Json = False) -> None:
             "round trip": _trip(p.round_trip_s),
             "hardware": p.hardware and f"{p.hardware.device}, {p.hardware.cores} cores, {p.hardware.memory_mb} MB",
             "roles": p.roles,
+            "region": p.region,
+            "doubted by": p.doubts
+            and f"{p.doubts} peer{'' if p.doubts == 1 else 's'}: they say it gave out false bytes",
             "sent": format_bytes(p.sent_bytes),
             "received": format_bytes(p.received_bytes),
         }

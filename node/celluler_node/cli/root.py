@@ -16,6 +16,7 @@ import celluler
 from celluler.errors import CellulerError
 from celluler.failures import describe_error
 from celluler.views import SCHEMA
+from celluler_node.cli.output import say
 
 _PACKAGE = "celluler_node.cli"
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -26,8 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("node_commands", "Look for what is wrong."),
     "id": ("id_commands", "The key that is this peer: show, export, import."),
     "peer": ("peer_commands", "Members of the swarm: ls, show, ping."),
-    "model": ("model_commands", "Models: add, ls, show, pull."),
-    "blob": ("blob_commands", "Contents by CID: add, get, stat."),
+    "model": ("model_commands", "Models: add, ls, search, show, pull, versions, diff, verify …"),
+    "data": ("data_commands", "Datasets: add, ls, show, pull."),
+    "blob": ("blob_commands", "Contents by CID: add, get, stat, gc."),
     "run": ("run_command", "Run a model on an input."),
     "job": ("job_commands", "Jobs: submit, validate, ls, show, logs, wait, cancel."),
 }
@@ -106,6 +108,6 @@ def report(error: CellulerError, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"schema": SCHEMA, "error": describe_error(error)}), file=sys.stderr)
         return
-    print(f"celluler: {error}", file=sys.stderr)
+    say(f"celluler: {error}")
     if error.hint:
-        print(f"  next: {error.hint}", file=sys.stderr)
+        say(f"  next: {error.hint}")

@@ -15,15 +15,16 @@ import structlog
 import trio
 from starlette.types import ASGIApp
 
+from celluler_protocols.nursery import own_nursery
+
 log = structlog.get_logger()
 
 
 @asynccontextmanager
 async def open_in_process(app: ASGIApp) -> AsyncIterator[httpx.AsyncBaseTransport]:
     """Requests under way end with it."""
-    async with trio.open_nursery() as nursery:
+    async with own_nursery() as nursery:
         yield _InProcess(app, nursery)
-        nursery.cancel_scope.cancel()
 
 
 class _InProcess(httpx.AsyncBaseTransport):
