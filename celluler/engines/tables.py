@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from celluler.datasets.schema import MAX_COLUMNS, MAX_DIMENSIONS, MAX_ROWS, MAX_SIDE, Column, check_columns
+from celluler.datasets.schema import (
+    MAX_COLUMNS,
+    MAX_DIMENSIONS,
+    MAX_ROWS,
+    MAX_SIDE,
+    NUMBERS,
+    WORDS,
+    Column,
+    check_columns,
+)
 from celluler.datasets.sharding import key_numbers
 from celluler.errors import InvalidSpec
 
@@ -297,7 +306,7 @@ def _column(field: Any) -> Column:
         kind = kind.value_type
     dtype = _dtype(pa, kind)
     sizes = all(1 <= side <= MAX_SIDE for side in shape) and math.prod(shape) <= MAX_ROW_NUMBERS
-    if dtype is None or not sizes:
+    if dtype is None or not sizes or (shape and dtype not in NUMBERS):
         raise InvalidSpec(
             where,
             f"is {str(field.type)[:80]}; a column holds numbers, dates, text or bytes, "
@@ -330,7 +339,7 @@ def _values(array: Any, column: Column) -> Numbers | Words:
     """Raises InvalidSpec when the batch holds something else than the schema said."""
     import pyarrow as pa  # noqa: PLC0415
 
-    if column.dtype not in ("text", "bytes"):
+    if column.dtype not in WORDS:
         numbers = _numbers(pa, array)
         if numbers.values.shape[1:] != column.shape:
             raise InvalidSpec(f"dataset.{column.name[:64]}", "holds something else than its schema says")

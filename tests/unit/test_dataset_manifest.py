@@ -19,7 +19,6 @@ from celluler.datasets.manifest import (
 from celluler.datasets.schema import Column, ColumnQuality, LabelCount, Summary
 from celluler.errors import BadSignature, InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, seal
-from tests.unit.test_record_vectors import check_records
 
 ALICE, MALLORY = Identity(b"a" * 32), Identity(b"m" * 32)
 CONTENT = digest_of(b"file")
@@ -57,10 +56,6 @@ def manifest(summary: Summary = SUMMARY, **changes: Any) -> DatasetManifest:
     )
     fields = {name: getattr(summary, name) for name in ("format", "rows", "schema", "quality", "label", "balance")}
     return replace(made, **fields | changes)
-
-
-def test_a_dataset_is_sealed_as_documented() -> None:
-    check_records("datasets", "", ALICE, [manifest()])
 
 
 def test_a_manifest_is_signed_and_opened() -> None:
