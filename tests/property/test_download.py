@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celluler.content.digest import Digest, digest_of
-from celluler.content.download import Begin, Download, KeepBlock, KeepChunk, Reason, Step
+from celluler.content.download import Begin, Download, KeepBlock, KeepChunk, KeepPlaced, Reason, Step
 from celluler.content.manifest import Description, describe
 from celluler.content.memory import MemoryStore
+from celluler.content.movers import Chunk
 from celluler.errors import BlockAbsent, CorruptBlock, PeerViolation, ProtocolViolation, Unavailable
 
 LIARS = ("flips a bit", "sends another block", "cuts short", "answers twice", "denies what was not asked")
@@ -45,9 +46,12 @@ class World:
     steps: deque[Step] = field(default_factory=deque)
     false_and_believed: set[str] = field(default_factory=set)
     answered: dict[str, int] = field(default_factory=dict)
+    only: frozenset[int] | None = None  # pieces wanted, all when None
+    later: list[frozenset[int]] = field(default_factory=list)  # wanted too, from some moment on
+    by_mover: dict[tuple[str, Digest], Chunk] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.store = MemoryStore(1 << 20)
+        self.store, self.begun, self.wanted = MemoryStore(1 << 20), False, frozenset[int]()
         self.download = Download(self.described.root)
         self.truth = {piece.digest: self._cut(piece.offset, piece.length) for piece in self.described.layout()}
         self.truth |= {digest_of(block): block for block in (self.described.manifest_bytes, *self.described.leaves)}
@@ -70,6 +74,7 @@ class World:
     def _move(self) -> None:
         self.now += self.rng.choice((0.0, 0.001, 0.1))
         moves = [self._ask, *([self._answer] * 3 if self.owed else []), *([self._keep] if self.steps else [])]
+        moves += [self._widen] if self.later and self.begun else []
         asked = len(self.owed)
         move = self.rng.choice(moves)
         move()
@@ -85,6 +90,8 @@ class World:
 
     def _ask_one(self, source: str) -> None:
         for digest in self.download.requests(source, self.now):
+            if self.begun and self.rng.random() < 0.5:
+                self.by_mover[source, digest] = self.download.chunk(digest)
             if self.behaviours[source] != "silent":
                 self.owed.append((source, digest))
 
@@ -98,7 +105,10 @@ class World:
             return self.download.leave(source, Reason.BUSY if behaviour == "busy" else Reason.GONE)
         if behaviour == "empty" or (behaviour == "partial" and digest[0] % 2):
             return self.download.absent(source, digest, self.now)
-        self.steps.extend(self.download.found(source, digest, truth, self.now))
+        if chunk := self.by_mover.pop((source, digest), None):
+            self.steps.extend(self.download.placed(source, chunk, self.now))
+        else:
+            self.steps.extend(self.download.found(source, digest, truth, self.now))
         return None
 
     def _lie(self, source: str, digest: Digest, truth: bytes) -> None:
@@ -115,6 +125,8 @@ class World:
                 self.download.absent(source, digest_of(b"never asked"), self.now)
                 return
             data = (lies | honest_again)[self.behaviours[source]]
+            if self.by_mover.get((source, digest)) and digest_of(data) != digest and self.download.asks(source):
+                raise self.download.falsified(source, digest)
             steps = self.download.found(source, digest, data, self.now)
             self.steps.extend(steps)
             if steps and digest_of(data) != digest:
@@ -129,8 +141,11 @@ class World:
             case KeepBlock(data):
                 self.store.put_block(data)
             case Begin():
-                self.store.begin(self.described.root)
-                self.download.begun(self.store.missing(self.described.root))
+                self._begin(self.only)
+            case KeepPlaced() as step:
+                for index in step.indices:  # where the mover was told to write it
+                    self.store.put_chunk(self.described.root, index, self.truth[step.digest])
+                self.download.kept(step, self.now)
             case KeepChunk() as step:
                 try:
                     for index in step.indices:
@@ -139,6 +154,18 @@ class World:
                     assert self.download.corrupt(step).peer == step.source
                 else:
                     self.download.kept(step, self.now)
+
+    def _begin(self, indices: frozenset[int] | None) -> None:
+        lengths = list(self.described.manifest.lengths())
+        self.wanted |= frozenset(range(len(lengths))) if indices is None else indices
+        self.store.begin(self.described.root, indices)
+        self.begun = True
+        self.download.begun(self.store.missing(self.described.root), sum(lengths[index] for index in self.wanted))
+
+    def _widen(self) -> None:
+        while self.steps:  # the store is told in order
+            self._keep()
+        self._begin(self.later.pop())
 
 
 behaviours = st.lists(st.sampled_from(LIARS + OTHERS), max_size=6).map(
@@ -158,6 +185,26 @@ def test_with_one_honest_source_it_always_ends_complete_and_true(
     assert world.store.path(world.described.root).read_bytes() == world.data
     progress = world.download.progress(world.now)
     assert (progress.kept_bytes, progress.wanted_bytes) == (len(world.data), len(world.data))
+    world.store.close()
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.sampled_from(CONTENTS[2:]), behaviours, seeds)
+def test_of_a_part_that_grows_exactly_what_is_wanted_is_brought(
+    content: tuple[Description, bytes], crowd: dict[str, str], seed: int
+) -> None:
+    rng = random.Random(seed)
+    pieces = list(content[0].layout())
+    first, *later = (frozenset(rng.sample(range(len(pieces)), rng.randrange(len(pieces) + 1))) for _ in range(3))
+    world = World(*content, crowd | {"the honest one": "honest"}, random.Random(seed), only=first, later=later)
+    assert world.run() is None
+    wanted = [pieces[index] for index in world.wanted]
+    part = world.store.partial(world.described.root, world.wanted).read_bytes()
+    assert all(part[each.offset : each.offset + each.length] == world._cut(each.offset, each.length) for each in wanted)
+    progress, asked_for = world.download.progress(world.now), sum(each.length for each in wanted)
+    assert (progress.kept_bytes, progress.wanted_bytes) == (asked_for, asked_for)
+    held = {piece.digest for piece in pieces if world.store.has(piece.digest)}
+    assert held == {each.digest for each in wanted}
     world.store.close()
 
 
