@@ -1,209 +1,199 @@
-"""How fast `fetch` brings a content in, against a bare socket that hashes and writes the same bytes, in the same run.
+"""How fast a content comes in: ours beside the limit and beside what else there is, in one run.
 
-`python -m simulations.bench.content [--mebibytes 256] [--repeats 5] [--json]`
+`python -m simulations.bench.content [--mebibytes 256] [--repeats 5] [--seed N] [--folder F] [--json]`
 
-Two processes each time, on loopback. The provider holds one content in a disk store; the client fetches it into a fresh
-one. Four ways take turns, so that a busy machine hits all of them, and medians are reported:
+The same random bytes go from provider processes to a client process on loopback, and are on disk (fdatasync) when the
+clock stops. Every repeat goes through all ways in an order shuffled by the seed, with the disk idle at each start;
+medians are reported, after one repeat that warms up. The ways:
 
-    floor     a TCP socket: the provider sends the file, the client hashes and writes each MiB, fdatasync at the end
-    tcp       fetch() over a trio SocketStream
-    stream    one stream between two libp2p hosts (noise, yamux): bytes alone, nothing hashed or written
-    libp2p    fetch() over the same hosts
+    raw          TLS 1.3, BLAKE3, pwrite and nothing else (content_raw.py): the limit
+    curl         nginx over TLS 1.3 and curl; nothing is verified (content_http.py)
+    torrent      libtorrent over plain TCP, one seed and three (content_torrent.py)
+    hub          huggingface_hub from a plain local server; nothing is verified (content_http.py)
+    bitswap      py-libp2p's, with 16 MiB (content_bitswap.py)
+    ours         fetch() through the bulk process, one provider and three (content_ours.py, content_peer.py)
+    ours libp2p  fetch() over a libp2p stream, which is what is left where no bulk port can be reached
+    throttled    fetch() from providers that keep to limits, with a slow one, a liar and one that is killed
+
+A way that this machine has not got is named in its row, and the rest is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
+import random
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-import trio
-from blake3 import blake3
+from simulations.bench import content_bitswap, content_http, content_ours, content_raw, content_torrent
+from simulations.bench.content_ways import MIB, Content, Missing, Way
 
-from celluler.content.disk import DiskStore
-from celluler.identity import Identity, PeerId
-from celluler_protocols.content import PROTOCOL_ID, fetch, serve_content
-from celluler_protocols.host import Host, open_host
+AIM_LIMIT, AIM_CURL, AIM_TORRENT, AIM_LIBP2P = 0.8, 0.8, 1.5, 0.8
+AIM_THROTTLED, AIM_EXCESS = 0.95, 1.1
+THROTTLED_RUNS = 3
 
-MIB = 1 << 20
-WAYS = ("floor", "tcp", "stream", "libp2p")
-STREAM_PROTOCOL = "/celluler/bench/bytes/1"
-AIM_TCP, AIM_LIBP2P = 0.5, 0.8
-_QUOTA_BYTES = 1 << 40
-_RUN_S = 300.0
+NAMES = {
+    "raw": "raw TLS, BLAKE3 and write",
+    "curl": "nginx TLS + curl, nothing verified",
+    "torrent 1": "libtorrent, 1 seed",
+    "torrent 3": "libtorrent, 3 seeds",
+    "hub": "huggingface_hub, local HTTP",
+    "bitswap": f"py-libp2p bitswap ({content_bitswap.MEBIBYTES} MiB)",
+    "libp2p stream": "libp2p stream alone",
+    "ours 1": "fetch, 1 source",
+    "ours 3": "fetch, 3 sources",
+    "ours libp2p": "fetch over a libp2p stream",
+}
+COMPARED: tuple[tuple[str, str | None, float | None], ...] = (
+    ("raw", None, None),
+    ("curl", "raw", None),
+    ("torrent 1", "raw", None),
+    ("torrent 3", "raw", None),
+    ("hub", "raw", None),
+    ("bitswap", "raw", None),
+    ("libp2p stream", "raw", None),
+    ("ours 1", "raw", AIM_LIMIT),
+    ("ours 1", "curl", AIM_CURL),
+    ("ours 1", "torrent 1", AIM_TORRENT),
+    ("ours 3", "raw", AIM_LIMIT),
+    ("ours 3", "curl", AIM_CURL),
+    ("ours 3", "torrent 3", AIM_TORRENT),
+    ("ours libp2p", "libp2p stream", AIM_LIBP2P),
+)
 
-
-# --- the provider --------------------------------------------------------------------------------------------------
-
-
-async def provide(folder: Path) -> None:
-    """Serve the one content of a store in all four ways, until the input ends."""
-    store = DiskStore(folder, _QUOTA_BYTES)
-    (root,) = store.roots()
-    path = store.path(root)
-
-    async def send_file(stream: trio.SocketStream) -> None:
-        with path.open("rb") as file:
-            await trio.to_thread.run_sync(_send_file, stream.socket.fileno(), file.fileno(), path.stat().st_size)
-
-    async def send_bytes(peer: PeerId, stream: trio.abc.Stream) -> None:
-        block = os.urandom(MIB)
-        for _ in range(int.from_bytes(await stream.receive_some(4), "big")):
-            await stream.send_all(block)
-
-    async with open_host(Identity.generate(), listen=["/ip4/127.0.0.1/tcp/0"]) as host, trio.open_nursery() as nursery:
-        host.serve(PROTOCOL_ID, lambda _, stream: serve_content(store, stream))
-        host.serve(STREAM_PROTOCOL, send_bytes)
-        ports = [await _listen(nursery, handler) for handler in (send_file, lambda s: serve_content(store, s))]
-        print(json.dumps({"floor": ports[0], "tcp": ports[1], "host": host.addresses[0]}), flush=True)
-        await trio.to_thread.run_sync(sys.stdin.read)
-        nursery.cancel_scope.cancel()
-    store.close()
-
-
-async def _listen(nursery: trio.Nursery, handler: Callable[[trio.SocketStream], Awaitable[None]]) -> int:
-    async def guarded(stream: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError, OSError):
-            await handler(stream)
-
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    nursery.start_soon(trio.serve_listeners, guarded, [listener])
-    port: int = listener.socket.getsockname()[1]
-    return port
+Opener = Callable[[Content], AbstractContextManager[Mapping[str, Way]]]
+PEERS: tuple[tuple[Opener, tuple[str, ...]], ...] = (
+    (content_http.open_curl, ("curl",)),
+    (content_torrent.open_ways, ("torrent 1", "torrent 3")),
+    (content_http.open_hub, ("hub",)),
+    (content_bitswap.open_ways, ("bitswap",)),
+)
 
 
-def _send_file(out: int, file: int, size: int) -> None:
-    os.set_blocking(out, True)
-    sent = 0
-    while sent < size:
-        sent += os.sendfile(out, file, sent, size - sent)
+# --- measuring -----------------------------------------------------------------------------------------------------
 
 
-# --- the client ----------------------------------------------------------------------------------------------------
+class Run:
+    """The ways that there are, what they took, and why others are missing."""
 
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self.ways: dict[str, Way] = {}
+        self.seconds: dict[str, list[float]] = {}
+        self.missing: dict[str, str] = {}
 
-class Client:
-    """Fetches once in a given way; each answers with the seconds it took."""
+    def open(self, stack: ExitStack, store: Path) -> None:
+        self.ways.update(stack.enter_context(content_raw.open_ways(self._content)))
+        self.ways.update(stack.enter_context(content_ours.open_ways(self._content, store)))
+        for opener, names in PEERS:
+            try:
+                self.ways.update(stack.enter_context(opener(self._content)))
+            except Missing as error:
+                self.missing.update(dict.fromkeys(names, str(error)))
 
-    def __init__(self, folder: Path, root: bytes, size: int, where: dict[str, Any], host: Host) -> None:
-        self._folder, self._root, self._size, self._where, self._host = folder, root, size, where, host
-        self._digest: bytes | None = None
+    def repeat(self, repeats: int, order: random.Random) -> None:
+        for repeat in range(repeats + 1):
+            names = sorted(self.ways)
+            order.shuffle(names)
+            for name in names:
+                self._once(name, counts=repeat > 0)  # the first warms up caches, connections and processes
 
-    async def once(self, way: str) -> float:
-        folder = self._folder / "fetched"
-        began = time.perf_counter()
-        match way:
-            case "floor":
-                await trio.to_thread.run_sync(self._floor, folder)
-            case "tcp":
-                await self._fetch(folder, self._dial)
-            case "libp2p":
-                await self._fetch(folder, lambda peer: self._host.open_stream(peer, PROTOCOL_ID))
-            case _:
-                await self._stream()
-        took = time.perf_counter() - began
-        shutil.rmtree(folder, ignore_errors=True)
-        return took
-
-    def _floor(self, folder: Path) -> None:
+    def _once(self, name: str, *, counts: bool) -> None:
+        folder = self._content.scratch / "brought"
         folder.mkdir()
-        buffer = memoryview(bytearray(MIB))
-        with (
-            socket.create_connection(("127.0.0.1", self._where["floor"])) as connection,
-            (folder / "data").open("wb", buffering=0) as file,
-        ):
-            remaining = self._size
-            while remaining:
-                count = connection.recv_into(buffer, min(MIB, remaining), socket.MSG_WAITALL)
-                blake3(buffer[:count]).digest()
-                file.write(buffer[:count])
-                remaining -= count
-            os.fdatasync(file.fileno())
+        os.sync()
+        try:
+            took = self.ways[name](folder)
+        except Missing as error:
+            self.missing[name] = str(error)
+            del self.ways[name]
+            self.seconds.pop(name, None)
+        else:
+            if counts:
+                self.seconds.setdefault(name, []).append(took)
+        finally:
+            shutil.rmtree(folder)
 
-    async def _fetch(self, folder: Path, open_stream: Callable[[PeerId], Awaitable[Any]]) -> None:
-        peer = await self._host.connect(self._where["host"])
-        store = DiskStore(folder, _QUOTA_BYTES)
-        await fetch(self._root, store, [peer], open_stream)
-        assert store.stat(self._root).complete
-        store.close()
-
-    async def _dial(self, _: PeerId) -> trio.SocketStream:
-        return await trio.open_tcp_stream("127.0.0.1", self._where["tcp"])
-
-    async def _stream(self) -> None:
-        peer = await self._host.connect(self._where["host"])
-        async with await self._host.open_stream(peer, STREAM_PROTOCOL) as stream:
-            await stream.send_all((self._size // MIB).to_bytes(4, "big"))
-            received = 0
-            while received < self._size:
-                received += len(await stream.receive_some(MIB))
+    def rates(self) -> dict[str, float]:
+        """MB/s, medians."""
+        sizes = dict.fromkeys(self.seconds, self._content.size) | {"bitswap": content_bitswap.MEBIBYTES * MIB}
+        return {name: sizes[name] / 1e6 / statistics.median(times) for name, times in self.seconds.items()}
 
 
-async def measure(mebibytes: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repeat, by way."""
-    with tempfile.TemporaryDirectory(prefix="celluler-bench-") as folder:
-        original = Path(folder) / "original"
-        with original.open("wb") as file:
+def measure(mebibytes: int, repeats: int, seed: int, folder: Path | None) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="celluler-bench-", dir=folder) as scratch:
+        original = Path(scratch) / "original"
+        original.mkdir()
+        content = Content(original / "content.bin", Path(scratch))
+        with content.path.open("wb") as file:
             for _ in range(mebibytes):
                 file.write(os.urandom(MIB))
-        store = DiskStore(Path(folder) / "provider", _QUOTA_BYTES)
-        root = store.add(original, "blob")
-        store.close()
-        original.unlink()
-        command = [sys.executable, "-m", "simulations.bench.content", "--provider", str(Path(folder) / "provider")]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as provider:  # noqa: ASYNC220
-            try:
-                assert provider.stdout is not None
-                where = json.loads(provider.stdout.readline())
-                async with open_host(Identity.generate()) as host:
-                    client = Client(Path(folder), root, mebibytes * MIB, where, host)
-                    return await _take_turns(client, repeats)
-            finally:
-                provider.kill()
+        store = content_ours.make_store(content)
+        run = Run(content)
+        with ExitStack() as stack:
+            run.open(stack, store)
+            run.repeat(repeats, random.Random(seed))
+        with content_ours.open_throttled(content, store) as throttled:
+            runs = [throttled() for _ in range(THROTTLED_RUNS)]
+        return [*report(run.rates(), run.missing), *report_throttled(runs)]
 
 
-async def _take_turns(client: Client, repeats: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(repeats + 1):
-        for way in WAYS:
-            with trio.fail_after(_RUN_S):
-                took = await client.once(way)
-            if turn:  # the first warms up caches and connections
-                seconds[way].append(took)
-    return seconds
+# --- reporting -----------------------------------------------------------------------------------------------------
 
 
-def report(seconds: dict[str, list[float]], mebibytes: int) -> list[dict[str, Any]]:
-    speed = {way: mebibytes * MIB / 1e6 / statistics.median(times) for way, times in seconds.items()}
-    rows = [
-        ("bulk fetch, TCP", "tcp", "floor", AIM_TCP),
-        ("bulk fetch, libp2p", "libp2p", "stream", AIM_LIBP2P),
-        ("libp2p stream alone", "stream", "floor", None),
-        ("bare socket, BLAKE3 and write", "floor", None, None),
-    ]
+def report(rates: Mapping[str, float], missing: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [_row(rates, missing, name, against, aim) for name, against, aim in COMPARED]
+
+
+def _row(
+    rates: Mapping[str, float], missing: Mapping[str, str], name: str, against: str | None, aim: float | None
+) -> dict[str, Any]:
+    text = f"{NAMES[name]}: {missing[name]}" if name in missing else NAMES[name]
+    value, other = rates.get(name), rates.get(against or "")
+    ratio = value / other if value and other else None
+    return {
+        "name": text,
+        "value": value and round(value, 1),
+        "unit": "MB/s",
+        "against": against and NAMES[against],
+        "ratio": ratio and round(ratio, 3),
+        "aim": aim,
+        "met": None if aim is None or ratio is None else ratio >= aim,
+    }
+
+
+def report_throttled(runs: list[content_ours.Throttled]) -> list[dict[str, Any]]:
+    rate, used, excess = (
+        statistics.median(getattr(one, field) for one in runs) for field in ("survivors_bytes_s", "used", "excess")
+    )
+    limit = (sum(content_ours.STEADY) + content_ours.SLOW) / 1e6
     return [
         {
-            "name": name,
-            "value": round(speed[way], 1),
+            "name": "fetch, throttled: 1 slow, 1 lying, 1 killed",
+            "value": round(rate / 1e6, 1),
             "unit": "MB/s",
-            "against": against,
-            "ratio": against and round(speed[way] / speed[against], 3),
-            "aim": aim,
-            "met": None if aim is None else speed[way] >= aim * speed[against or way],
-        }
-        for name, way, against, aim in rows
+            "against": f"the survivors' limits, {limit:g} MB/s in all",
+            "ratio": round(used, 3),
+            "aim": AIM_THROTTLED,
+            "met": used >= AIM_THROTTLED,
+        },
+        {
+            "name": "most that a provider gave",
+            "value": round(excess, 3),
+            "unit": "of its limit",
+            "against": None,
+            "ratio": None,
+            "aim": AIM_EXCESS,
+            "met": excess <= AIM_EXCESS,
+        },
     ]
 
 
@@ -211,21 +201,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mebibytes", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--folder", type=Path, help="where to write; by default the system's temporary folder")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--provider", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    if options.provider is not None:
-        return trio.run(provide, options.provider)
-    rows = report(trio.run(measure, options.mebibytes, options.repeats), options.mebibytes)
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    print(f"seed {seed}", file=sys.stderr)
+    rows = measure(options.mebibytes, options.repeats, seed, options.folder)
     if options.json:
         print(json.dumps(rows, indent=1))
-        return None
+        return
     for row in rows:
-        against = f"{row['ratio']:.2f} of {row['against']}" if row["against"] else ""
-        aim = f"aim {row['aim']}: {'met' if row['met'] else 'missed'}" if row["aim"] else ""
-        print(f"{row['name']:32} {row['value']:8.1f} {row['unit']}  {against:18} {aim}")
-    return None
+        value = "     ---" if row["value"] is None else f"{row['value']:8.1f}"
+        against = "" if row["ratio"] is None else f"{row['ratio']:.2f} of {row['against']}"
+        aim = "" if row["met"] is None else f"aim {row['aim']}: {'met' if row['met'] else 'missed'}"
+        print(f"{row['name']:44} {value} {row['unit']:12} {against:46} {aim}")
 
 
 if __name__ == "__main__":
