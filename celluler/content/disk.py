@@ -133,7 +133,9 @@ class DiskStore:
 
     def path(self, root: bytes) -> Path:
         if not self._index.content(root).complete:
-            raise BlockAbsent(root)
+            with self._filler.slot(root):  # whoever put the last piece may be about to finish it
+                if not self._index.content(root).complete:
+                    raise BlockAbsent(root)
         self._uses.note(root)
         self._flush_uses()
         return self._files.data(root)

@@ -2,67 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from celluler.content.digest import Digest, digest_of
+from celluler.content.digest import digest_of
 from celluler.content.disk import DiskStore
 from celluler.content.manifest import MAX_BLOCK_BYTES, Description, Leaf, Manifest, describe
-from celluler.content.memory import MemoryStore
 from celluler.content.store import Store
 from celluler.errors import BlockAbsent, CorruptBlock, IntegrityError, LocalError, ProtocolViolation, QuotaExceeded
 from celluler.wire import pack
-
-QUOTA_BYTES = 8 << 20
-Opener = Callable[[int], Store]
-
-
-@pytest.fixture(params=["memory", "disk"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
-    opened: list[Store] = []
-
-    def open_one(quota_bytes: int) -> Store:
-        if request.param == "memory":
-            store: Store = MemoryStore(quota_bytes, clock=lambda: 7.0)
-        else:
-            store = DiskStore(tmp_path / f"store{len(opened)}", quota_bytes, clock=lambda: 7.0)
-        opened.append(store)
-        return store
-
-    yield open_one
-    for store in opened:
-        store.close()
-
-
-@pytest.fixture
-def store(open_store: Opener) -> Store:
-    return open_store(QUOTA_BYTES)
-
-
-@pytest.fixture
-def data() -> bytes:
-    return random.Random(1).randbytes(10 * 1024 + 23)
-
-
-@pytest.fixture
-def described(tmp_path: Path, data: bytes) -> Description:
-    (tmp_path / "file").write_bytes(data)
-    return describe(tmp_path / "file", "blob", chunk_size=1024)
-
-
-def put_blocks(store: Store, described: Description) -> Digest:
-    for block in (described.manifest_bytes, *described.leaves):
-        store.put_block(block)
-    return described.root
-
-
-def fill(store: Store, root: bytes, data: bytes) -> None:
-    for piece in store.missing(root):
-        store.put_chunk(root, piece.index, data[piece.offset : piece.offset + piece.length])
+from tests.support.stores import Opener, file_of, fill, put_blocks
 
 
 def test_a_block_comes_back_as_it_was_put(store: Store) -> None:
@@ -192,20 +143,20 @@ def test_an_added_file_is_complete_and_the_original_may_go(store: Store, tmp_pat
 
 
 def test_adding_completes_a_content_that_was_begun(store: Store, tmp_path: Path, data: bytes) -> None:
-    description = describe(_file(tmp_path, data), "blob")
+    description = describe(file_of(tmp_path, data), "blob")
     store.begin(put_blocks(store, description))
-    assert store.add(_file(tmp_path, data), "blob") == description.root
+    assert store.add(file_of(tmp_path, data), "blob") == description.root
     assert store.missing(description.root) == ()
     assert store.path(description.root).read_bytes() == data
 
 
 def test_an_empty_file_is_complete_at_once(store: Store, tmp_path: Path) -> None:
-    root = put_blocks(store, describe(_file(tmp_path, b""), "blob"))
+    root = put_blocks(store, describe(file_of(tmp_path, b""), "blob"))
     store.begin(root)
     assert store.stat(root).complete
     assert store.path(root).read_bytes() == b""
     store.remove(root)
-    assert store.add(_file(tmp_path, b""), "blob") == root
+    assert store.add(file_of(tmp_path, b""), "blob") == root
     assert store.path(root).read_bytes() == b""
 
 
@@ -214,16 +165,16 @@ def test_adding_what_is_not_there_is_a_local_error(store: Store, tmp_path: Path)
         with pytest.raises(LocalError):
             store.add(path, "blob")
     with pytest.raises(LocalError):
-        store.add(_file(tmp_path, b"x"), "no such kind")
+        store.add(file_of(tmp_path, b"x"), "no such kind")
     assert store.used_bytes() == 0
 
 
 def test_a_new_version_takes_over_the_pieces_it_shares(store: Store, tmp_path: Path, data: bytes) -> None:
-    first = describe(_file(tmp_path, data), "blob", chunk_size=1024)
+    first = describe(file_of(tmp_path, data), "blob", chunk_size=1024)
     store.begin(put_blocks(store, first))
     fill(store, first.root, data)
     changed = data[:5000] + b"!" + data[5001:]
-    second = describe(_file(tmp_path, changed), "blob", chunk_size=1024)
+    second = describe(file_of(tmp_path, changed), "blob", chunk_size=1024)
     store.begin(put_blocks(store, second))
     assert [piece.offset // 1024 for piece in store.missing(second.root)] == [4]
     fill(store, second.root, changed)
@@ -234,7 +185,7 @@ def test_a_new_version_takes_over_the_pieces_it_shares(store: Store, tmp_path: P
 
 def test_a_content_that_repeats_a_chunk_holds_it_at_every_place(store: Store, tmp_path: Path) -> None:
     data = bytes(5000)
-    root = put_blocks(store, describe(_file(tmp_path, data), "blob", chunk_size=1024))
+    root = put_blocks(store, describe(file_of(tmp_path, data), "blob", chunk_size=1024))
     store.begin(root)
     fill(store, root, data)
     assert store.path(root).read_bytes() == data
@@ -258,7 +209,7 @@ def test_removing_a_content_frees_everything_it_used(store: Store, described: De
 
 
 def test_a_leaf_goes_with_the_last_content_that_needs_it(store: Store, tmp_path: Path, data: bytes) -> None:
-    kinds = [describe(_file(tmp_path, data), kind, chunk_size=1024) for kind in ("blob", "dataset")]
+    kinds = [describe(file_of(tmp_path, data), kind, chunk_size=1024) for kind in ("blob", "dataset")]
     for description in kinds:
         store.begin(put_blocks(store, description))
     leaf = digest_of(kinds[0].leaves[0])
@@ -272,11 +223,11 @@ def test_a_leaf_goes_with_the_last_content_that_needs_it(store: Store, tmp_path:
 
 
 def test_what_does_not_fit_the_quota_changes_nothing(open_store: Opener, tmp_path: Path, data: bytes) -> None:
-    description = describe(_file(tmp_path, data), "blob")
+    description = describe(file_of(tmp_path, data), "blob")
     overhead = len(description.manifest_bytes) + len(description.leaves[0])
     store = open_store(overhead + len(data) - 1)
     with pytest.raises(QuotaExceeded):
-        store.add(_file(tmp_path, data), "blob")
+        store.add(file_of(tmp_path, data), "blob")
     assert (store.used_bytes(), store.roots(), store.has(description.root)) == (0, (), False)
     put_blocks(store, description)
     with pytest.raises(QuotaExceeded):
@@ -285,8 +236,8 @@ def test_what_does_not_fit_the_quota_changes_nothing(open_store: Opener, tmp_pat
     with pytest.raises(QuotaExceeded):
         store.put_block(b"x" * len(data))
     exact = open_store(overhead + len(data))
-    exact.add(_file(tmp_path, data), "blob")
-    assert exact.add(_file(tmp_path, data), "blob") == description.root
+    exact.add(file_of(tmp_path, data), "blob")
+    assert exact.add(file_of(tmp_path, data), "blob") == description.root
 
 
 def test_a_content_counts_in_full_from_its_beginning(store: Store, described: Description, data: bytes) -> None:
@@ -371,9 +322,3 @@ def test_a_damaged_copy_is_reported_forgotten_and_repaired(store: Store, describ
 def test_closing_twice_changes_nothing(store: Store) -> None:
     store.close()
     store.close()
-
-
-def _file(folder: Path, data: bytes) -> Path:
-    path = folder / digest_of(data).hex()[:16]
-    path.write_bytes(data)
-    return path
