@@ -69,6 +69,11 @@ class NodeConfig:
         return self.home / NODE_FILE
 
     @property
+    def vault_folder(self) -> Path:
+        """Plaintext of the encrypted models that this peer may read; given to nobody."""
+        return self.home / "vault"
+
+    @property
     def detached_log_file(self) -> Path:
         """Where a node started with `--detach` logs when nothing else is said."""
         return self.home / "node.log"

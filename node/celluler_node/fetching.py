@@ -63,6 +63,8 @@ class Providers(Protocol):
 
     async def provide(self, digest: bytes) -> None: ...
 
+    def withdraw(self, digest: bytes) -> None: ...
+
     async def providers(self, digest: bytes) -> tuple[PeerId, ...]: ...
 
 
@@ -157,6 +159,11 @@ class Fetcher:
         """Tell the directory, in the background, that we serve these. Failing is no error: it is told again later."""
         for digest in digests if self._provides else ():
             self._nursery.start_soon(self._provide, digest)
+
+    def withdraw(self, *digests: Digest) -> None:
+        """We serve these no more: tell it no longer. Records that are out expire by themselves."""
+        for digest in digests:
+            self._directory.withdraw(digest)
 
     def transfers(self) -> tuple[TransferState, ...]:
         """What is on its way now, oldest first."""

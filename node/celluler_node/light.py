@@ -13,11 +13,12 @@ import trio
 
 from celluler.errors import CellulerError, LocalError, NodeNotRunning, NoPeers
 from celluler.home import read_node_file
-from celluler_node.app import open_core
 from celluler_node.bounded import bounded
 from celluler_node.config import NodeConfig
+from celluler_node.core import open_core
 from celluler_node.job_client import JobClient
 from celluler_node.node import Node, Services
+from celluler_node.summarising import summariser
 from celluler_protocols.host import Host
 from celluler_protocols.membership import Member, ask_members
 
@@ -39,16 +40,10 @@ async def open_light(config: NodeConfig, join: Sequence[str]) -> AsyncIterator[N
                 await core.gossip.compare_with(peer)
         yield Node(
             Services(
-                config=config,
-                identity=core.identity,
-                nickname=core.nickname,
-                hardware=core.hardware,
-                host=core.host,
-                store=core.store,
-                fetcher=core.fetcher,
-                repository=core.repository,
+                core=core,
                 jobs=JobClient(core.identity, core.host, core.fetcher, lambda: [member.peer for member in known]),
                 members=lambda: tuple(known),
+                summarise=summariser(core.worker, core.limits, core.scratch),
                 membership=None,
                 desk=None,
                 joined_by=known[0].peer if known else None,

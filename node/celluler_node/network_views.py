@@ -1,24 +1,22 @@
-"""Peers, models and contents as a person sees them, from what the node's services know."""
+"""Peers, contents and transfers as a person sees them, from what the node's services know."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from celluler.content.digest import Codec, Digest, cid_of
+from celluler.content.digest import Codec, cid_of
 from celluler.content.store import ContentStat
-from celluler.identity import PeerId, Signed
-from celluler.views import Blob, Hardware, Model, Peer
-from celluler_node.repository import Held
-from celluler_protocols.gossip import ModelAnnouncement
+from celluler.identity import PeerId
+from celluler.views import Blob, Hardware, Peer, PeerTraffic, Transfer, TransferSource
+from celluler_node.fetching import TransferState
 from celluler_protocols.host import Traffic
 from celluler_protocols.membership import Member
 
 NOTHING = Traffic()
 
 
-def member_view(member: Member, *, connected: bool, moved: Traffic | None) -> Peer:
-    """Another member. moved: bytes of our streams with it."""
+def member_view(member: Member, *, connected: bool, moved: Traffic | None, doubts: int = 0) -> Peer:
+    """Another member. moved: bytes between it and us, of streams and in bulk."""
     moved, can = moved or NOTHING, member.capabilities
     return Peer(
         peer_id=member.peer,
@@ -32,51 +30,42 @@ def member_view(member: Member, *, connected: bool, moved: Traffic | None) -> Pe
         round_trip_s=member.round_trip_s,
         sent_bytes=moved.sent_bytes,
         received_bytes=moved.received_bytes,
+        region=can.region,
+        doubts=doubts,
     )
 
 
-def model_view(held: Held, *, providers: Sequence[PeerId] = (), with_spec: bool = False) -> Model:
-    """A model whose manifest was verified."""
-    opened, record = held.opened, held.opened.record
-    return Model(
-        name=record.name,
-        version=record.version,
-        cid=cid_of(opened.digest, Codec.MANIFEST),
-        author=opened.signed.signer,
-        nickname=record.nickname,
-        task=record.task,
-        parameters=opened.architecture.parameter_count,
-        weights=cid_of(Digest(record.weights), Codec.MANIFEST),
-        weights_bytes=record.weights_bytes,
-        local=held.local,
-        created_s=float(record.created_s),
-        labels=record.labels,
-        metrics={metric.name: metric.value for metric in record.metrics},
-        parents=tuple(cid_of(Digest(parent), Codec.MANIFEST) for parent in record.parents),
-        dataset=None if record.dataset is None else cid_of(Digest(record.dataset), Codec.MANIFEST),
-        job=None if record.job is None else cid_of(Digest(record.job)),
+def blob_view(
+    stat: ContentStat, *, received: Mapping[PeerId, int] | None = None, providers: Sequence[PeerId] = ()
+) -> Blob:
+    """received: bytes of it by whom they came from."""
+    return Blob(
+        cid=cid_of(stat.root, Codec.MANIFEST),
+        kind=stat.kind,
+        total_bytes=stat.total_bytes,
+        have_bytes=stat.have_bytes,
+        complete=stat.complete,
+        wanted_bytes=stat.wanted_bytes,
+        pinned=stat.pinned,
+        in_use=stat.in_use,
+        last_used_s=stat.last_used_s,
+        received=tuple(PeerTraffic(peer, 0, count) for peer, count in (received or {}).items()),
         providers=tuple(providers),
-        spec=json.loads(record.spec) if with_spec else None,
     )
 
 
-def announced_view(signed: Signed[ModelAnnouncement]) -> Model:
-    """A model that its author announced and that we have not looked at: no more than the announcement says."""
-    told = signed.record
-    return Model(
-        name=told.name,
-        version=told.version,
-        cid=cid_of(Digest(told.manifest), Codec.MANIFEST),
-        author=signed.signer,
-        nickname=told.nickname,
-        task="",
-        parameters=told.total_bytes // 4,
-        weights=cid_of(Digest(told.root), Codec.MANIFEST),
-        weights_bytes=told.total_bytes,
-        local=False,
-        created_s=float(told.issued_s),
+def transfer_view(state: TransferState) -> Transfer:
+    progress = state.progress
+    return Transfer(
+        cid=cid_of(state.root, Codec.MANIFEST),
+        name=state.name,
+        started_s=state.started_s,
+        kept_bytes=progress.kept_bytes,
+        wanted_bytes=progress.wanted_bytes,
+        rate_bytes_s=progress.rate_bytes_s,
+        eta_s=progress.eta_s,
+        sources=tuple(
+            TransferSource(one.peer, one.received_bytes, one.rate_bytes_s, one.transport.value)
+            for one in progress.sources
+        ),
     )
-
-
-def blob_view(stat: ContentStat) -> Blob:
-    return Blob(cid_of(stat.root, Codec.MANIFEST), stat.kind, stat.total_bytes, stat.have_bytes, stat.complete)

@@ -10,24 +10,26 @@ import trio
 
 from celluler.identity import PeerId
 from celluler_node.answers.content import ContentAnswers
+from celluler_node.answers.datasets import DatasetAnswers
 from celluler_node.answers.jobs import JobAnswers
 from celluler_node.answers.models import ModelAnswers
 from celluler_node.answers.services import Services
 from celluler_node.answers.swarm import SwarmAnswers
+from celluler_node.answers.versions import VersionAnswers
 
 __all__ = ["Node", "Services"]
 
 
-class Node(SwarmAnswers, ContentAnswers, ModelAnswers, JobAnswers):
+class Node(SwarmAnswers, ContentAnswers, ModelAnswers, VersionAnswers, DatasetAnswers, JobAnswers):
     """Implements `celluler_node.operations.Operations`."""
 
     @property
     def peer_id(self) -> PeerId:
-        return self._of.identity.peer_id
+        return self._core.identity.peer_id
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        return self._of.host.addresses
+        return self._core.host.addresses
 
     @property
     def stopping(self) -> trio.Event:

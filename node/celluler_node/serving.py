@@ -1,7 +1,8 @@
 """Models at work: one confined worker a loaded model, loaded when it is first asked for and let go when idle.
 
-Resolve, fetch, verify, load, predict. A worker serves one model only, so nothing of one author's model ever shares a
-process with another's. A worker that dies fails the requests it had and is started anew by the next one.
+Resolve, fetch, verify, load, predict: every byte of the weights is hashed again before a worker reads them. A worker
+serves one model only, so nothing of one author's model ever shares a process with another's. A worker that dies fails
+the requests it had and is started anew by the next one.
 """
 
 from __future__ import annotations
@@ -75,13 +76,14 @@ class ModelServer:
         return tuple(one.opened for one in self._loaded.values() if one.child is not None)
 
     async def predict(self, request: Predict, *, hints: tuple[PeerId, ...] = ()) -> Predicted:
-        """Raises NotFound, InvalidSpec for another input than the model's, Busy, TimedOut, WorkerFailed."""
+        """Raises NotFound, InvalidSpec for another input than the model's, Denied for an encrypted one that is not for
+        us, Busy, TimedOut, WorkerFailed."""
         began = trio.current_time()
         if math.prod(request.shape) > MAX_BATCH_ITEMS:
             raise InvalidSpec("input.shape", f"{request.shape} has more than {MAX_BATCH_ITEMS} items")
-        held, path = await self._repository.pull(request.model, hints=hints)
-        check_call(held.opened.architecture, request.dtype, request.shape, request.output)
-        loaded = await self._load(held.opened, path)
+        opened = await self._repository.resolve(request.model, hints=hints)
+        check_call(opened.architecture, request.dtype, request.shape, request.output)
+        loaded = await self._load(opened, hints)
         assert loaded.child is not None
         loaded.in_flight += 1
         try:
@@ -95,7 +97,7 @@ class ModelServer:
             loaded.used_at = trio.current_time()
         served_ms = int(1000 * (trio.current_time() - began))
         answer = reply.record
-        return Predicted(answer.dtype, answer.shape, bytes(reply.blobs[0]), held.opened.digest, served_ms)
+        return Predicted(answer.dtype, answer.shape, bytes(reply.blobs[0]), opened.digest, served_ms)
 
     async def unload_idle(self) -> None:
         """Let go of what nobody asked for lately; runs as long as the node."""
@@ -105,12 +107,12 @@ class ModelServer:
                 if not loaded.in_flight and loaded.ready.is_set() and trio.current_time() - loaded.used_at > IDLE_S:
                     loaded.scope.cancel()
 
-    async def _load(self, opened: OpenedManifest, path: Path) -> _Loaded:
+    async def _load(self, opened: OpenedManifest, hints: tuple[PeerId, ...]) -> _Loaded:
         loaded = self._loaded.get(opened.digest)
         if loaded is None:
             self._make_room()
             loaded = self._loaded[opened.digest] = _Loaded(opened, used_at=trio.current_time())
-            self._nursery.start_soon(self._keep, loaded, path)
+            self._nursery.start_soon(self._keep, loaded, hints)
         await loaded.ready.wait()
         if loaded.failure is not None:
             raise loaded.failure
@@ -127,10 +129,11 @@ class ModelServer:
         oldest.scope.cancel()
         del self._loaded[oldest.opened.digest]
 
-    async def _keep(self, loaded: _Loaded, weights: Path) -> None:
+    async def _keep(self, loaded: _Loaded, hints: tuple[PeerId, ...]) -> None:
         """The life of one worker: from the first request to its end, its crash, or its unloading."""
         try:
-            with loaded.scope:
+            with loaded.scope, self._repository.hold(loaded.opened):
+                weights = await self._repository.sound(loaded.opened, hints=hints)
                 async with (
                     self._scratch("serve") as scratch,
                     open_process(self._program, limits=self._limits, readable=(weights,), scratch=scratch) as child,

@@ -17,14 +17,16 @@ MAX_KNOWN_PEERS = 64
 @dataclass(slots=True)
 class NodeState:
     """incarnation: the last one used. peers: full addresses to rejoin by. models, datasets: digests of the manifests
-    kept, hex. catalogue: of those kept only while the swarm announces them. heads: own names and the digests of their
-    newest index, hex. announcements, heads_seen: signed envelopes, hex."""
+    kept, hex. catalogue: of those kept only while the swarm announces them. replicas: roots kept for the swarm alone.
+    heads: own names and the digests of their newest index, hex. announcements, heads_seen: signed envelopes, hex.
+    """
 
     incarnation: int = 0
     peers: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
     catalogue: list[str] = field(default_factory=list)
+    replicas: list[str] = field(default_factory=list)
     heads: dict[str, str] = field(default_factory=dict)
     announcements: list[str] = field(default_factory=list)
     heads_seen: list[str] = field(default_factory=list)
@@ -40,6 +42,7 @@ def load_state(path: Path) -> NodeState:
             models=[str(model) for model in raw.get("models", [])],
             datasets=[str(dataset) for dataset in raw.get("datasets", [])],
             catalogue=[str(manifest) for manifest in raw.get("catalogue", [])],
+            replicas=[str(root) for root in raw.get("replicas", [])],
             heads={str(name): str(digest) for name, digest in raw.get("heads", {}).items()},
             announcements=[str(envelope) for envelope in raw.get("announcements", [])],
             heads_seen=[str(envelope) for envelope in raw.get("heads_seen", [])],

@@ -16,14 +16,14 @@ class JobAnswers(Answers):
     """The part of `Operations` about jobs."""
 
     async def submit_job(self, job: NewJob) -> Job:
-        of, spec = self._of, parse_job(job.spec)
-        model = await of.repository.resolve(spec.model, hints=self._hints())
-        if of.desk is None or "train" not in of.config.roles:
-            digest = await of.jobs.submit(self._coordinator(), spec, client_id=job.client_id, model=model.digest)
-            followed = await of.jobs.follow(cid_of(digest), since=0, wait_s=0.0)
+        spec = parse_job(job.spec)
+        model = await self._core.repository.resolve(spec.model, hints=self._hints())
+        if self._of.desk is None or "train" not in self._core.config.roles:
+            digest = await self._of.jobs.submit(self._coordinator(), spec, client_id=job.client_id, model=model.digest)
+            followed = await self._of.jobs.follow(cid_of(digest), since=0, wait_s=0.0)
             return job_view(followed.order, followed.events, followed.facts)
-        raw = of.jobs.order(of.identity.peer_id, spec, client_id=job.client_id, model=model.digest)
-        record = of.desk.records[await of.desk.submit(of.identity.peer_id, open_order(raw))]
+        raw = self._of.jobs.order(self._core.identity.peer_id, spec, client_id=job.client_id, model=model.digest)
+        record = self._of.desk.records[await self._of.desk.submit(self._core.identity.peer_id, open_order(raw))]
         return job_view(record.order, record.life.events, record.facts())
 
     async def jobs(self) -> tuple[Job, ...]:
@@ -52,7 +52,7 @@ class JobAnswers(Answers):
             except NotFound:
                 pass
             else:
-                await self._of.desk.cancel(self._of.identity.peer_id, record.job, self._of.identity.peer_id)
+                await self._of.desk.cancel(self._core.identity.peer_id, record.job, self._core.identity.peer_id)
                 return job_view(record.order, record.life.events, record.facts())
         await self._of.jobs.cancel(job)
         return (await self.job(job)).job

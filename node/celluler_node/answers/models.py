@@ -2,112 +2,203 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import trio
 from blake3 import blake3
 
-from celluler.content.digest import Codec, cid_of, parse_cid
-from celluler.errors import CellulerError, InvalidSpec, PeerViolation, Unavailable
-from celluler.identity import PeerId
+from celluler.content.digest import Codec, Digest, cid_of, parse_cid
+from celluler.errors import CellulerError, NotFound, PeerViolation, Unavailable
+from celluler.identity import PeerId, Signed
+from celluler.models.access import SealedKey, encrypt_file, new_key, seal_key
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
-from celluler.models.names import ModelName
-from celluler.models.spec import format_spec, parse_spec
+from celluler.models.search import Entry, Query, entry_of, find
+from celluler.models.spec import Architecture, format_spec, parse_spec
 from celluler.models.weights import initial_weights
 from celluler.tensors import Tensor
-from celluler.views import Model, NewModel, Prediction
+from celluler.views import Model, ModelQuery, NewModel, Prediction
 from celluler_node.answers.services import Answers
-from celluler_node.network_views import announced_view, model_view
+from celluler_node.bounded import bounded
+from celluler_node.model_views import announced_view, model_view
 from celluler_node.placement import ask_servers
 from celluler_node.repository import Held
+from celluler_node.repository.resolver import MODEL
+from celluler_protocols.gossip import ModelAnnouncement
 from celluler_protocols.inference import Predict, Predicted
 
 MAX_SERVERS_ASKED = 8
+SWEEP_S = 10.0
+ASK_S = 10.0
+
+
+class _Weights(NamedTuple):
+    """root: of the content to publish. sealed, plain: as in a manifest; of an encrypted one."""
+
+    root: Digest
+    sealed: tuple[SealedKey, ...] = ()
+    plain: bytes | None = None
 
 
 class ModelAnswers(Answers):
     """The part of `Operations` about models."""
 
+    # --- publishing --------------------------------------------------------------------------------------------
+
     async def add_model(self, model: NewModel) -> Model:
-        name = self._own_name(model.name)
+        name = self._new_name(model.name)
         architecture = parse_spec(dict(model.spec))
-        if model.weights is None:
-            with tempfile.TemporaryDirectory(prefix="celluler-weights-") as folder:
-                path = Path(folder) / "weights.safetensors"
-                seed = blake3(f"celluler initial weights {model.seed}".encode()).digest()
-                await trio.to_thread.run_sync(initial_weights, architecture, seed, path)
-                root = await trio.to_thread.run_sync(self._of.store.add, path, "model")
-        else:
-            root = parse_cid(model.weights)
-            await self._of.fetcher.content(root)
+        readers = self._readers(model.readers)
+        weights = await self._weights_of(model, architecture, readers)
         described = describe_model(
             name.name,
             str(name.version),
             format_spec(architecture),
-            root,
+            weights.root,
             created_s=int(time.time()),
-            nickname=self._of.nickname,
+            nickname=self._core.nickname,
             labels=model.labels,
             metrics=tuple(Metric(metric, value) for metric, value in model.metrics.items()),
             parents=tuple(parse_cid(parent) for parent in model.parents),
             dataset=None if model.dataset is None else parse_cid(model.dataset),
+            category=model.category,
+            licence=model.licence,
+            tags=model.tags,
+            description=model.description,
+            card=await self._card(model.card),
+            copies=model.copies,
+            regions=model.regions,
+            sealed=weights.sealed,
+            plain=weights.plain,
         )
         if self._of.membership is None:
-            return await self._model_view(await self._of.repository.keep(described))
-        return await self._model_view(await self._of.repository.publish(described))
+            return await self._model_view(await self._core.repository.keep(described))
+        held = await self._core.repository.publish(described, aliases=model.aliases)
+        return await self._model_view(held)
 
-    async def list_models(self) -> tuple[Model, ...]:
-        held = await trio.to_thread.run_sync(self._of.repository.local)
-        known = {one.opened.digest for one in held}
-        told = [signed for signed in self._of.repository.announced() if signed.record.manifest not in known]
-        return (*map(model_view, held), *map(announced_view, told))
+    def _readers(self, named: Iterable[str]) -> tuple[PeerId, ...]:
+        """Peer ids, and the author's when there are any. Raises NotFound for a nickname that no one member bears."""
+        found = tuple(self._member(reader) for reader in named)
+        return (*found, self._core.identity.peer_id) if found else ()
+
+    async def _weights_of(self, model: NewModel, architecture: Architecture, readers: tuple[PeerId, ...]) -> _Weights:
+        """The content to publish: what was named, or initial weights; encrypted when there are readers."""
+        store, given = self._core.store, None
+        async with self._core.scratch("weights") as folder:
+            path = folder / "initial.safetensors"
+            if model.weights is not None:
+                given = parse_cid(model.weights)
+                path = await self._core.fetcher.content(given, name=model.name)
+            else:
+                seed = blake3(f"celluler initial weights {model.seed}".encode()).digest()
+                await trio.to_thread.run_sync(initial_weights, architecture, seed, path)
+            if not readers:
+                return _Weights(await trio.to_thread.run_sync(store.add, path, MODEL) if given is None else given)
+            key, ciphertext = new_key(), folder / "encrypted"
+            plain = await trio.to_thread.run_sync(encrypt_file, path, ciphertext, key)
+            root = await trio.to_thread.run_sync(store.add, ciphertext, MODEL)
+        if given is not None:
+            await self._hide(given)
+        return _Weights(root, seal_key(key, readers), plain)
+
+    async def _hide(self, plaintext: Digest) -> None:
+        """Keep no copy that others could fetch of what was encrypted, unless something else here needs it."""
+        self._core.fetcher.withdraw(plaintext)
+        if not await trio.to_thread.run_sync(self._core.repository.uses, plaintext):
+            await trio.to_thread.run_sync(self._core.store.remove, plaintext)
+
+    # --- finding -----------------------------------------------------------------------------------------------
+
+    async def list_models(self, query: ModelQuery | None = None) -> tuple[Model, ...]:
+        return await trio.to_thread.run_sync(self._found, query or ModelQuery())
+
+    async def search_models(self, query: ModelQuery) -> tuple[Model, ...]:
+        with trio.move_on_after(SWEEP_S):
+            await self._core.repository.catalogue.sweep()
+        return await self.list_models(query)
 
     async def show_model(self, ref: str) -> Model:
-        opened = await self._of.repository.resolve(ref, hints=self._hints())
-        return await self._model_view(self._of.repository.held(opened))
+        opened = await self._core.repository.resolve(ref, hints=self._hints(), retracted=True)
+        return await self._model_view(self._core.repository.held(opened))
 
-    async def pull_model(self, ref: str) -> Model:
-        held, _ = await self._of.repository.pull(ref, hints=self._hints())
+    async def model_card(self, ref: str) -> str:
+        opened = await self._core.repository.resolve(ref, hints=self._hints(), retracted=True)
+        if opened.record.card is None:
+            raise NotFound(f"{ref} has no card")
+        hints = (*self._hints(), *self._core.repository.resolver.announcers(opened.digest), opened.signed.signer)
+        return (await self._core.fetcher.block(Digest(opened.record.card), hints=hints)).decode("utf-8", "replace")
+
+    def _found(self, query: ModelQuery) -> tuple[Model, ...]:
+        """What is known here, kept and announced, that matches. Runs in a thread."""
+        repository = self._core.repository
+        wanted = Query(
+            text=query.text,
+            task=query.task,
+            category=query.category,
+            tag=query.tag,
+            author=query.author,
+            licence=query.licence,
+            local=query.local,
+            sort=query.sort,
+        )
+        held = {one.opened.digest: one for one in repository.local()}
+        views = {digest: model_view(one) for digest, one in held.items()}
+        entries = [entry_of(one.opened, local=one.local) for one in held.values()]
+        for signed in repository.announced():
+            told = signed.record
+            digest = Digest(told.manifest)
+            if digest in held or told.kind != MODEL:
+                continue
+            body = repository.catalogue.body(told)
+            if isinstance(body, OpenedManifest):
+                views[digest] = model_view(repository.held(body))
+                entries.append(entry_of(body, local=views[digest].local))
+            else:
+                views[digest] = announced_view(signed)
+                entries.append(_told(signed))
+        return tuple(views[Digest(entry.manifest)] for entry in find(wanted, entries))
+
+    # --- fetching ----------------------------------------------------------------------------------------------
+
+    async def pull_model(self, ref: str, *, layers: str | None = None) -> Model:
+        repository = self._core.repository
+        if layers is None:
+            held, _ = await repository.pull(ref, hints=self._hints())
+        else:
+            held, _ = await repository.pull_layers(ref, layers, hints=self._hints())
         return await self._model_view(held)
+
+    # --- predicting --------------------------------------------------------------------------------------------
 
     async def predict(self, ref: str, inputs: Tensor) -> Prediction:
         began = trio.current_time()
-        opened = await self._of.repository.resolve(ref, hints=self._hints())
+        opened = await self._core.repository.resolve(ref, hints=self._hints())
         reference = cid_of(opened.digest, Codec.MANIFEST)
         request = Predict(reference, "raw", inputs.dtype, inputs.shape, inputs.data)
         server = self._of.server
-        if server is not None and "serve" in self._of.config.roles:
-            peer, answer = self._of.identity.peer_id, await server.predict(request)
+        if server is not None and "serve" in self._core.config.roles:
+            peer, answer = self._core.identity.peer_id, await server.predict(request)
         else:
-            peer, answer = await ask_servers(self._of.host, await self._servers(opened), request)
+            peer, answer = await ask_servers(self._core.host, await self._servers(opened), request)
         return self._prediction(opened, peer, answer, trio.current_time() - began)
-
-    def _own_name(self, text: str) -> ModelName:
-        name = ModelName.parse(text)
-        if name.author not in (self._of.nickname, self._of.identity.peer_id):
-            raise InvalidSpec("name", f"{name.author!r} is somebody else", hint=f"{self._of.nickname}/{name.name}")
-        if name.version is None:
-            raise InvalidSpec("name", "needs a version", hint=f"{text}:1.0.0")
-        return name
 
     async def _servers(self, opened: OpenedManifest) -> tuple[PeerId, ...]:
         """Who might predict: those that hold the model, then other members that serve; of each, the nearest first."""
         serving = [member.peer for member in self._of.members() if "serve" in member.capabilities.roles]
         try:
-            holding = await self._of.repository.providers(opened)
+            holding = await self._core.repository.providers(opened)
         except CellulerError:
             holding = ()
         found = dict.fromkeys([*(peer for peer in holding if peer in serving), *serving])
-        others = [peer for peer in found if peer != self._of.identity.peer_id]
+        others = [peer for peer in found if peer != self._core.identity.peer_id]
         others.sort(key=lambda peer: (peer not in holding, *self._distance(peer)))
         return tuple(others[:MAX_SERVERS_ASKED])
 
     def _prediction(self, opened: OpenedManifest, peer: PeerId, answer: Predicted, elapsed_s: float) -> Prediction:
         return Prediction(
             outputs=Tensor(answer.shape, answer.dtype, answer.data),
-            model=self._of.repository.held(opened).name,
+            model=self._core.repository.held(opened).name,
             cid=cid_of(opened.digest, Codec.MANIFEST),
             peer=peer,
             elapsed_s=elapsed_s,
@@ -115,9 +206,34 @@ class ModelAnswers(Answers):
         )
 
     async def _model_view(self, held: Held) -> Model:
-        """With spec and providers; without the latter when nobody can be asked."""
+        """With spec, aliases and providers, as far as somebody can be asked."""
+        repository, author, name = self._core.repository, held.opened.signed.signer, held.opened.record.name
+        providers: tuple[PeerId, ...] = ()
+        index = None
         try:
-            providers = await self._of.repository.providers(held.opened)
-        except (Unavailable, PeerViolation):
-            providers = ()
-        return model_view(held, providers=providers, with_spec=True)
+            with bounded(ASK_S, f"asking about {held.name}"):
+                providers = await repository.providers(held.opened)
+                index = (await repository.resolver.index(author, name, hints=self._hints()))[0].record
+        except (Unavailable, PeerViolation, NotFound):
+            pass
+        return model_view(
+            held,
+            providers=providers,
+            with_spec=True,
+            index=index,
+            equivocation=repository.equivocation(author, name),
+        )
+
+
+def _told(signed: Signed[ModelAnnouncement]) -> Entry:
+    """What is known of a model of which nobody has given us more than the announcement."""
+    told = signed.record
+    return Entry(
+        manifest=told.manifest,
+        author=signed.signer,
+        name=told.name,
+        version=told.version,
+        nickname=told.nickname,
+        total_bytes=told.total_bytes,
+        created_s=told.issued_s,
+    )

@@ -8,36 +8,27 @@ from dataclasses import dataclass
 import trio
 
 from celluler.content.digest import Digest
-from celluler.content.store import Store
-from celluler.identity import Identity, PeerId
-from celluler.views import Hardware
-from celluler_node.config import NodeConfig
-from celluler_node.fetching import Fetcher
+from celluler.errors import Denied, InvalidSpec, NotFound
+from celluler.identity import PeerId
+from celluler.models.names import ModelName
+from celluler_node.core import Core
 from celluler_node.job_client import JobClient
-from celluler_node.repository import Repository
 from celluler_node.serving import ModelServer
+from celluler_node.summarising import Summariser
 from celluler_node.training.desk import TrainingDesk
-from celluler_protocols.host import Host
 from celluler_protocols.membership import Member, Membership
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a node is made of.
-
-    membership, desk, server: None at a light peer. joined_by: whom a light peer joined by, None at a node.
+    """core: what every peer has. membership, desk, server: None at a light peer. joined_by: whom a light peer joined
+    by, None at a node.
     """
 
-    config: NodeConfig
-    identity: Identity
-    nickname: str
-    hardware: Hardware
-    host: Host
-    store: Store
-    fetcher: Fetcher
-    repository: Repository
+    core: Core
     jobs: JobClient
     members: Callable[[], tuple[Member, ...]]
+    summarise: Summariser
     membership: Membership | None
     desk: TrainingDesk | None
     joined_by: PeerId | None
@@ -47,20 +38,61 @@ class Services:
     started_s: float
 
 
+PEER_ID_START = "12D3KooW"
+MAX_CARD_BYTES = 256 << 10
+
+
 class Answers:
     """What every group of answers shares."""
 
     def __init__(self, services: Services) -> None:
-        self._of = services
+        self._of, self._core = services, services.core
 
     def _announce(self, *digests: Digest) -> None:
         if self._of.membership is not None:
-            self._of.fetcher.announce(*digests)
+            self._core.fetcher.announce(*digests)
 
     def _hints(self) -> tuple[PeerId, ...]:
         """A light peer asks whom it joined by first: it is connected, and knows the swarm."""
-        return () if self._of.membership is not None else tuple(self._of.host.connected())
+        return () if self._of.membership is not None else tuple(self._core.host.connected())
 
     def _distance(self, peer: PeerId) -> tuple[bool, bool]:
         """Least for whom a light peer joined by, then for those we are connected to."""
-        return peer != self._of.joined_by, peer not in self._of.host.connected()
+        return peer != self._of.joined_by, peer not in self._core.host.connected()
+
+    def _member(self, text: str) -> PeerId:
+        """A peer by its id, or by a nickname that only one member bears. Raises NotFound."""
+        if text.startswith(PEER_ID_START):
+            return PeerId(text)
+        found = [member.peer for member in self._of.members() if member.nickname == text]
+        if len(found) != 1:
+            raise NotFound(f"peer {text}: {len(found)} members are called so", hint="celluler peer ls")
+        return found[0]
+
+    def _own_name(self, text: str) -> ModelName:
+        """A name under which this node publishes. Raises InvalidSpec, Denied for somebody else's."""
+        name = ModelName.parse(text)
+        if name.author not in (self._core.nickname, self._core.identity.peer_id):
+            raise Denied(
+                f"{name.author!r} is somebody else: only the author's node changes what a name means",
+                hint=f"{self._core.nickname}/{name.name}",
+            )
+        return name
+
+    def _new_name(self, text: str) -> ModelName:
+        """The same, for a version to publish."""
+        name = self._own_name(text)
+        if name.version is None:
+            raise InvalidSpec("name", "needs a version", hint=f"{text}:1.0.0")
+        return name
+
+    async def _card(self, text: str) -> Digest | None:
+        """Keep a Markdown text as a block. Raises InvalidSpec when it is too long."""
+        raw = text.encode()
+        if len(raw) > MAX_CARD_BYTES:
+            raise InvalidSpec("card", f"has {len(raw)} bytes, limit {MAX_CARD_BYTES}")
+        if not raw:
+            return None
+        digest = await trio.to_thread.run_sync(self._core.store.put_block, raw)
+        self._announce(digest)
+        return digest

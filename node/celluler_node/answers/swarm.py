@@ -15,6 +15,7 @@ from celluler_node.answers.services import Answers
 from celluler_node.bounded import bounded
 from celluler_node.doctor import examine
 from celluler_node.network_views import member_view
+from celluler_protocols.host import Traffic
 from celluler_protocols.membership import ask_members
 
 PING_S = 10.0
@@ -24,46 +25,54 @@ class SwarmAnswers(Answers):
     """The part of `Operations` that needs no content."""
 
     async def status(self) -> Status:
-        of = self._of
-        states = Counter(record.life.state.value for record in of.desk.records.values()) if of.desk else Counter[str]()
-        used = await trio.to_thread.run_sync(of.store.used_bytes)
+        states = (
+            Counter(record.life.state.value for record in self._of.desk.records.values())
+            if self._of.desk
+            else Counter[str]()
+        )
+        used = await trio.to_thread.run_sync(self._core.store.used_bytes)
         return Status(
-            peer_id=of.identity.peer_id,
-            nickname=of.nickname,
+            peer_id=self._core.identity.peer_id,
+            nickname=self._core.nickname,
             version=celluler.__version__,
-            addresses=of.host.addresses,
-            started_s=of.started_s,
-            uptime_s=time.time() - of.started_s,
-            members=len(of.members()) + (of.membership is not None),
-            hardware=of.hardware,
-            isolation=of.isolation(),
-            models=len(of.repository.local()),
+            addresses=self._core.host.addresses,
+            started_s=self._of.started_s,
+            uptime_s=time.time() - self._of.started_s,
+            members=len(self._of.members()) + (self._of.membership is not None),
+            hardware=self._core.hardware,
+            isolation=self._of.isolation(),
+            models=len(self._core.repository.local()),
             jobs=dict(states),
-            store=StoreUsage(used, of.config.store_quota_bytes),
-            violations=len(of.host.violations),
+            store=StoreUsage(used, self._core.config.store_quota_bytes),
+            violations=len(self._core.host.violations),
             traffic=tuple(
-                PeerTraffic(peer, moved.sent_bytes, moved.received_bytes) for peer, moved in of.host.traffic.items()
+                PeerTraffic(peer, moved.sent_bytes, moved.received_bytes) for peer, moved in self._moved().items()
             ),
+            region=self._core.config.region,
         )
 
     async def readiness(self) -> Readiness:
-        of = self._of
-        if of.config.join and not of.members():
+        if self._core.config.join and not self._of.members():
             return Readiness(False, "has not joined: none of the addresses to join by has answered yet")
         return Readiness(True)
 
     async def doctor(self) -> tuple[Check, ...]:
-        of = self._of
-        return await examine(of.config, of.host, of.store, of.members(), of.membership is not None)
+        return await examine(
+            self._core.config, self._core.host, self._core.store, self._of.members(), self._of.membership is not None
+        )
 
     async def shutdown(self) -> None:
         self._of.stopping.set()
 
     async def peers(self) -> tuple[Peer, ...]:
-        host = self._of.host
-        connected, traffic = host.connected(), host.traffic
+        connected, moved = self._core.host.connected(), self._moved()
         others = (
-            member_view(member, connected=member.peer in connected, moved=traffic.get(member.peer))
+            member_view(
+                member,
+                connected=member.peer in connected,
+                moved=moved.get(member.peer),
+                doubts=self._core.gossip.doubts(member.peer),
+            )
             for member in self._of.members()
         )
         return (*self._own_view(), *others)
@@ -80,28 +89,36 @@ class SwarmAnswers(Answers):
         found = await self.peer(peer)
         began = trio.current_time()
         with bounded(PING_S, "ping", peer=found.peer_id):
-            await ask_members(self._of.host, PeerId(found.peer_id))
+            await ask_members(self._core.host, PeerId(found.peer_id))
         return Ping(found.peer_id, trio.current_time() - began)
 
     async def violations(self) -> tuple[ViolationReport, ...]:
-        told = self._of.host.violations
+        told = self._core.host.violations
         age = time.time() - trio.current_time()
         return tuple(ViolationReport(one.peer, one.reason, one.at_s + age, one.count) for one in told)
 
+    def _moved(self) -> dict[PeerId, Traffic]:
+        """Bytes between each peer and us: of libp2p streams, and in bulk."""
+        moved = dict(self._core.host.traffic)
+        for peer, (sent, received) in (self._core.bulk.traffic if self._core.bulk else {}).items():
+            known = moved.get(peer, Traffic())
+            moved[peer] = Traffic(known.sent_bytes + sent, known.received_bytes + received)
+        return moved
+
     def _own_view(self) -> tuple[Peer, ...]:
         """Ourselves as others see us; nothing at a light peer, which is no member."""
-        of = self._of
-        if of.membership is None:
+        if self._of.membership is None:
             return ()
         return (
             Peer(
-                peer_id=of.identity.peer_id,
-                nickname=of.nickname,
-                addresses=of.host.addresses,
+                peer_id=self._core.identity.peer_id,
+                nickname=self._core.nickname,
+                addresses=self._core.host.addresses,
                 status="self",
-                incarnation=of.membership.own.incarnation,
+                incarnation=self._of.membership.own.incarnation,
                 connected=True,
-                hardware=of.hardware,
-                roles=of.config.roles,
+                hardware=self._core.hardware,
+                roles=self._core.config.roles,
+                region=self._core.config.region,
             ),
         )

@@ -1,0 +1,120 @@
+"""This node's part in keeping the swarm's contents: the replicator with the node's catalogue, store and repository.
+
+What is kept here for the swarm alone is counted against an allowance of its own, is never pinned, and may be given up
+when enough others have it. What the node's user added or pulled is not ours to give up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from celluler.content.digest import Digest
+from celluler.content.replication import Replicated
+from celluler.content.replication_watch import Wanted
+from celluler.content.store import ContentStat
+from celluler.errors import LocalError, NotFound
+from celluler.identity import PeerId, Signed
+from celluler_node.core import Core
+from celluler_node.replicator import Replicator, answers_for, candidates, open_replicator
+from celluler_protocols import content
+from celluler_protocols.gossip import ModelAnnouncement
+from celluler_protocols.membership import Membership
+
+
+@asynccontextmanager
+async def open_replicas(core: Core, membership: Membership, *, interval_s: float) -> AsyncIterator[Replicator]:
+    """Replicate for the length of the block, if this node's roles and limits say so; watch in any case."""
+    replicas = _Replicas(core)
+    async with open_replicator(
+        catalogue=replicas.catalogue,
+        members=lambda: candidates(membership.members()),
+        providers=core.directory.providers,
+        pull=replicas.pull,
+        room=replicas.room,
+        own=core.identity.peer_id,
+        region=core.config.region,
+        stores=replicas.stores,
+        interval_s=interval_s,
+        confirm=replicas.confirm,
+        release=replicas.release,
+    ) as replicator:
+        yield replicator
+
+
+class _Replicas:
+    def __init__(self, core: Core) -> None:
+        self._core, self._store = core, core.store
+        self._kept = core.state.replicas
+        self.stores = "store" in core.config.roles and core.config.replica_bytes > 0
+
+    def catalogue(self) -> Sequence[Wanted]:
+        """Everything announced, as we stand to it. A content that two announce is wanted as its first one says."""
+        here = set(self._store.roots())
+        wanted: dict[bytes, Wanted] = {}
+        for signed in self._core.repository.announced():
+            root = signed.record.root
+            if root not in wanted:
+                wanted[root] = self._wanted(signed, self._stat(root) if root in here else None)
+        return tuple(wanted.values())
+
+    def room(self) -> int:
+        """Bytes that replicas may still take: of their allowance, and of the quota as it is."""
+        stats = (self._stat(bytes.fromhex(root)) for root in self._kept)
+        used = sum(stat.wanted_bytes for stat in stats if stat is not None)
+        config = self._core.config
+        return min(config.replica_bytes - used, config.store_quota_bytes - self._store.used_bytes())
+
+    async def pull(self, root: bytes, manifest: bytes) -> None:
+        """Fetch a copy, and remember that it is here for others."""
+        told = (one for one in self._core.repository.announced() if one.record.manifest == manifest)
+        signed = next(told, None)
+        if signed is None:
+            raise NotFound("no longer announced")
+        fresh = self._stat(root) is None
+        await self._core.repository.replicate(signed)
+        if fresh and root.hex() not in self._kept:
+            self._kept.append(root.hex())
+            self._core.save()
+
+    async def release(self, root: bytes) -> None:
+        """Give up a copy, unless its user has come to use it."""
+        if not self._spare(root, await trio.to_thread.run_sync(self._stat, root)):
+            raise LocalError("is used here")
+        await trio.to_thread.run_sync(self._store.remove, root)
+        self._core.fetcher.withdraw(Digest(root))
+        self._forget(root)
+
+    async def confirm(self, peer: PeerId, root: bytes) -> bool:
+        return await answers_for(await self._core.host.open_stream(peer, content.PROTOCOL_ID), peer, root)
+
+    def _wanted(self, signed: Signed[ModelAnnouncement], stat: ContentStat | None) -> Wanted:
+        told = signed.record
+        held = stat is not None and stat.complete
+        return Wanted(
+            Replicated(told.root, told.total_bytes, told.copies, told.regions),
+            told.manifest,
+            held=held or any(one.root == told.root for one in self._core.fetcher.transfers()),
+            spare=held and self._spare(told.root, stat),
+        )
+
+    def _spare(self, root: bytes, stat: ContentStat | None) -> bool:
+        if root.hex() not in self._kept:
+            return False
+        if stat is None:  # evicted, or removed by hand
+            self._forget(root)
+            return False
+        return not stat.pinned and not stat.in_use and not self._core.repository.uses(root)
+
+    def _forget(self, root: bytes) -> None:
+        if root.hex() in self._kept:
+            self._kept.remove(root.hex())
+            self._core.save()
+
+    def _stat(self, root: bytes) -> ContentStat | None:
+        try:
+            return self._store.stat(root)
+        except NotFound:
+            return None

@@ -1,0 +1,265 @@
+"""One node's models and datasets: what it publishes, resolves, pulls and keeps.
+
+Putting the parts of this package together; each of them says what it guarantees.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import trio
+
+from celluler.content.digest import Digest
+from celluler.content.manifest import Manifest
+from celluler.content.store import ContentStat, Store
+from celluler.datasets.manifest import DatasetManifest, OpenedDataset
+from celluler.errors import CellulerError, IntegrityError, InvalidSpec, NotFound, ProtocolViolation
+from celluler.identity import Identity, PeerId, Signed, short
+from celluler.models.index import VersionIndex
+from celluler.models.manifest import ModelManifest, OpenedManifest
+from celluler.models.names import ModelName, parse_reference
+from celluler.models.select import pieces_of, tensors_of_layers
+from celluler_node.fetching import Fetcher
+from celluler_node.repository.catalogue import Catalogue
+from celluler_node.repository.checks import Checks
+from celluler_node.repository.held import Held, HeldDataset, name_of
+from celluler_node.repository.publisher import Publisher
+from celluler_node.repository.resolver import Resolver
+from celluler_node.repository.shelf import Opened, Shelf
+from celluler_node.repository.vault import Vault
+from celluler_node.state import NodeState
+from celluler_protocols.directory import Directory
+from celluler_protocols.gossip import Gossip, ModelAnnouncement
+
+
+class Repository:
+    """The parts of the package over one node's services."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        nickname: str,
+        store: Store,
+        fetcher: Fetcher,
+        directory: Directory,
+        gossip: Gossip,
+        state: NodeState,
+        remember: Callable[[], None],
+        vault_folder: Path,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """remember: writes `state` down. clock: Unix seconds."""
+        self._own, self.nickname, self._store, self._fetcher = identity.peer_id, nickname, store, fetcher
+        self._directory = directory
+        self.shelf = Shelf(store, state, remember)
+        self.vault = Vault(identity, vault_folder)
+        self.resolver = Resolver(identity.peer_id, nickname, self.shelf, fetcher, directory, gossip)
+        self.catalogue = Catalogue(store, self.shelf, self.resolver, fetcher, state)
+        self.checks = Checks(store, self.resolver, fetcher, self.vault)
+        self.publisher = Publisher(
+            identity,
+            nickname,
+            store,
+            self.shelf,
+            self.resolver,
+            fetcher,
+            directory,
+            gossip,
+            state,
+            remember,
+            clock,
+        )
+
+    # --- publishing --------------------------------------------------------------------------------------------
+
+    async def publish(self, manifest: ModelManifest, *, aliases: tuple[str, ...] = (), note: str = "") -> Held:
+        """Sign a model of ours and make it resolvable. Its weights are in the store already.
+
+        Raises InvalidSpec, LocalError for a version that is taken, Unavailable when the DHT took no head.
+        """
+        return self.held(await self.publisher.model(manifest, aliases=aliases, note=note))
+
+    async def keep(self, manifest: ModelManifest) -> Held:
+        """Sign a model of ours and tell nobody: it can be named by its CID, and fetched from us while we are there."""
+        return self.held(await self.publisher.keep(manifest))
+
+    async def publish_dataset(self, manifest: DatasetManifest, *, aliases: tuple[str, ...] = ()) -> HeldDataset:
+        """As `publish`."""
+        return self.held_dataset(await self.publisher.dataset(manifest, aliases=aliases))
+
+    async def keep_dataset(self, manifest: DatasetManifest) -> HeldDataset:
+        """As `keep`."""
+        return self.held_dataset(await self.publisher.keep_dataset(manifest))
+
+    # --- resolving ---------------------------------------------------------------------------------------------
+
+    async def resolve(self, reference: str, *, hints: Sequence[PeerId] = (), retracted: bool = False) -> OpenedManifest:
+        """The signed manifest that a name or CID means. Raises InvalidSpec, NotFound, PeerViolation.
+
+        retracted: also a version that its author took back, when it is named exactly.
+        """
+        return await self.resolver.model(reference, hints=hints, retracted=retracted)
+
+    async def either(self, reference: str, *, hints: Sequence[PeerId] = ()) -> Opened:
+        """The model or the dataset that a name means, retracted or not. Raises InvalidSpec, NotFound, PeerViolation."""
+        try:
+            return await self.resolver.model(reference, hints=hints, retracted=True)
+        except NotFound:
+            return await self.resolver.dataset(reference, hints=hints, retracted=True)
+
+    async def index(self, reference: str, *, hints: Sequence[PeerId] = ()) -> Signed[VersionIndex]:
+        """All versions under the name that a reference bears. Raises InvalidSpec, NotFound, PeerViolation."""
+        parsed = parse_reference(reference)
+        if isinstance(parsed, ModelName):
+            return (await self.resolver.index(self.resolver.author(parsed), parsed.name, hints=hints))[0]
+        opened = await self.resolver.model(reference, hints=hints)
+        return (await self.resolver.index(opened.signed.signer, opened.record.name, hints=hints))[0]
+
+    def equivocation(self, author: PeerId, name: str) -> str:
+        """What is wrong with a name whose author signed two heads of one number; empty when nothing is known."""
+        for proof in self._directory.equivocations:
+            if (proof.author, proof.name) == (author, name):
+                return f"{short(author)} signed two lists of versions as number {proof.number}"
+        return ""
+
+    def uses(self, root: bytes) -> bool:
+        """Whether a model or dataset that is kept here has this content. Reads the disk."""
+        return any(root_of(one.opened) == root for one in self._kept())
+
+    def announced(self) -> tuple[Signed[ModelAnnouncement], ...]:
+        """What the swarm has told of models and datasets, the newest of each author and name."""
+        return self.resolver.announced()
+
+    # --- fetching ----------------------------------------------------------------------------------------------
+
+    async def pull(self, reference: str, *, hints: Sequence[PeerId] = ()) -> tuple[Held, Path]:
+        """Resolve, fetch the weights, provide them to others. Returns the file of weights too, decrypted if need be.
+
+        Raises as `resolve`, and Denied when the model is encrypted and we are no reader of it, QuotaExceeded,
+        ProtocolViolation when the weights are not those of the author's own architecture.
+        """
+        opened = await self.resolve(reference, hints=hints)
+        path = await self._weights(opened, hints)
+        self._take(opened)
+        return self.held(opened), path
+
+    async def pull_layers(self, reference: str, layers: str, *, hints: Sequence[PeerId] = ()) -> tuple[Held, Path]:
+        """The same for some layers alone (`0:6`): a sparse file in which the tensors of those layers are.
+
+        Raises InvalidSpec for layers the architecture has not got, and for an encrypted model.
+        """
+        opened = await self.resolve(reference, hints=hints)
+        if opened.record.sealed:
+            raise InvalidSpec("layers", "an encrypted model is fetched whole: its layers cannot be told apart")
+        names = tensors_of_layers(opened.architecture, layers)
+
+        def select(manifest: Manifest) -> tuple[int, ...]:
+            return pieces_of(manifest, names)
+
+        path = await self._fetcher.content(
+            Digest(opened.record.weights), hints=self._hints(opened, hints), select=select, name=name_of(opened)
+        )
+        self._take(opened)
+        return self.held(opened), path
+
+    async def pull_dataset(self, reference: str, *, hints: Sequence[PeerId] = ()) -> tuple[HeldDataset, Path]:
+        """Resolve and fetch a dataset. What its author claims of it is not looked into here."""
+        opened = await self.resolver.dataset(reference, hints=hints)
+        path = await self._fetcher.content(
+            Digest(opened.record.content), hints=self._hints(opened, hints), name=name_of(opened)
+        )
+        self._take(opened)
+        return self.held_dataset(opened), path
+
+    async def sound(self, opened: OpenedManifest, *, hints: Sequence[PeerId] = ()) -> Path:
+        """The weights for loading, kept from then on: every byte hashed again, and what was damaged fetched again.
+
+        Raises as `pull`, and IntegrityError when the disk damages them once more.
+        """
+        for _ in range(2):
+            path = await self._weights(opened, hints)
+            checked = await trio.to_thread.run_sync(lambda: self._store.verify(opened.record.weights, repair=True))
+            if not checked.damaged:
+                self._take(opened)
+                return path
+        raise IntegrityError(f"{name_of(opened)}: this disk damages its weights as fast as they are fetched")
+
+    def hold(self, opened: Opened) -> AbstractContextManager[None]:
+        """Its content is in use: neither evicted nor removed."""
+        return self._store.hold(root_of(opened))
+
+    async def replicate(self, announcement: Signed[ModelAnnouncement]) -> None:
+        """Keep a copy for the swarm: content, manifest and the author's index, none of them opened by us."""
+        told, author = announcement.record, announcement.signer
+        await self._fetcher.block(Digest(told.manifest), hints=[author])
+        await self._fetcher.content(Digest(told.root), hints=[author], name=f"{told.nickname or author}/{told.name}")
+        with suppress(CellulerError):
+            await self.resolver.index(author, told.name)
+        self._fetcher.announce(Digest(told.manifest))
+
+    async def providers(self, opened: Opened) -> tuple[PeerId, ...]:
+        """Who serves the content, ourselves included."""
+        root = root_of(opened)
+        found = await self._directory.providers(root)
+        stat = self.shelf.stat(root)
+        own = (self._own,) if stat is not None and stat.complete else ()
+        return tuple(dict.fromkeys((*own, *found)))
+
+    # --- what is kept ------------------------------------------------------------------------------------------
+
+    def local(self) -> tuple[Held, ...]:
+        """Models whose manifests we keep, in the order they came."""
+        return self.shelf.models()
+
+    def held(self, opened: OpenedManifest) -> Held:
+        """Whether its weights are here."""
+        return Held(opened, self.shelf.stat(opened.record.weights))
+
+    def held_dataset(self, opened: OpenedDataset) -> HeldDataset:
+        return HeldDataset(opened, self.shelf.stat(opened.record.content))
+
+    def remove(self, opened: Opened) -> tuple[ContentStat, ...]:
+        """Forget it here: manifest, plaintext, and the content if nothing else here has it. Synchronous.
+
+        Returns the content that went. Raises NotFound when it is not kept here, LocalError while it is in use. Others
+        keep theirs.
+        """
+        if not self.shelf.keeps(opened):
+            raise NotFound(f"{name_of(opened)} here", hint="celluler model ls --local")
+        root = root_of(opened)
+        shared = any(root_of(one.opened) == root for one in self._kept() if one.opened.digest != opened.digest)
+        stat = None if shared else self.shelf.stat(root)
+        if stat is not None:
+            self._store.remove(root)
+        self.vault.forget(opened.digest)
+        self.shelf.forget(opened)
+        return () if stat is None else (stat,)
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _kept(self) -> tuple[Held | HeldDataset, ...]:
+        return (*self.shelf.models(), *self.shelf.datasets())
+
+    async def _weights(self, opened: OpenedManifest, hints: Sequence[PeerId]) -> Path:
+        root = Digest(opened.record.weights)
+        content = await self._fetcher.content(root, hints=self._hints(opened, hints), name=name_of(opened))
+        try:
+            return await trio.to_thread.run_sync(self.checks.weights, opened, content)
+        except InvalidSpec as error:
+            raise ProtocolViolation(f"model {opened.record.name}: {error}", peer=opened.signed.signer) from error
+
+    def _take(self, opened: Opened) -> None:
+        self.shelf.keep(opened)
+        self._fetcher.announce(opened.digest)
+
+    def _hints(self, opened: Opened, hints: Sequence[PeerId]) -> list[PeerId]:
+        return [*hints, *self.resolver.announcers(opened.digest)]
+
+
+def root_of(opened: Opened) -> Digest:
+    """The content of a model or dataset."""
+    record = opened.record
+    return Digest(record.weights if isinstance(record, ModelManifest) else record.content)
