@@ -58,7 +58,7 @@ def settle(swarm: list[Candidate], want: Replicated, holders: set[PeerId]) -> se
     """Everybody acts as soon as it may, one at a time, and sees at once what the others did."""
     holders, seen, now = set(holders), dict.fromkeys((one.peer for one in swarm), NOTHING_SEEN), 0.0
     for _ in range(200):
-        waits = []
+        waits, before = [], set(holders)
         for one in swarm:
             decision = decide(swarm, one, want, holders, now, seen=seen[one.peer])
             seen[one.peer] = decision.seen
@@ -68,13 +68,13 @@ def settle(swarm: list[Candidate], want: Replicated, holders: set[PeerId]) -> se
                 holders.discard(one.peer)
             elif decision.verdict is Verdict.WAIT:
                 waits.append(decision.until_s)
-        if not waits:
+        if not waits and holders == before:
             return holders
-        now = max(now, min(waits))
+        now = max(now, min(waits, default=now))
     raise AssertionError("they never come to rest")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(swarms, wants, st.data())
 def test_a_swarm_comes_to_rest_with_its_aim_met_and_hardly_exceeded(
     swarm: list[Candidate], want: Replicated, data: st.DataObject
@@ -93,7 +93,7 @@ def test_a_swarm_comes_to_rest_with_its_aim_met_and_hardly_exceeded(
             assert by_region[region] >= min(share, there)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(swarms, wants, st.data())
 def test_too_many_copies_become_fewer_and_never_too_few(
     swarm: list[Candidate], want: Replicated, data: st.DataObject
@@ -106,7 +106,7 @@ def test_too_many_copies_become_fewer_and_never_too_few(
     assert settle(swarm, want, after) == after, "at rest is at rest"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(swarms, wants, st.data())
 def test_as_many_are_called_at_once_as_copies_are_missing(
     swarm: list[Candidate], want: Replicated, data: st.DataObject
@@ -124,7 +124,7 @@ def test_as_many_are_called_at_once_as_copies_are_missing(
     assert len({round(decide(swarm, one, want, {holder.peer}, 0.0).until_s, 6) for one in called}) == len(called)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(swarms, wants, st.data())
 def test_what_is_decided_depends_on_what_is_seen_and_not_on_its_order(
     swarm: list[Candidate], want: Replicated, data: st.DataObject
@@ -135,7 +135,7 @@ def test_what_is_decided_depends_on_what_is_seen_and_not_on_its_order(
         assert decide(swarm, one, want, holders, 5.0) == decide(mixed, one, want, holders, 5.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(swarms, wants, st.data())
 def test_nobody_pulls_what_it_holds_has_no_room_for_or_would_not_store(
     swarm: list[Candidate], want: Replicated, data: st.DataObject
