@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from celluler.content.digest import Digest, digest_of
-from celluler.content.disk_files import Files, disk_errors, lock_folder, read_piece, sync_file
+from celluler.content.disk_files import Files, disk_errors, linked, lock_folder, read_piece, sync_file
 from celluler.content.disk_filling import Filler
 from celluler.content.index import Content, Index, State
 from celluler.content.manifest import Description, Layout, Piece, describe
@@ -124,10 +124,10 @@ class DiskStore:
     def placed(self, root: bytes, indices: Sequence[int]) -> None:
         self._filler.placed(root, indices)
 
-    def add(self, path: Path, kind: str, *, pin: bool = True) -> Digest:
+    def add(self, path: Path, kind: str, *, pin: bool = True, move: bool = False) -> Digest:
         self._refuse_early(path, kind)
         size = path.stat().st_size
-        return with_room(lambda: self._add(path, kind, pin), size, self._make_room)
+        return with_room(lambda: self._add(path, kind, pin, move), size, self._make_room)
 
     # --- using a content ---------------------------------------------------------------------------------------
 
@@ -249,9 +249,10 @@ class DiskStore:
         if used + size > self._quota_bytes and not self._known(describe(path, kind).root):
             raise NoRoom(size, used, self._quota_bytes)
 
-    def _add(self, path: Path, kind: str, pin: bool) -> Digest:
+    def _add(self, path: Path, kind: str, pin: bool, move: bool) -> Digest:
         with disk_errors(), self._files.incoming() as copy:
-            shutil.copyfile(path, copy)  # what is described must not change under our hands
+            if not (move and linked(path, copy)):
+                shutil.copyfile(path, copy)  # what is described must not change under our hands
             description = describe(copy, kind)
             if not self._complete(description.root):
                 sync_file(copy)

@@ -121,6 +121,17 @@ class Files:
         return self._contents / root.hex()
 
 
+def linked(path: Path, copy: Path) -> bool:
+    """Give a file a second name; False for a symbolic link, on another file system, or on one without links."""
+    if path.is_symlink():
+        return False
+    try:
+        os.link(path, copy)
+    except OSError:
+        return False
+    return True
+
+
 def lock_folder(folder: Path) -> int:
     """A descriptor that holds the folder. Raises LocalError when another process does."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

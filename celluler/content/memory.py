@@ -141,7 +141,7 @@ class MemoryStore:
         spared = (root,)
         with_room(lambda: self._put(root, data), 0, lambda short: self._make_room(short, spared))
 
-    def add(self, path: Path, kind: str, *, pin: bool = True) -> Digest:
+    def add(self, path: Path, kind: str, *, pin: bool = True, move: bool = False) -> Digest:
         description = describe(path, kind)
         try:
             pieces = _read_pieces(path, list(description.layout()))

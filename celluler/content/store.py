@@ -147,9 +147,10 @@ class Store(Protocol):
         """
         ...
 
-    def add(self, path: Path, kind: str, *, pin: bool = True) -> Digest:
+    def add(self, path: Path, kind: str, *, pin: bool = True, move: bool = False) -> Digest:
         """Copy a file in and return its root. Complete and durable on return. Raises LocalError, QuotaExceeded.
 
+        move: the caller writes to the file no more and removes it: where it can, the store keeps the very file.
         pin: what a user adds may be the only copy there is. False leaves a pin as it was.
         """
         ...
