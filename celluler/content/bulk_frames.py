@@ -89,8 +89,9 @@ class Client:
         return self._limit - len(self._asked)
 
     @property
-    def in_flight(self) -> int:
-        return len(self._asked)
+    def owes(self) -> bool:
+        """Whether the server still has to say something: an answer, or the rest of one."""
+        return bool(self._asked) or not self.idle
 
     @property
     def idle(self) -> bool:
@@ -100,7 +101,7 @@ class Client:
     def request(self, number: int, digest: Digest, length: int) -> bytes:
         """The bytes that ask for a chunk of this length."""
         if not self.room or number in self._asked or not 0 < length <= len(self._buffer):
-            raise LocalError(f"request {number} of {length} bytes with {self.in_flight} in flight")
+            raise LocalError(f"request {number} of {length} bytes with {len(self._asked)} in flight")
         self._asked[number] = length
         return _REQUEST.pack(GET, number, digest)
 

@@ -40,7 +40,7 @@ def test_what_is_asked_is_answered_whatever_the_order_and_the_cuts(chunks, seed,
     expected = [(status, number, chunks[number] if status is Status.OK else b"") for status, number in told]
     answers = b"".join(encode_head(status, number, len(data)) + data for status, number, data in expected)
     assert hear(asking, answers, cuts) == expected
-    assert asking.in_flight == 0
+    assert not asking.owes
     assert asking.idle
 
 

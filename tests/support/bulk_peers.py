@@ -1,12 +1,11 @@
-"""Peers with a real bulk process each, over real TLS on loopback; only the libp2p streams between them are in memory."""
+"""Peers with a real bulk process each, over real TLS on loopback; the libp2p streams between them are in memory."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,18 @@ from celluler.content.manifest import describe
 from celluler.content.movers import Chunk, Lacking, Mover, Placed
 from celluler.content.store import read_layout
 from celluler.identity import Identity, PeerId
-from celluler_node.bulk.service import Bulk, open_bulk
+from celluler_node.bulk.service import Bulk, OpenStream, open_bulk
 from celluler_node.bulk.words import Patience
-from celluler_protocols.bulk import Grant, frames
+from celluler_protocols import content
+from celluler_protocols.bulk import PROTOCOL_ID, Grant, ask_grant, frames
+from celluler_protocols.nursery import own_nursery
 
 QUOTA_BYTES = 1 << 30
-QUICK = Patience(handshake_s=1.0, idle_s=1.0, stuck_s=1.0, connect_s=5.0)
+PATIENT = Patience(connect_s=20.0)
 
 
 class Peer:
-    """A store and a bulk service. grant: what it says last, to be changed on its way. hosts: where others look."""
+    """A store and a bulk service. hosts: where others look for it. grants: what it says instead of the truth."""
 
     def __init__(self, number: int, folder: Path) -> None:
         self.id = Identity(number.to_bytes(32, "big")).peer_id
@@ -36,8 +37,9 @@ class Peer:
         self.store = DiskStore(folder / "store", QUOTA_BYTES)
         self.hosts: tuple[str, ...] = ("127.0.0.1",)
         self.held: list[bytes] = []
-        self.changes: dict[str, Any] = {}
+        self.grants: Grant | None = None
         self.bulk: Bulk
+        self.open_stream: OpenStream
 
     def add(self, data: bytes, *, chunk_bytes: int = 1 << 20) -> Digest:
         """A content of these bytes, complete."""
@@ -61,6 +63,10 @@ class Peer:
             self.store.put_block(other.store.get(leaf))
         self.store.begin(root)
         return self.store.part(root)
+
+    async def grant(self, to: Peer, root: bytes) -> Grant:
+        """What it says when another peer asks."""
+        return await ask_grant(await to.open_stream(self.id, PROTOCOL_ID), root, peer=self.id)
 
     @contextmanager
     def hold(self, root: bytes) -> Iterator[None]:
@@ -93,16 +99,14 @@ async def bring(mover: Mover, chunks: Collection[Chunk]) -> tuple[set[Digest], s
 
 
 @asynccontextmanager
-async def peers(count: int, folder: Path, *, patience: Patience = QUICK, **options: Any) -> AsyncIterator[list[Peer]]:
+async def peers(count: int, folder: Path, *, patience: Patience = PATIENT, **options: Any) -> AsyncIterator[list[Peer]]:
     """Peers that all know each other. No process runs until something is fetched."""
     everybody = [Peer(number + 1, _made(folder / f"peer{number}")) for number in range(count)]
     by_id = {peer.id: peer for peer in everybody}
-    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+    async with own_nursery() as nursery, AsyncExitStack() as stack:
         for peer in everybody:
             peer.bulk = await stack.enter_async_context(_bulk(peer, by_id, nursery, patience, options))
         yield everybody
-        await stack.aclose()
-        nursery.cancel_scope.cancel()
     for peer in everybody:
         assert not peer.held, "what was held is let go"
         peer.store.close()
@@ -111,10 +115,15 @@ async def peers(count: int, folder: Path, *, patience: Patience = QUICK, **optio
 def _bulk(
     peer: Peer, by_id: dict[PeerId, Peer], nursery: trio.Nursery, patience: Patience, options: dict[str, Any]
 ) -> Any:
-    async def open_stream(other: PeerId, _protocol: str) -> trio.abc.Stream:
+    async def open_stream(other: PeerId, protocol: str) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
-        nursery.start_soon(_answer, by_id[other], peer.id, theirs)
+        if protocol == content.PROTOCOL_ID:
+            nursery.start_soon(_serve, by_id[other], theirs)
+        else:
+            nursery.start_soon(_answer, by_id[other], peer.id, theirs)
         return ours
+
+    peer.open_stream = open_stream
 
     return open_bulk(
         store_folder=peer.folder / "store",
@@ -131,21 +140,19 @@ def _bulk(
     )
 
 
+async def _serve(peer: Peer, stream: trio.abc.Stream) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await content.serve_content(peer.store, stream)
+
+
 async def _answer(peer: Peer, asker: PeerId, stream: trio.abc.Stream) -> None:
-    """As the host would; the grant may be changed on its way, for a peer that lies in it."""
-    if not peer.changes:
+    """As the host would, or as a peer that lies in its grants."""
+    if peer.grants is None:
         await peer.bulk.answer(asker, stream)
         return
-    ours, theirs = trio.testing.memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(peer.bulk.answer, asker, theirs)
-        await ours.send_all(await stream.receive_some())
-        reading = frames()
-        while not (said := reading.feed(await ours.receive_some())):
-            pass
-        grant = replace(said[0], **peer.changes) if isinstance(said[0], Grant) else said[0]
-        await stream.send_all(frames().encode(grant))
-        await stream.aclose()
+    await stream.receive_some()
+    await stream.send_all(frames().encode(peer.grants))
+    await stream.aclose()
 
 
 @asynccontextmanager

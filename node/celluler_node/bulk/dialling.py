@@ -35,13 +35,15 @@ def dial(
             except (OSError, ValueError) as error:
                 failure = error if isinstance(error, OSError) else OSError(f"{host} is no address")
         for sock in _connected(waiting, deadline_s):
-            wire = Wire(sock, Tls(context, server=False), max(0.01, deadline_s - time.monotonic()))
+            until_s = _share(deadline_s, others=len(waiting.get_map()))
+            silence_s = max(0.01, until_s - time.monotonic())
+            wire = Wire(sock, Tls(context, server=False), silence_s=silence_s, send_s=silence_s)
             try:
                 if (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) != 0:
                     raise OSError(code, "cannot connect")
-                if wire.handshake(deadline_s) != pin:
+                if wire.handshake(until_s) != pin:
                     raise Impostor(f"{sock.getpeername()[0]} port {port}: another certificate than the granted one")
-                wire.wait_at_most(stuck_s)
+                wire.wait_at_most(stuck_s, stuck_s)
             except OSError as error:
                 failure = failure if isinstance(failure, Impostor) else error
                 wire.close()
@@ -53,6 +55,12 @@ def dial(
             with suppress(OSError):
                 key.fileobj.close()  # type: ignore[union-attr]
         waiting.close()
+
+
+def _share(deadline_s: float, others: int) -> float:
+    """Until when one of them may take its time: half of what is left when others wait behind it."""
+    now = time.monotonic()
+    return deadline_s if not others else now + (deadline_s - now) / 2
 
 
 def _begin(host: str, port: int) -> socket.socket:

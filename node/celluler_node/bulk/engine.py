@@ -110,8 +110,8 @@ class Engine:
                 attempt.ready.set()
                 while True:
                     self._take(attempt.running, await child.call(Await()))
-        except CellulerError as error:
-            attempt.failure = error
+        except (CellulerError, OSError) as error:
+            attempt.failure = error if isinstance(error, CellulerError) else Unavailable(str(error))
             _log.warning("bulk.failed", reason=str(error))
             self._rest(trio.current_time() - began_s)
         finally:

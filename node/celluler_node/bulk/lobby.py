@@ -127,7 +127,7 @@ class Lobby:
 
     def _show_in(self, stranger: _Stranger, tls: Tls) -> None:
         self._forget(stranger)
-        wire = Wire(stranger.sock, tls, self._patience.idle_s)
+        wire = Wire(stranger.sock, tls, silence_s=self._patience.idle_s, send_s=self._patience.stuck_s)
         if not self._redeem(bytes(stranger.ticket), wire):
             wire.close()
 

@@ -10,7 +10,6 @@ Knows nothing of TLS and files: the process does.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
@@ -78,12 +77,12 @@ async def open_bulk(
 ) -> AsyncIterator[Bulk]:
     """Ready on entry; on exit the process has gone and nothing is written any more.
 
-    listen_hosts: addresses of this machine, literal; none serves nobody. port: 0 for any. Rates: 0 for no limit.
-    serves: whether a root may be given to peers. hold: keeps it in the store meanwhile. hosts_of: literal addresses
-    at which a peer is known to be.
+    store_folder: absolute. listen_hosts: literal addresses of this machine; none serves nobody. port: 0 for any.
+    Rates: bytes of content a second, 0 for no limit. serves: whether a root may be given to peers. hold: keeps it in
+    the store meanwhile. hosts_of: literal addresses at which a peer is known to be.
     """
     async with own_nursery() as nursery:
-        order = Open(os.path.abspath(store_folder), tuple(listen_hosts), port, up_bytes_s, down_bytes_s, patience)
+        order = Open(str(store_folder), tuple(listen_hosts), port, up_bytes_s, down_bytes_s, patience)
         yield Bulk(order, scratch, nursery, serves=serves, hold=hold, hosts_of=hosts_of, open_stream=open_stream)
 
 

@@ -83,7 +83,7 @@ class Transfer:
             raise LocalError(f"more than {MAX_QUEUED} chunks asked of one source")
         if any(not 0 < chunk.length <= MAX_BLOCK_BYTES for _, chunk in chunks):
             raise LocalError(f"a chunk longer than {MAX_BLOCK_BYTES} bytes, or empty")
-        if not self._answers.in_flight:
+        if not self._answers.owes:
             self._owing_since_s = time.monotonic()
         self._queue.extend(chunks)
         try:
@@ -177,10 +177,10 @@ class Transfer:
             try:
                 return self._wire.receive_into(view, self._owing_since_s + self._patience.stuck_s)
             except TimeoutError:
-                owing_s = time.monotonic() - self._owing_since_s if self._answers.in_flight else 0.0
+                owing_s = time.monotonic() - self._owing_since_s if self._answers.owes else 0.0
                 if self.stopping.is_set() or owing_s > self._patience.stuck_s:
                     raise
-                if not self._answers.in_flight:
+                if not self._answers.owes:
                     self._owing_since_s = time.monotonic()
 
     def _settle(self, answer: Answer) -> None:

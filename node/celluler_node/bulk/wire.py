@@ -20,21 +20,22 @@ RAW_BYTES = 1 << 18
 
 
 class Wire:
-    """Owns the socket. patience_s: the longest silence of a wait."""
+    """Owns the socket. See `wait_at_most`."""
 
-    def __init__(self, sock: socket.socket, tls: Tls, patience_s: float) -> None:
+    def __init__(self, sock: socket.socket, tls: Tls, *, silence_s: float, send_s: float) -> None:
         self._sock, self._tls = sock, tls
         self._lock = threading.Lock()
         self._raw = memoryview(bytearray(RAW_BYTES))
         self._closed = False
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.wait_at_most(patience_s)
+        self.wait_at_most(silence_s, send_s)
 
-    def wait_at_most(self, patience_s: float) -> None:
-        limit = struct.pack("ll", *divmod(max(1, int(patience_s * 1e6)), 10**6))  # zero would mean no limit
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    def wait_at_most(self, silence_s: float, send_s: float) -> None:
+        """silence_s: for any bytes of the other end. send_s: until it has taken what is sent at once, 256 KiB."""
+        self._send_s = send_s
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(silence_s))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(send_s))
 
     def handshake(self, deadline_s: float) -> bytes:
         """Go through with it; the other end's pin. deadline_s: on the monotonic clock."""
@@ -88,13 +89,17 @@ class Wire:
             raise TimeoutError("the other end reads nothing")
 
     def _flush(self) -> None:
+        """The kernel's limit is of one call, which may end with a little progress; ours is of all of it."""
         with self._lock:
-            data = self._tls.to_send()
-        if data:
+            data = memoryview(self._tls.to_send())
+        deadline_s = time.monotonic() + self._send_s
+        while data:
             try:
-                self._sock.sendall(data)
+                data = data[self._sock.send(data) :]
             except BlockingIOError as error:
                 raise TimeoutError("the other end takes nothing") from error
+            if data and time.monotonic() > deadline_s:
+                raise TimeoutError("the other end takes too little")
 
     def _pull(self, deadline_s: float) -> None:
         """Wait for bytes of the other end. A close without TLS's goodbye is a close: lengths are known from heads."""
@@ -106,3 +111,7 @@ class Wire:
             raise TimeoutError("silent") from error
         with self._lock:
             self._tls.received(self._raw[:count])
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", *divmod(max(1, int(seconds * 1e6)), 10**6))  # zero would mean no limit
