@@ -27,6 +27,7 @@ from celluler_node.cli import (
     run_command,
     version_commands,
 )
+from celluler_node.cli.output import Output
 from celluler_node.cli.root import COMMANDS, load, run
 from celluler_node.gateway.app import gateway_app
 from tests.support.jobs import DATA_CID, JOB_YAML
@@ -274,6 +275,14 @@ def test_what_others_wrote_cannot_steer_the_terminal(published: Run) -> None:
     assert published("model", "card", "alice/d:1.1.0")[0] == 4
     published("model", "retract", "alice/d:1.1.0", "--reason", "a\x1b]0;b\tc\u202e\x9b")
     assert "RETRACTED: a\ufffd]0;b c\ufffd\ufffd\t" in published("model", "versions", "alice/d")[1]
+
+
+def test_a_table_on_a_terminal_takes_words_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    Output(as_json=False).table(("model", "note"), [("alice/d:1.0.0", "[/red] [bold]x")])
+    assert "alice/d:1.0.0  [/red] [bold]x" in capsys.readouterr().out
 
 
 def test_a_dataset_is_published_and_shown(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:

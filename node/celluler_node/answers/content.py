@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -25,7 +26,7 @@ class ContentAnswers(Answers):
     """The part of `Operations` about contents by CID."""
 
     async def add_blob(self, path: Path, kind: str, *, move: bool = False) -> Blob:
-        root = await trio.to_thread.run_sync(self._core.store.add, path, kind)
+        root = await trio.to_thread.run_sync(partial(self._core.store.add, path, kind, move=move))
         self._announce(root)
         return await self._blob(root)
 

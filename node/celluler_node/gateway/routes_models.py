@@ -44,8 +44,7 @@ def model_routes(operations: Operations) -> list[Route]:
     async def pull(request: Request) -> Response:
         body = await read_json(request, limit=MAX_QUESTION_BYTES)
         check_keys(body, {"model": str, "layers": str}, "model")
-        part = {"layers": body["layers"]} if body.get("layers") else {}
-        return document(await operations.pull_model(body["model"], **part))
+        return document(await operations.pull_model(body["model"], layers=body.get("layers")))
 
     async def verify(request: Request) -> Response:
         body = await read_json(request, limit=MAX_QUESTION_BYTES)
