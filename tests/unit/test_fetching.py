@@ -51,6 +51,9 @@ class Directory:
         await trio.lowlevel.checkpoint()
         self.told.append(digest)
 
+    def withdraw(self, digest: bytes) -> None:
+        self.told.remove(digest)
+
     async def providers(self, digest: bytes) -> tuple[PeerId, ...]:
         await trio.lowlevel.checkpoint()
         self.asked += 1
