@@ -80,7 +80,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             _serve_protocols(core.host, desk, server if "serve" in config.roles else None)
             nursery.start_soon(desk.run)
             nursery.start_soon(server.unload_idle)
-            nursery.start_soon(core.repository.publisher.republish)
+            nursery.start_soon(core.repository.publisher.keep_told)
             nursery.start_soon(core.repository.catalogue.watch)
             nursery.start_soon(_keep_state, core, membership)
             node = Node(

@@ -56,7 +56,7 @@ class _Replicas:
         wanted: dict[bytes, Wanted] = {}
         for signed in self._core.repository.announced():
             root = signed.record.root
-            if root not in wanted:
+            if root not in wanted and root not in self._core.repository.refused:
                 wanted[root] = self._wanted(signed, self._stat(root) if root in here else None)
         return tuple(wanted.values())
 

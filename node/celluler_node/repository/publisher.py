@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -38,9 +39,12 @@ from celluler_node.repository.resolver import DATASET, MODEL, Resolver
 from celluler_node.repository.shelf import Opened, Shelf
 from celluler_node.state import NodeState
 from celluler_protocols.directory import Directory
-from celluler_protocols.gossip import Gossip, ModelAnnouncement
+from celluler_protocols.gossip import MAX_LIFETIME_S, Gossip, ModelAnnouncement
 
-ANNOUNCEMENT_LIFE_S = 24 * 3600
+ANNOUNCE_EVERY_S = 24 * 3600
+"""What is ours is announced again so often; an announcement lives as long as gossip lets it."""
+MAX_ANNOUNCED = 48
+"""Versions of ours that are announced, the newest: gossip keeps no more of one peer, and older ones can be resolved."""
 HEAD_S = 20.0
 
 log = structlog.get_logger()
@@ -150,7 +154,11 @@ class Publisher:
         """Take a version back: its name resolves no more, and whoever asks is told why. Copies cannot be recalled."""
         async with self._changing:
             index = retract(await self._existing(name), version, reason)
-            await self._commit(index, _Change("retracted", version, Digest(index.entry(version).manifest), reason))
+            subject = Digest(index.entry(version).manifest)
+            await self._commit(index, _Change("retracted", version, subject, reason))
+            opened = self._shelf.model(subject) or self._shelf.dataset(subject)
+            if opened is not None:
+                await self._gossip.announce(self._announcement(opened, life_s=1.0))
 
     async def republish(self) -> None:
         """After a restart: what we serve is told again, since records in the DHT expire."""
@@ -168,7 +176,28 @@ class Publisher:
             except (CellulerError, trio.TooSlowError) as error:
                 log.warning("head_not_republished", name=name, error=str(error))
 
+    async def keep_told(self) -> None:
+        """After a start and then daily, tell the swarm what is ours and stands; runs as long as the node."""
+        await self.republish()
+        while True:
+            for opened in await self._standing():
+                with suppress(CellulerError):  # refused, because the swarm knows a newer one
+                    await self._gossip.announce(self._announcement(opened))
+            await trio.sleep(ANNOUNCE_EVERY_S)
+
     # --- inside ------------------------------------------------------------------------------------------------
+
+    async def _standing(self) -> list[Opened]:
+        """What we published, kept, and did not take back; the newest last."""
+        standing: list[Opened] = []
+        for name in tuple(self._state.heads):
+            for kind in (MODEL, DATASET):
+                with suppress(CellulerError):
+                    index = await self._own_index(name, kind)
+                    kept = [Digest(entry.manifest) for entry in index.entries if not entry.retracted] if index else []
+                    found = (self._shelf.model(digest) or self._shelf.dataset(digest) for digest in kept)
+                    standing += [opened for opened in found if opened is not None and self._shelf.keeps(opened)]
+        return sorted(standing, key=lambda opened: opened.record.created_s)[-MAX_ANNOUNCED:]
 
     async def _publish(self, index: VersionIndex | None, opened: Opened, aliases: tuple[str, ...], note: str) -> None:
         record = opened.record
@@ -252,7 +281,7 @@ class Publisher:
         before = predecessor(version, [entry.version for entry in index.entries])
         return None if before is None else Digest(index.entry(before).manifest)
 
-    def _announcement(self, opened: Opened) -> ModelAnnouncement:
+    def _announcement(self, opened: Opened, life_s: float = MAX_LIFETIME_S) -> ModelAnnouncement:
         record = opened.record
         model = isinstance(record, ModelManifest)
         return ModelAnnouncement(
@@ -265,5 +294,5 @@ class Publisher:
             kind=MODEL if model else DATASET,
             copies=record.copies,
             regions=record.regions,
-            **self._gossip.stamp(ANNOUNCEMENT_LIFE_S),
+            **self._gossip.stamp(life_s),
         )

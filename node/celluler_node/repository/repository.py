@@ -54,6 +54,8 @@ class Repository:
         """remember: writes `state` down. clock: Unix seconds."""
         self._own, self.nickname, self._store, self._fetcher = identity.peer_id, nickname, store, fetcher
         self._directory = directory
+        self.refused: set[Digest] = set()
+        """Contents that our user removed: not to be kept for the swarm either, until the node starts anew."""
         self.shelf = Shelf(store, state, remember)
         self.vault = Vault(identity, vault_folder)
         self.resolver = Resolver(identity.peer_id, nickname, self.shelf, fetcher, directory, gossip)
@@ -234,6 +236,7 @@ class Repository:
         stat = None if shared else self.shelf.stat(root)
         if stat is not None:
             self._store.remove(root)
+            self.refused.add(root)
         self.vault.forget(opened.digest)
         self.shelf.forget(opened)
         return () if stat is None else (stat,)
