@@ -27,6 +27,7 @@ from celluler.content.digest import Digest, digest_of
 from celluler.content.manifest import MAX_TOTAL_BYTES, Manifest, Piece, parse_leaf, parse_manifest
 from celluler.content.movers import Chunk
 from celluler.content.progress import Progress, SourceProgress, Transport
+from celluler.content.steps import Begin, KeepBlock, KeepChunk, KeepPlaced, Reason, Step
 from celluler.content.window import Window
 from celluler.errors import (
     BlockAbsent,
@@ -54,50 +55,6 @@ ENDGAME_DIGESTS = 4
 """How many of the others' digests an idle source is asked for at a time."""
 _BLOCK_ESTIMATE_BYTES = 1 << 17  # a full leaf is about as long
 _MAX_SCAN = 4096  # of the queue, for a source that lacks much of it
-
-
-@dataclass(frozen=True, slots=True)
-class KeepBlock:
-    """A verified manifest or leaf: put it into the store."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """All blocks are kept: begin the content, then tell `Download.begun` what is missing."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeepChunk:
-    """An answer of the right length: put it at each index, then tell `kept` or, when its hash is wrong, `corrupt`."""
-
-    source: str
-    digest: Digest
-    indices: tuple[int, ...]
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class KeepPlaced:
-    """A mover verified it and wrote it at these indices: tell the store so, then tell `kept`."""
-
-    source: str
-    digest: Digest
-    indices: tuple[int, ...]
-
-
-Step = KeepBlock | Begin | KeepChunk | KeepPlaced
-
-
-class Reason(Enum):
-    """Why a source is no longer asked."""
-
-    ABSENT = "has not got it"
-    BUSY = "has no time"
-    GONE = "could not be reached or went away"
-    STALLED = "owed answers for too long"
-    LIED = "sent something false"
 
 
 class _Phase(Enum):

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celluler.content.digest import Digest, digest_of
-from celluler.content.download import Begin, Download, KeepBlock, KeepChunk, KeepPlaced, Reason, Step
+from celluler.content.download import Download
 from celluler.content.manifest import Description, describe
 from celluler.content.memory import MemoryStore
 from celluler.content.movers import Chunk
+from celluler.content.steps import Begin, KeepBlock, KeepChunk, KeepPlaced, Reason, Step
 from celluler.errors import BlockAbsent, CorruptBlock, PeerViolation, ProtocolViolation, Unavailable
 
 LIARS = ("flips a bit", "sends another block", "cuts short", "answers twice", "denies what was not asked")

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from celluler.content.digest import Digest, digest_of
-from celluler.content.download import Download, KeepPlaced, Reason
+from celluler.content.download import Download
 from celluler.content.manifest import Layout, Leaf, Manifest
 from celluler.content.movers import Chunk
+from celluler.content.steps import KeepPlaced, Reason
 from celluler.wire import pack
 
 MIB = 1 << 20

@@ -19,9 +19,10 @@ from typing import Protocol
 import trio
 
 from celluler.content.digest import Digest
-from celluler.content.download import Download, Reason, Step
+from celluler.content.download import Download
 from celluler.content.movers import Chunk, Falsified, Lacking, Meter, Moved, Mover, OpenMover, Placed
 from celluler.content.progress import Transport
+from celluler.content.steps import Reason, Step
 from celluler.errors import CellulerError, LocalError, PeerViolation, ProtocolViolation, Unavailable
 from celluler.identity import PeerId
 from celluler.wire import Frames

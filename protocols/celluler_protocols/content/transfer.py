@@ -18,10 +18,11 @@ from types import MappingProxyType
 
 import trio
 
-from celluler.content.download import Begin, Download, KeepBlock, KeepChunk, KeepPlaced, Step
+from celluler.content.download import Download
 from celluler.content.manifest import MAX_TOTAL_BYTES, Manifest, Piece
 from celluler.content.movers import Meter, OpenMover
 from celluler.content.progress import Progress
+from celluler.content.steps import Begin, KeepBlock, KeepChunk, KeepPlaced, Step
 from celluler.content.store import Store
 from celluler.errors import (
     BlockAbsent,
