@@ -113,7 +113,7 @@ class ContentAnswers(Answers):
         if isinstance(parsed, ModelName):
             root = root_of(await self._core.repository.either(ref, hints=self._hints()))
         else:
-            found = self._core.repository.shelf.model(parsed) or self._core.repository.shelf.dataset(parsed)
+            found = self._core.repository.shelf.either(parsed)
             root = parsed if found is None else root_of(found)
         try:
             await trio.to_thread.run_sync(self._core.store.stat, root)

@@ -16,7 +16,7 @@ from celluler.content.store import Store
 from celluler.errors import CellulerError
 from celluler.identity import Signed, short
 from celluler_node.fetching import Fetcher
-from celluler_node.repository.resolver import MODEL, Resolver
+from celluler_node.repository.resolver import Resolver
 from celluler_node.repository.shelf import Opened, Shelf
 from celluler_node.state import NodeState
 from celluler_protocols.gossip import ModelAnnouncement
@@ -48,8 +48,7 @@ class Catalogue:
 
     def body(self, announcement: ModelAnnouncement) -> Opened | None:
         """The manifest behind an announcement, if it is here. Reads the disk the first time."""
-        digest = Digest(announcement.manifest)
-        return self._shelf.model(digest) if announcement.kind == MODEL else self._shelf.dataset(digest)
+        return self._shelf.either(Digest(announcement.manifest))
 
     async def watch(self) -> None:
         """Bring bodies in as they are announced, let go of the others; runs as long as the node."""

@@ -156,7 +156,7 @@ class Publisher:
             index = retract(await self._existing(name), version, reason)
             subject = Digest(index.entry(version).manifest)
             await self._commit(index, _Change("retracted", version, subject, reason))
-            opened = self._shelf.model(subject) or self._shelf.dataset(subject)
+            opened = self._shelf.either(subject)
             if opened is not None:
                 await self._gossip.announce(self._announcement(opened, life_s=1.0))
 
@@ -195,7 +195,7 @@ class Publisher:
                 with suppress(CellulerError):
                     index = await self._own_index(name, kind)
                     kept = [Digest(entry.manifest) for entry in index.entries if not entry.retracted] if index else []
-                    found = (self._shelf.model(digest) or self._shelf.dataset(digest) for digest in kept)
+                    found = map(self._shelf.either, kept)
                     standing += [opened for opened in found if opened is not None and self._shelf.keeps(opened)]
         return sorted(standing, key=lambda opened: opened.record.created_s)[-MAX_ANNOUNCED:]
 

@@ -13,9 +13,11 @@ import structlog
 
 from celluler.content.digest import Digest
 from celluler.content.store import ContentStat, Store
-from celluler.datasets.manifest import OpenedDataset, open_dataset
-from celluler.errors import CellulerError, NotFound
-from celluler.models.manifest import OpenedManifest, open_manifest
+from celluler.datasets.manifest import DatasetManifest, OpenedDataset, open_dataset
+from celluler.errors import CellulerError, NotFound, ProtocolViolation
+from celluler.identity import Envelope
+from celluler.models.manifest import ModelManifest, OpenedManifest, open_manifest
+from celluler.wire import unpack
 from celluler_node.repository.held import Held, HeldDataset
 from celluler_node.state import NodeState
 
@@ -65,12 +67,28 @@ class Shelf:
 
     def model(self, digest: Digest) -> OpenedManifest | None:
         """The model's manifest if it lies in the store, listed or not."""
-        opened = self._open(digest, open_manifest)
+        opened = self.either(digest)
         return opened if isinstance(opened, OpenedManifest) else None
 
     def dataset(self, digest: Digest) -> OpenedDataset | None:
-        opened = self._open(digest, open_dataset)
+        opened = self.either(digest)
         return opened if isinstance(opened, OpenedDataset) else None
+
+    def either(self, digest: Digest) -> Opened | None:
+        """The model or dataset whose manifest this is; None when it is not here, or is nothing of the kind."""
+        if digest in self._opened:
+            self._opened.move_to_end(digest)
+            return self._opened[digest]
+        try:
+            opened = _parse(self._store.get(digest))
+        except NotFound:
+            return None
+        except CellulerError as error:
+            log.warning("manifest_lost", digest=digest.hex()[:16], error=str(error))
+            return None
+        if opened is not None:
+            self._note(opened)
+        return opened
 
     def dataset_of(self, content: bytes) -> OpenedDataset | None:
         """The listed dataset that has this content, or this manifest."""
@@ -84,20 +102,6 @@ class Shelf:
         except NotFound:
             return None
 
-    def _open(self, digest: Digest, parse: Callable[[bytes], Opened]) -> Opened | None:
-        if digest in self._opened:
-            self._opened.move_to_end(digest)
-            return self._opened[digest]
-        try:
-            opened = parse(self._store.get(digest))
-        except NotFound:
-            return None
-        except CellulerError as error:
-            log.warning("manifest_lost", digest=digest.hex()[:16], error=str(error))
-            return None
-        self._note(opened)
-        return opened
-
     def _note(self, opened: Opened) -> None:
         self._opened[opened.digest] = opened
         while len(self._opened) > MAX_OPENED:
@@ -105,3 +109,14 @@ class Shelf:
 
     def _kept(self, opened: Opened) -> list[str]:
         return self._state.models if isinstance(opened, OpenedManifest) else self._state.datasets
+
+
+def _parse(block: bytes) -> Opened | None:
+    """Raises PeerViolation for one that claims to be a manifest and is none."""
+    try:
+        kind = unpack(Envelope, block, limit=len(block)).kind
+    except ProtocolViolation:
+        return None
+    if kind == ModelManifest.KIND:
+        return open_manifest(block)
+    return open_dataset(block) if kind == DatasetManifest.KIND else None
