@@ -180,7 +180,7 @@ class Operations(Protocol):
     async def remove_model(self, ref: str) -> Collected:
         """Forget this version here: weights that no other model here needs, and its manifest. Others keep theirs.
 
-        Raises InvalidSpec, NotFound when it is not here, LocalError while it is in use or pinned.
+        Raises InvalidSpec, NotFound when it is not here, LocalError while it is in use. A pin does not hold it.
         """
         ...
 

@@ -125,7 +125,7 @@ class MemoryModels:
     async def remove_model(self, ref: str) -> Collected:
         model = await self.show_model(ref)
         if model.aliases:
-            raise LocalError(f"{ref} is pinned", hint=f"celluler model unpin {ref}")
+            raise LocalError(f"{ref} is in use")
         del self.known[model.reference]
         return Collected(40, ())
 

@@ -153,7 +153,7 @@ def card(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
         if json:
             Output(as_json=True).document({"model": model, "card": text})
         else:
-            print(printable(text, keep="\n\t"))
+            print(printable(text.rstrip("\n"), keep="\n\t"))
 
     run(main)
 
