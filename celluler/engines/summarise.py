@@ -23,7 +23,7 @@ from celluler.datasets.schema import (
     check_columns,
     check_summary,
 )
-from celluler.engines.tables import BATCH_NUMBERS, Batch, Numbers, Table, file_format, open_table
+from celluler.engines.tables import BATCH_NUMBERS, Batch, Numbers, Table, file_format, open_table, place_of
 from celluler.errors import InvalidSpec
 from celluler.models.weights import TensorView, read_header
 
@@ -109,7 +109,7 @@ class _Tensors:
 
 
 def _source(name: str, view: TensorView) -> _Source:
-    where = f"dataset.{name[:64]}"
+    where = place_of(name)
     if not 1 <= len(name.encode("utf-8", "replace")) <= 128:
         raise InvalidSpec(where, "a tensor has a name of 1…128 bytes")
     if len(view.shape) > 1 + MAX_DIMENSIONS or 0 in view.shape[1:]:

@@ -293,11 +293,16 @@ _OPEN: dict[str, Callable[[Path], tuple[Any, Table]]] = {"parquet": _open_parque
 # --- one column -----------------------------------------------------------------------------------------------------
 
 
+def place_of(name: str) -> str:
+    """Where an error is, by the name of a column that nobody has checked yet."""
+    return f"dataset.{name[:64]}" if name.isprintable() else f"dataset.{name[:64]!a}"
+
+
 def _column(field: Any) -> Column:
     """What a field of a pyarrow schema is to us. Raises InvalidSpec for a kind that is no column of ours."""
     import pyarrow as pa  # noqa: PLC0415
 
-    where, shape = f"dataset.{field.name[:64]}", list[int]()
+    where, shape = place_of(field.name), list[int]()
     if not 1 <= len(field.name.encode("utf-8", "replace")) <= 128:
         raise InvalidSpec(where, "a column has a name of 1…128 bytes")
     kind = field.type

@@ -60,12 +60,15 @@ def word_bomb(path: Path, *, rows: int = 200_000, word_bytes: int = 1 << 20) -> 
     return save_table(path, pa.table({"word": words, "label": pa.array(np.zeros(rows, np.int64))}), compression="zstd")
 
 
-def zero_bomb(path: Path, *, megabytes: int) -> Path:
-    """A small Arrow file of one packed batch of zeros."""
-    zeros = pa.array(np.zeros(megabytes << 17, np.float64))
-    table = pa.table({"x": zeros, "label": pa.array(np.zeros(len(zeros), np.int8))})
+def unpacking_bomb(path: Path, claimed_bytes: int) -> Path:
+    """A small Arrow file of one packed column that claims to unpack to so many bytes."""
+    zeros = pa.table({"x": pa.array(np.zeros(1_234_567))})
     with pa.OSFile(str(path), "wb") as file:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with pa.ipc.new_file(file, table.schema, options=options) as out:
-            out.write_table(table)
+        with pa.ipc.new_file(file, zeros.schema, options=options) as out:
+            out.write_table(zeros)
+    honest = (8 * 1_234_567).to_bytes(8, "little", signed=True)  # stands before the packed bytes
+    data = path.read_bytes()
+    assert data.count(honest) == 1
+    path.write_bytes(data.replace(honest, claimed_bytes.to_bytes(8, "little", signed=True)))
     return path

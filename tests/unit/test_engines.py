@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,22 @@ def test_a_shard_is_a_members_own() -> None:
     assert sum(map(len, shards)) > 1200
 
 
+def rows_drawn(member: Trainer) -> set[int]:
+    return {row for step in range(8) for row in member._rows(0, step).tolist()}
+
+
+def test_classes_or_keys_are_a_members_own() -> None:
+    data = replace(learning_set(), keys=np.arange(1437, dtype=np.int64) % 30)
+    for partition, values in (("by-label", data.y.numpy()), ("by-key", data.keys)):
+        made = config(index=0, members=3, partition=partition, batch=300)
+        members = [
+            Trainer(DIGITS, initial_vector(DIGITS, SEED), data, replace(made, index=index)) for index in range(3)
+        ]
+        drawn = [set(values[list(rows_drawn(member))].tolist()) for member in members]
+        assert not drawn[0] & drawn[1] | drawn[1] & drawn[2] | drawn[0] & drawn[2]
+        assert set.union(*drawn) == set(values.tolist())
+
+
 def test_momentum_follows_a_members_own_wire_once_its_round_was_applied() -> None:
     member, fresh = trainer(), trainer()
     update, _ = member.train(0)
@@ -320,6 +337,8 @@ def test_a_regression_learns() -> None:
         {"outer_momentum": 1.0},
         {"outer_learning_rate": 0.0},
         {"partition": "shard", "index": 0, "members": 2000},
+        {"partition": "by-label", "index": 0, "members": 11},
+        {"partition": "by-key", "index": 0, "members": 2},
     ],
 )
 def test_a_configuration_that_means_nothing_is_refused(changes: dict[str, Any]) -> None:

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from celluler.content.digest import Codec, cid_of, digest_of, parse_cid
+from celluler.datasets.schema import Selection
 from celluler.errors import InvalidSpec, ProtocolViolation
-from celluler.jobs.spec import canonical_job, job_digest, parse_canonical_job, parse_job
-from tests.support.jobs import JOB_YAML
+from celluler.jobs.spec import canonical_job, job_digest, parse_canonical_job, parse_job, with_data
+from tests.support.jobs import DATA_CID, JOB_YAML
 
 
 def test_the_same_job_in_yaml_and_json_has_one_digest() -> None:
@@ -50,6 +52,15 @@ def test_what_is_left_out_gets_the_documented_default() -> None:
         ("name: digits", "name: Digits!", "name", "a-z"),
         ("version: 2.0.0", "version: 2.0", "result.version", "in quotes"),
         ("partition: iid", "partition: iid, held_out: b", "data.held_out", "unknown key"),
+        ("partition: iid", "partition: by-key", "data", "by-key with a key"),
+        ("partition: iid", "partition: iid, key: writer", "data", "key goes with"),
+        ("partition: iid", "partition: sorted", "data.partition", "'by-label' or 'by-key'"),
+        ("partition: iid", "features: [a, a]", "data", "twice"),
+        ("partition: iid", "features: []", "data.features", "at least 1"),
+        ("partition: iid", "features: [7]", "data.features.0", "name of a column"),
+        ("partition: iid", "label: ''", "data.label", "1…128 bytes"),
+        ("partition: iid", "dataset: digits", "data.dataset", "CID"),
+        (f"cid: {DATA_CID}, ", "", "data", "cid or dataset is missing"),
         ("kind: TrainJob", "kind: BatchJob", "kind", "not built yet"),
         ("kind: TrainJob", "kind: Train", "kind", "TrainJob"),
         ("celluler/v1", "celluler/v2", "apiVersion", "celluler/v1"),
@@ -90,3 +101,22 @@ def test_a_peer_must_send_the_canonical_form() -> None:
     for other in (canonical + b" ", canonical.replace(b'"retries":2', b'"retries":200'), JOB_YAML.encode(), b"\xff"):
         with pytest.raises(ProtocolViolation):
             parse_canonical_job(other)
+
+
+def test_a_dataset_given_by_name_is_looked_up_once_for_all_members() -> None:
+    named = JOB_YAML.replace(f"cid: {DATA_CID}", "dataset: alice/digits, features: [pixels, age], key: writer")
+    job = parse_job(named.replace("partition: iid", "partition: by-key"))
+    with pytest.raises(InvalidSpec, match="was not looked up"):
+        _ = job.data.content
+    manifest = digest_of(b"manifest of 1.2.0")
+    found = with_data(job, digest_of(b"file"), dataset=cid_of(manifest, Codec.MANIFEST), label="digit")
+    again = parse_canonical_job(canonical_job(found))
+    assert again == found
+    assert (again.data.content, again.data.origin) == (digest_of(b"file"), manifest)
+    assert again.data.selection == Selection(("pixels", "age"), "digit", "writer")
+
+
+def test_a_file_given_by_cid_is_its_own_origin() -> None:
+    data = parse_job(JOB_YAML).data
+    assert data.content == data.origin == parse_cid(DATA_CID)
+    assert data.selection == Selection()
