@@ -13,8 +13,9 @@ class Blob:
 
     kind: `blob`, `dataset` or `model`. have_bytes: of it here. complete: all of it is. wanted_bytes: how much of it is
     kept or fetched here, less than `total_bytes` when only some layers were asked for. pinned: never evicted. in_use:
-    being served, loaded or fetched now. last_used_s: 0 when not known. received: bytes of it that came from
-    whom, and went to whom where that is counted, as long as the node remembers. providers: peer ids that say they have it, asked for when one content is shown.
+    being served, loaded or fetched now. last_used_s: 0 when not known. received: bytes of it that came from whom, and
+    went to whom where that is counted, as long as the node remembers. providers: peer ids that say they have it, asked
+    for when one content is shown.
     """
 
     cid: str
