@@ -1,7 +1,8 @@
 """All benchmarks, one after the other: `make bench`. With `--json` one list of figures on stdout.
 
 A figure is {name, value, unit, against, ratio, aim, met}: what was measured, beside what in the same run, how they
-compare, what was aimed at, and whether that was met (null where nothing was aimed at).
+compare, what was aimed at, and whether that was met (null where nothing was aimed at). A value is null where this
+machine has not got what was to be measured; the name says what it lacks.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def show(figures: list[dict[str, Any]]) -> None:
     for one in figures:
         ratio = "" if one.get("ratio") is None else f"{one['ratio']:.2f}"
         met = {True: "yes", False: "NO", None: ""}[one.get("met")]
-        value = f"{one['value']:.4g} {one['unit']}"
+        value = "" if one["value"] is None else f"{one['value']:.4g} {one['unit']}"
         table.add_row(one["name"], value, str(one.get("against") or ""), ratio, str(one.get("aim") or ""), met)
     Console().print(table)
 

@@ -50,7 +50,7 @@ _LISTEN = ["/ip4/127.0.0.1/tcp/0"]
 async def _peer(store: DiskStore, folder: Path, up_bytes_s: int) -> AsyncIterator[tuple[Host, Bulk]]:
     @asynccontextmanager
     async def scratch(purpose: str) -> AsyncIterator[Path]:
-        made = Path(tempfile.mkdtemp(prefix=f"celluler-bench-{purpose}-"))
+        made = Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=folder.parent))  # goes with it if we are killed
         try:
             yield made
         finally:

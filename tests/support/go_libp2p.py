@@ -85,7 +85,7 @@ class GoPeer:
         return answer
 
     async def _exchange(self, request: Fields) -> tuple[trio.SocketStream, dict[int, list[int | bytes]]]:
-        stream = await trio.open_unix_socket(self._control)
+        stream = await trio.open_unix_socket(str(self._control))
         await send(stream, request)
         answer = await receive(stream)
         if answer[1] != [_OK]:
