@@ -332,6 +332,20 @@ async def test_a_mover_leaves_a_silent_server_at_once(tmp_path) -> None:
         await fetch(bob, alice, root)
 
 
+async def test_dialling_ends_at_once_when_nobody_wants_it_any_more(tmp_path) -> None:
+    async with peers(2, tmp_path, patience=Patience(connect_s=1000.0)) as (alice, bob):
+        root = alice.add(DATA)
+        part = bob.begin(root, alice)
+        await fetch(bob, alice, alice.add(b"something else"))
+        process = psutil.Process(bob.bulk.process_id)
+        threads = process.num_threads()
+        with socket.create_server(("127.0.0.1", 0)) as mute, trio.move_on_after(0.3):
+            alice.grants = Grant(mute.getsockname()[1], bytes(32), bytes(32), 15, 2, 64, b"")
+            async with bob.bulk.open_mover(alice.id, root, part):
+                raise AssertionError("nobody answered")
+        await until(lambda: process.num_threads() <= threads)
+
+
 async def test_who_shows_another_certificate_sees_no_ticket(tmp_path) -> None:
     async with peers(2, tmp_path) as (alice, bob):
         root = alice.add(DATA)

@@ -6,12 +6,16 @@ import ipaddress
 import selectors
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from celluler_node.bulk.tls import Tls
 from celluler_node.bulk.wire import Wire
+
+STOP_S = 0.05
+"""How soon it is noticed that no connection is wanted any more, while none is made."""
 
 
 class Impostor(OSError):
@@ -19,11 +23,20 @@ class Impostor(OSError):
 
 
 def dial(
-    hosts: Sequence[str], port: int, pin: bytes, context: ssl.SSLContext, *, connect_s: float, stuck_s: float
+    hosts: Sequence[str],
+    port: int,
+    pin: bytes,
+    context: ssl.SSLContext,
+    *,
+    connect_s: float,
+    stuck_s: float,
+    stopping: threading.Event,
+    on_wire: Callable[[Wire], None],
 ) -> Wire:
     """A connection whose other end has proven the pin; nothing has been sent over it yet. Raises OSError.
 
     All addresses are tried at once. A host is an address and never a name: nobody is asked what it means.
+    stopping: another thread wants no connection any more. on_wire: told of each that is tried, to be cut then.
     """
     deadline_s = time.monotonic() + connect_s
     failure: OSError = TimeoutError(f"no connection within {connect_s:g} s")
@@ -34,10 +47,11 @@ def dial(
                 waiting.register(_begin(host, port), selectors.EVENT_WRITE)
             except (OSError, ValueError) as error:
                 failure = error if isinstance(error, OSError) else OSError(f"{host} is no address")
-        for sock in _connected(waiting, deadline_s):
+        for sock in _connected(waiting, deadline_s, stopping):
             until_s = _share(deadline_s, others=len(waiting.get_map()))
             silence_s = max(0.01, until_s - time.monotonic())
             wire = Wire(sock, Tls(context, server=False), silence_s=silence_s, send_s=silence_s)
+            on_wire(wire)
             try:
                 if (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) != 0:
                     raise OSError(code, "cannot connect")
@@ -76,10 +90,14 @@ def _begin(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _connected(waiting: selectors.BaseSelector, deadline_s: float) -> Iterator[socket.socket]:
+def _connected(
+    waiting: selectors.BaseSelector, deadline_s: float, stopping: threading.Event
+) -> Iterator[socket.socket]:
     """Sockets as their attempts end, well or not; each is the caller's from then on."""
-    while waiting.get_map() and (left_s := deadline_s - time.monotonic()) > 0:
-        for key, _ in waiting.select(left_s):
+    while waiting.get_map() and not stopping.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
+        for key, _ in waiting.select(min(left_s, STOP_S)):
+            if stopping.is_set():
+                return
             sock = key.fileobj
             assert isinstance(sock, socket.socket)
             waiting.unregister(sock)

@@ -115,10 +115,10 @@ class _Process:
             listeners, reason = [], str(error)[:300]
         confined = walls.close(Path(request.store), self._scratch)
         self._serving = Serving(StoreReader(Path(request.store)), self._bulletin, self._up, self._patience)
-        _start(self._bulletin.tell)
+        _start(_vital, self._bulletin.tell)
         if listeners:
             lobby = Lobby(listeners, context, self._serving.redeem, self._serving.expire, self._patience)
-            _start(lobby.run)
+            _start(_vital, lobby.run)
         port = listeners[0].getsockname()[1] if listeners else 0
         answer(Opened(port, pin, confined, reason))
 
@@ -156,6 +156,16 @@ class _Process:
 
     def _spend(self, request: Spend, _: bytearray, answer: Answer) -> None:
         answer(Spent(self._up.take(request.up_bytes), self._down.take(request.down_bytes)))
+
+
+def _vital(run: Callable[[], None]) -> None:
+    """Without this thread the process would be there and do nothing: better it goes, and is started anew."""
+    try:
+        run()
+    except BaseException:
+        traceback.print_exc(file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _start(run: Callable[..., None], *arguments: Any) -> None:

@@ -79,7 +79,7 @@ class Serving:
             with self._store.open_content(holder.root) as content:
                 connection.run(content)
         except (CellulerError, OSError) as error:
-            print(f"bulk: {holder.peer}: {error}", flush=True)
+            print(f"{holder.peer[-8:]}: {error}", flush=True)
         finally:
             connection.wire.close()
             with self._lock:

@@ -14,6 +14,7 @@ import os
 import ssl
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -102,9 +103,11 @@ class Transfer:
     def run(self, dialled: Callable[[Dialled], None]) -> None:
         """Connect, say so, and move chunks until either end has enough."""
         try:
-            if not self._open(dialled):
-                return
-            self._bulletin.ended(self._order.transfer, *self._move())
+            if self._open(dialled):
+                self._bulletin.ended(self._order.transfer, *self._move())
+        except Exception:  # the boundary: whoever asked must hear that it is over
+            traceback.print_exc()
+            self._bulletin.ended(self._order.transfer, GONE, "a fault of ours")
         finally:
             if self._wire is not None:
                 self._wire.close()
@@ -112,19 +115,26 @@ class Transfer:
                 os.close(self._file)
             self.ended.set()
 
+    def _use(self, wire: Wire) -> None:
+        self._wire = wire
+        if self.stopping.is_set():  # it came too late to be cut by `stop`
+            wire.cut()
+
     def _open(self, dialled: Callable[[Dialled], None]) -> bool:
         order, patience = self._order, self._patience
         try:
             self._file = os.open(order.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            self._wire = dial(
+            wire = dial(
                 order.hosts,
                 order.port,
                 order.pin,
                 self._context,
                 connect_s=patience.connect_s,
                 stuck_s=patience.stuck_s,
+                stopping=self.stopping,
+                on_wire=self._use,
             )
-            self._wire.send_now(order.ticket)
+            wire.send_now(order.ticket)
         except OSError as error:
             dialled(Dialled(str(error)[:300] or type(error).__name__, isinstance(error, Impostor)))
             return False

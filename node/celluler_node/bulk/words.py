@@ -202,7 +202,7 @@ BULK = Program(
     max_blob_bytes=1 << 28,
 )
 
-BULK_LIMITS = Limits(memory_bytes=4 << 30, open_files=1024)
+BULK_LIMITS = Limits(memory_bytes=8 << 30, open_files=1024)
 """Address space, of which each thread reserves far more than it uses. Descriptors: lobby, connections, their files."""
 
 
