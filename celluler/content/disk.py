@@ -9,6 +9,7 @@ written but not synced is hashed again, so what the index claims is so.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ from celluler.content.index import Content, Index, State
 from celluler.content.manifest import Description, Layout, Piece, describe
 from celluler.content.store import ContentStat, Verified, VerifiedBlocks, bitmap_of, check_block, read_layout
 from celluler.content.store_eviction import NoRoom, Uses, needs_any, victims, with_room
-from celluler.errors import BlockAbsent, IntegrityError, LocalError
+from celluler.errors import BlockAbsent, IntegrityError, LocalError, QuotaExceeded
 
 _ROOM_FOR_ROWS_BYTES = 1 << 20
 """What a call that writes only rows wants of a disk that is full."""
@@ -171,11 +172,7 @@ class DiskStore:
     # --- room --------------------------------------------------------------------------------------------------
 
     def remove(self, root: bytes) -> None:
-        with self._filler.slot(root) as slot:
-            # The index first: files without a row are swept on open, rows without a file are not.
-            self._index.remove(root, self._uses.held)
-            slot.close()
-            self._files.drop(root)
+        self._drop(root, functools.partial(self._index.remove, root))
 
     def collect(self, target_bytes: int, *, dry_run: bool = False) -> tuple[ContentStat, ...]:
         gone: list[ContentStat] = []
@@ -311,21 +308,40 @@ class DiskStore:
         gone: list[ContentStat] = []
         try:
             for content in contents:
-                stat = self._stat(content)
-                with self._filler.slot(content.root) as slot:
-                    if self._index.evict(content.root, self._uses.held):
-                        slot.close()
-                        self._files.drop(content.root)
-                        gone.append(stat)
+                stat, root = self._stat(content), content.root
+                if self._drop(root, functools.partial(self._index.evict, root)):
+                    gone.append(stat)
         finally:
             if gone:
                 self._on_evict(tuple(stat.root for stat in gone))
         return gone
 
+    def _drop(self, root: bytes, forget: Callable[[Callable[[bytes], bool]], bool]) -> bool:
+        """Forget what the index has of it, then delete the file: files without a row are swept on open.
+
+        A disk that is full has no room even for the index to forget. Nothing speaks against it then but the room, so
+        the file goes first, and whoever took hold of the root in between finds nothing.
+        """
+        with self._filler.slot(root) as slot:
+            try:
+                done = forget(self._uses.held)
+            except QuotaExceeded:
+                slot.close()
+                self._files.drop(root)
+                done = forget(lambda _: False)
+            if done:
+                slot.close()
+                self._files.drop(root)
+            return done
+
     def _flush_uses(self) -> None:
+        """When each was used. A full disk keeps nobody from reading."""
         used_s = self._uses.drain()
         if used_s:
-            self._index.touch(used_s)
+            try:
+                self._index.touch(used_s)
+            except QuotaExceeded:
+                self._uses.restore(used_s)
 
     def _stat(self, content: Content) -> ContentStat:
         return ContentStat(

@@ -194,7 +194,7 @@ class Filler:
             self.sync(slot, content)
         with disk_errors():
             write_at(self._descriptor(slot, content), data, piece.offset)
-        self._index.mark_written(content.id, piece)
+        self._index.mark_written(content.id, [piece])
         slot.unsynced_bytes += piece.length
 
     def _keep_placed(self, slot: Slot, content: Content, pieces: Sequence[Piece]) -> None:
@@ -206,7 +206,7 @@ class Filler:
         slot.unsynced_bytes += sum(piece.length for piece in pieces)
         if slot.unsynced_bytes >= SYNC_BYTES:
             self.sync(slot, content)
-        self._index.mark_placed(content.id, pieces)
+        self._index.mark_written(content.id, pieces)
 
     def _settle(self, slot: Slot, content: Content, missing: dict[int, Piece]) -> None:
         """When nothing wanted is missing: the whole content is finished, a part of one is synced."""

@@ -2,10 +2,14 @@
 
 Each method is one transaction under one lock, safe from any thread. `durable=False` leaves out the fsync: such a commit
 survives the process, not a power cut, and a later durable one makes it durable too. Knows nothing of files.
+
+Many rows travel as one JSON value: SQLite lets other threads run at every row it steps to, and beside a busy one each
+of these steps may take milliseconds to come back.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -19,6 +23,14 @@ from celluler.content.disk_schema import open_database
 from celluler.content.manifest import Layout, Piece
 from celluler.content.store_eviction import Evictable, NoRoom
 from celluler.errors import BlockAbsent, IntegrityError, LocalError, QuotaExceeded
+
+_ROWS_AT_ONCE = 4096
+_INSERT_PIECES = """
+INSERT INTO piece SELECT
+    ?1, ?2 + key, substr(?3, 1 + 32 * key, 32),
+    json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
+FROM json_each(?4)
+"""
 
 
 class State(IntEnum):
@@ -156,7 +168,7 @@ class Index:
         with self._transaction():
             self._db.execute("UPDATE content SET pinned = ? WHERE id = ?", (pinned, self.content(root).id))
 
-    def remove(self, root: bytes, held: Callable[[bytes], bool]) -> None:
+    def remove(self, root: bytes, held: Callable[[bytes], bool]) -> bool:
         """Forget a content, its manifest and the leaves nobody else needs; or a lone block.
 
         held: asked inside the transaction, so that whoever holds a root and then finds it here keeps it.
@@ -168,6 +180,7 @@ class Index:
             if held(root):
                 raise LocalError(f"{root.hex()[:16]}… is in use")
             self._delete(root)
+            return True
 
     def evict(self, root: bytes, held: Callable[[bytes], bool]) -> bool:
         """Forget a content like `remove`, unless it is pinned, held or gone: False then."""
@@ -211,20 +224,17 @@ class Index:
 
     def pieces(self, content: int, state: State) -> tuple[Piece, ...]:
         """Pieces in this state, by number."""
-        with self._lock:
-            query = "SELECT number, digest, length, place FROM piece WHERE content = ? AND state = ? ORDER BY number"
-            return tuple(_piece(row) for row in self._rows(query, content, state.value))
+        return self._pieces(content, f"state = {state.value}")
 
     def held(self, content: int) -> tuple[Piece, ...]:
         """Pieces whose bytes are here, by number."""
-        with self._lock:
-            query = "SELECT number, digest, length, place FROM piece WHERE content = ? AND state > 0 ORDER BY number"
-            return tuple(_piece(row) for row in self._rows(query, content))
+        return self._pieces(content, "state > 0")
 
     def held_numbers(self, content: int) -> list[int]:
         with self._lock:
-            query = "SELECT number FROM piece WHERE content = ? AND state > 0"
-            return [number for (number,) in self._rows(query, content)]
+            query = "SELECT json_group_array(number) FROM piece WHERE content = ? AND state > 0"
+            numbers: list[int] = json.loads(self._row(query, content)[0])
+        return numbers
 
     def count(self, content: int) -> int:
         """How many pieces it has in all."""
@@ -251,29 +261,20 @@ class Index:
 
     def held_elsewhere(self, content: int) -> tuple[Piece, ...]:
         """Missing pieces whose bytes are held in some other place."""
-        with self._lock:
-            query = (
-                "SELECT number, digest, length, place FROM piece AS mine WHERE content = ? AND state = 0 AND EXISTS "
-                "(SELECT 1 FROM piece AS other WHERE other.digest = mine.digest AND other.length = mine.length "
-                "AND other.state > 0) ORDER BY number"
-            )
-            return tuple(_piece(row) for row in self._rows(query, content))
+        elsewhere = (
+            "state = 0 AND EXISTS (SELECT 1 FROM piece AS other WHERE other.digest = mine.digest "
+            "AND other.length = mine.length AND other.state > 0)"
+        )
+        return self._pieces(content, elsewhere)
 
-    def mark_written(self, content: int, piece: Piece) -> None:
+    def mark_written(self, content: int, pieces: Iterable[Piece]) -> None:
         """One statement, hence one transaction: between two of them a busy thread may hold this one up for long."""
         with self._lock:
             self._set_durable(False)
             try:
-                query = "UPDATE piece SET state = 1 WHERE content = ? AND number = ? AND state = 0"
-                self._db.execute(query, (content, piece.index))
+                self._update_states(content, [piece.index for piece in pieces], State.MISSING, State.WRITTEN)
             except sqlite3.Error as error:
                 raise _ours(error) from error
-
-    def mark_placed(self, content: int, pieces: Iterable[Piece]) -> None:
-        """The same of many at once."""
-        with self._transaction(durable=False):
-            query = "UPDATE piece SET state = 1 WHERE content = ? AND number = ? AND state = 0"
-            self._db.executemany(query, ((content, piece.index) for piece in pieces))
 
     def mark_synced(self, content: int) -> None:
         """What is written is synced now."""
@@ -282,8 +283,10 @@ class Index:
 
     def forget(self, content: int, pieces: Iterable[Piece]) -> None:
         """These are not on the disk after all: the content is incomplete."""
+        numbers = [piece.index for piece in pieces]
         with self._transaction():
-            self._set_state(content, pieces, State.MISSING)
+            for state in (State.WRITTEN, State.SYNCED):
+                self._update_states(content, numbers, state, State.MISSING)
             self._recount(content)
 
     def doubt(self, content: int) -> None:
@@ -313,11 +316,11 @@ class Index:
         content = self._db.execute(query, (root, manifest.kind, manifest.total_len, now_s, wanted_bytes)).lastrowid
         leaves = ((content, digest) for digest in manifest.leaves)
         self._db.executemany("INSERT OR IGNORE INTO leaf VALUES (?, ?)", leaves)
-        pieces = (
-            (content, piece.index, piece.digest, piece.length, piece.offset, 0 if piece.index in wanted else -1)
-            for piece in layout
-        )
-        self._db.executemany("INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?)", pieces)
+        for first in range(0, len(layout), _ROWS_AT_ONCE):
+            pieces = [layout[index] for index in range(first, min(first + _ROWS_AT_ONCE, len(layout)))]
+            rows = [(piece.length, piece.offset, 0 if piece.index in wanted else -1) for piece in pieces]
+            digests = b"".join(piece.digest for piece in pieces)
+            self._db.execute(_INSERT_PIECES, (content, first, digests, json.dumps(rows)))
 
     def _want(self, content: int, only: Collection[int] | None) -> bool:
         """Whether any of these was not wanted before."""
@@ -326,8 +329,7 @@ class Index:
             self._db.execute("UPDATE piece SET state = 0 WHERE content = ? AND state = -1", (content,))
         else:
             self._check_numbers(content, only)
-            query = "UPDATE piece SET state = 0 WHERE content = ? AND number = ? AND state = -1"
-            self._db.executemany(query, ((content, number) for number in only))
+            self._update_states(content, list(only), State.UNWANTED, State.MISSING)
         extra = self._row("SELECT wanted FROM content WHERE id = ?", content)[0] - before
         self._reserve(extra)
         return bool(extra)
@@ -352,9 +354,11 @@ class Index:
         query = "UPDATE content SET complete = 1, have = total, last_used = ? WHERE id = ?"
         self._db.execute(query, (now_s, content))
 
-    def _set_state(self, content: int, pieces: Iterable[Piece], state: State) -> None:
-        rows = ((state.value, content, piece.index) for piece in pieces)
-        self._db.executemany("UPDATE piece SET state = ? WHERE content = ? AND number = ?", rows)
+    def _update_states(self, content: int, numbers: list[int], old: State, new: State) -> None:
+        query = (
+            "UPDATE piece SET state = ? WHERE content = ? AND state = ? AND number IN (SELECT value FROM json_each(?))"
+        )
+        self._db.execute(query, (new.value, content, old.value, json.dumps(numbers)))
 
     def _recount(self, content: int) -> None:
         """An incomplete content has what its pieces say."""
@@ -392,6 +396,16 @@ class Index:
         if durable != self._durable:
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
+
+    def _pieces(self, content: int, condition: str) -> tuple[Piece, ...]:
+        """By number. condition: SQL of ours about `mine`, never anything from outside."""
+        some = f"SELECT * FROM piece AS mine WHERE content = ? AND number > ? AND {condition} ORDER BY number LIMIT ?"  # noqa: S608
+        query = f"SELECT json_group_array(json_array(number, hex(digest), length, place)) FROM ({some})"  # noqa: S608
+        found: list[Piece] = []
+        with self._lock:
+            while rows := json.loads(self._row(query, content, found[-1].index if found else -1, _ROWS_AT_ONCE)[0]):
+                found += (Piece(number, Digest(bytes.fromhex(digest)), *rest) for number, digest, *rest in sorted(rows))
+        return tuple(found)
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         return self._db.execute(query, values).fetchall()

@@ -10,6 +10,7 @@ Knows nothing of quotas, of who asks, and of what may be served: that is the nod
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -107,9 +108,11 @@ class OpenContent:
 
     def have(self) -> bytes:
         """What is here: empty when all of it, else a bit a piece, as `Store.have`."""
-        query = "SELECT number FROM piece JOIN content ON content.id = content WHERE root = ? AND state > 0"
-        numbers = [number for (number,) in self._reader.rows(query, self._root)]
-        return bitmap_of(numbers, self._pieces)
+        query = (
+            "SELECT json_group_array(number) FROM piece JOIN content ON content.id = content "
+            "WHERE root = ? AND state > 0"
+        )
+        return bitmap_of(json.loads(self._reader.rows(query, self._root)[0][0]), self._pieces)
 
     def complete(self) -> bool:
         return bool(self._reader.rows("SELECT 1 FROM content WHERE root = ? AND complete", self._root))

@@ -79,6 +79,10 @@ class Uses:
         noted, self._used_s = self._used_s, {}
         return noted
 
+    def restore(self, noted: Mapping[bytes, float]) -> None:
+        """They could not be written down."""
+        self._used_s = {**noted, **self._used_s}
+
 
 def victims(
     contents: Sequence[Evictable], used_bytes: int, target_bytes: int, spared: Callable[[Evictable], bool]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from celluler.content.digest import Digest, digest_of
 from celluler.content.disk import DiskStore
 from celluler.content.manifest import Description, describe
 from celluler.content.memory import MemoryStore
-from celluler.content.store import Store
+from celluler.content.store import Store, bitmap_of
 from celluler.errors import BlockAbsent, CorruptBlock, LocalError, QuotaExceeded
+from tests.support.stores import place
 
 QUOTA_BYTES = 26_000
 
@@ -40,7 +42,7 @@ indices = st.integers(0, 6)
 
 
 class Model(RuleBasedStateMachine):
-    """`blocks` and `contents` are what the store must hold: root -> number and the indices it has."""
+    """`blocks` and `contents` are what the store must hold: root -> number, the indices it has and those wanted."""
 
     def open(self, folder: Path) -> Store:
         raise NotImplementedError
@@ -50,7 +52,8 @@ class Model(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.store = self.open(Path(self.folder.name) / "store")
         self.blocks: dict[Digest, bytes] = {}
-        self.contents: dict[Digest, tuple[int, set[int]]] = {}
+        self.contents: dict[Digest, tuple[int, set[int], set[int]]] = {}
+        self.pinned: set[Digest] = set()
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -60,15 +63,19 @@ class Model(RuleBasedStateMachine):
     # --- what the model knows ----------------------------------------------------------------------------------
 
     def used(self) -> int:
-        totals = (len(CONTENTS[number][1]) for number, _ in self.contents.values())
-        return sum(totals) + sum(map(len, self.blocks.values()))
+        wanted = (self.length(number, wanted) for number, _, wanted in self.contents.values())
+        return sum(wanted) + sum(map(len, self.blocks.values()))
+
+    def length(self, number: int, indices: Iterable[int]) -> int:
+        layout = CONTENTS[number][0].layout()
+        return sum(layout[index].length for index in indices)
 
     def leaves(self) -> set[bytes]:
-        return {leaf for number, _ in self.contents.values() for leaf in CONTENTS[number][0].manifest.leaves}
+        return {leaf for number, _, _ in self.contents.values() for leaf in CONTENTS[number][0].manifest.leaves}
 
     def held(self) -> dict[Digest, bytes]:
         held = dict(self.blocks)
-        for number, have in self.contents.values():
+        for number, have, _ in self.contents.values():
             described, data = CONTENTS[number]
             layout = described.layout()
             held |= {layout[i].digest: data[layout[i].offset :][: layout[i].length] for i in have}
@@ -91,22 +98,74 @@ class Model(RuleBasedStateMachine):
         for block in (described.manifest_bytes, *(described.leaves if leaves else ())):
             self.put_block(block)
 
-    @rule(number=numbers)
-    def begin(self, number: int) -> None:
-        described, data = CONTENTS[number]
-        if described.root in self.contents:
-            self.store.begin(described.root)
-        elif not {described.root, *described.manifest.leaves} <= self.blocks.keys():
+    @rule(number=numbers, some=st.none() | st.sets(indices, max_size=4))
+    def begin(self, number: int, some: set[int] | None) -> None:
+        described, _ = CONTENTS[number]
+        root, layout = described.root, described.layout()
+        _, have, wanted = self.contents.get(root, (number, set(), set()))
+        more = (set(range(len(layout))) if some is None else some) - wanted
+        if root not in self.contents and not {root, *described.manifest.leaves} <= self.blocks.keys():
             with pytest.raises(BlockAbsent):
-                self.store.begin(described.root)
-        elif self.used() + len(data) > QUOTA_BYTES:
+                self.store.begin(root, some)
+        elif more and max(more) >= len(layout):
+            with pytest.raises(LocalError):
+                self.store.begin(root, some)
+        elif self.used() + self.length(number, more) > QUOTA_BYTES:
             with pytest.raises(QuotaExceeded):
-                self.store.begin(described.root)
+                self.store.begin(root, some)
         else:
             before = set(self.held()) - set(self.blocks)
-            self.store.begin(described.root)
-            adopted = {piece.index for piece in described.layout() if piece.digest in before}
-            self.contents[described.root] = (number, adopted)
+            self.store.begin(root, some)
+            adopted = {piece.index for piece in layout if more and piece.digest in before} & (wanted | more)
+            self.contents[root] = (number, have | adopted, wanted | more)
+
+    @rule(number=numbers, some=st.lists(indices, max_size=4))
+    def place(self, number: int, some: list[int]) -> None:
+        described, data = CONTENTS[number]
+        root, layout = described.root, described.layout()
+        _, have, wanted = self.contents.get(root, (number, set(), set()))
+        if root not in self.contents:
+            with pytest.raises(BlockAbsent):
+                self.store.placed(root, some)
+        elif len(have) == len(layout):
+            self.store.placed(root, some)
+        elif some and max(some) >= len(layout):
+            with pytest.raises(LocalError):
+                self.store.placed(root, some)
+        elif self.used() + self.length(number, set(some) - wanted) > QUOTA_BYTES:
+            with pytest.raises(QuotaExceeded):
+                place(self.store, described, data, some)
+        else:
+            place(self.store, described, data, some)
+            self.contents[root] = (number, have | set(some), wanted | set(some))
+
+    @rule(number=numbers)
+    def pin(self, number: int) -> None:
+        root = CONTENTS[number][0].root
+        if root not in self.contents:
+            with pytest.raises(BlockAbsent):
+                self.store.pin(root)
+        elif root in self.pinned:
+            self.store.unpin(root)
+            self.pinned.remove(root)
+        else:
+            self.store.pin(root)
+            self.pinned.add(root)
+
+    @rule(number=numbers, most=st.integers(0, QUOTA_BYTES))
+    def collect(self, number: int, most: int) -> None:
+        """While one of them is held."""
+        held = CONTENTS[number][0].root
+        with self.store.hold(held):
+            planned = self.store.collect(most, dry_run=True)
+            went = self.store.collect(most)
+            assert [stat.root for stat in went] == [stat.root for stat in planned]
+        for stat in went:
+            assert stat.root != held
+            assert stat.root not in self.pinned
+            assert self.used() > most
+            self.forget(self.contents[stat.root][0])
+        assert self.used() <= most or self.contents.keys() <= self.pinned | {held}
 
     @rule(number=numbers, index=indices, corrupt=st.booleans())
     def put_chunk(self, number: int, index: int, corrupt: bool) -> None:
@@ -122,9 +181,14 @@ class Model(RuleBasedStateMachine):
             with pytest.raises(CorruptBlock):
                 self.store.put_chunk(described.root, index, b"corrupt")
         else:
-            piece = layout[index]
-            self.store.put_chunk(described.root, index, data[piece.offset :][: piece.length])
-            self.contents[described.root][1].add(index)
+            piece, (_, have, wanted) = layout[index], self.contents[described.root]
+            if index not in wanted and self.used() + piece.length > QUOTA_BYTES:
+                with pytest.raises(QuotaExceeded):
+                    self.store.put_chunk(described.root, index, data[piece.offset :][: piece.length])
+            else:
+                self.store.put_chunk(described.root, index, data[piece.offset :][: piece.length])
+                have.add(index)
+                wanted.add(index)
 
     @rule(number=numbers)
     def fill(self, number: int) -> None:
@@ -153,9 +217,13 @@ class Model(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def remove(self, number: int) -> None:
+        self.store.remove(CONTENTS[number][0].root)
+        self.forget(number)
+
+    def forget(self, number: int) -> None:
         described, _ = CONTENTS[number]
-        self.store.remove(described.root)
         self.blocks.pop(described.root, None)
+        self.pinned.discard(described.root)
         if self.contents.pop(described.root, None):
             for leaf in set(described.manifest.leaves) - self.leaves():
                 self.blocks.pop(Digest(leaf), None)
@@ -182,11 +250,14 @@ class Model(RuleBasedStateMachine):
         for digest, data in held.items():
             assert self.store.has(digest)
             assert self.store.get(digest) == data
-        for root, (number, have) in self.contents.items():
+        for root, (number, have, wanted) in self.contents.items():
             described, data = CONTENTS[number]
             layout = described.layout()
             stat = self.store.stat(root)
-            assert {piece.index for piece in self.store.missing(root)} == set(range(len(layout))) - have
+            assert {piece.index for piece in self.store.missing(root)} == wanted - have
+            assert self.store.have(root) == bitmap_of(have, len(layout))
+            assert (stat.wanted_bytes, stat.pinned) == (self.length(number, wanted), root in self.pinned)
+            assert self.store.verify(root) == (root, stat.have_bytes, ())
             assert stat.have_bytes == sum(layout[index].length for index in have)
             assert stat.complete == (len(have) == len(layout))
             if stat.complete:

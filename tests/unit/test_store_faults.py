@@ -17,7 +17,7 @@ from celluler.content.digest import digest_of
 from celluler.content.disk import DiskStore
 from celluler.content.index import Index
 from celluler.content.manifest import Description, describe
-from celluler.errors import CellulerError, QuotaExceeded
+from celluler.errors import CellulerError, IntegrityError, QuotaExceeded
 
 QUOTA_BYTES = 1 << 20
 DATA = random.Random(5).randbytes(9 * 1024 + 5)
@@ -38,7 +38,7 @@ class Machine:
         for name in ("pwrite", "copy_file_range", "ftruncate", "fdatasync", "replace", "fsync", "unlink"):
             monkeypatch.setattr(os, name, self._step(getattr(os, name), getattr(self, f"_{name}", None)))
         for name in (
-            "begin", "want", "mark_written", "mark_placed", "mark_synced", "complete", "add_whole", "pin", "remove",
+            "begin", "want", "mark_written", "mark_synced", "complete", "add_whole", "pin", "remove",
             "evict", "put_block", "touch",
         ):  # fmt: skip
             monkeypatch.setattr(Index, name, self._step(getattr(Index, name), None))
@@ -248,3 +248,53 @@ def test_an_index_that_cannot_grow_is_a_quota_exceeded(tmp_path: Path) -> None:
     assert store.used_bytes() == used
     assert store.get(store.put_block(b"small")) == b"small"
     store.close()
+
+
+@pytest.mark.parametrize("evict", [False, True])
+def test_a_disk_too_full_to_forget_anything_is_rid_of_the_file_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evict: bool
+) -> None:
+    store = DiskStore(tmp_path / "store", QUOTA_BYTES)
+    (tmp_path / "data").write_bytes(DATA)
+    root = store.add(tmp_path / "data", "blob", pin=False)
+    file, real = store.path(root), Index._delete
+
+    def full_while_the_file_is_there(index: Index, root: bytes) -> None:
+        if file.exists():
+            raise QuotaExceeded("the disk is full")
+        real(index, root)
+
+    monkeypatch.setattr(Index, "_delete", full_while_the_file_is_there)
+    if evict:
+        assert [stat.root for stat in store.collect(0)] == [root]
+    else:
+        store.remove(root)
+    assert (store.roots(), store.used_bytes(), file.exists()) == ((), 0, False)
+    store.close()
+
+
+def test_an_index_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "store", QUOTA_BYTES)
+    (tmp_path / "data").write_bytes(DATA)
+    root = store.add(tmp_path / "data", "blob", pin=False)
+    used = store.used_bytes()
+    for statement in (
+        "DROP TRIGGER piece_wanted", "ALTER TABLE content DROP COLUMN wanted",
+        "ALTER TABLE content DROP COLUMN pinned", "PRAGMA user_version = 1",
+    ):  # fmt: skip
+        store._index._db.execute(statement)
+    store.close()
+    store = DiskStore(tmp_path / "store", QUOTA_BYTES)
+    stat = store.stat(root)
+    assert (stat.wanted_bytes, stat.pinned, stat.complete) == (len(DATA), True, True)
+    assert store.used_bytes() == used
+    assert store.path(root).read_bytes() == DATA
+    store.close()
+
+
+def test_an_index_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "store", QUOTA_BYTES)
+    store._index._db.execute("PRAGMA user_version = 3")
+    store.close()
+    with pytest.raises(IntegrityError, match="version 3"):
+        DiskStore(tmp_path / "store", QUOTA_BYTES)
