@@ -409,10 +409,12 @@ class DiskStore:
             self._files.reopen(content.root)
         with self._filler.slot(content.root) as slot:
             lost = [piece for piece in self._doubtful(content) if self._files.read(content.root, piece) is None]
-            self._index.forget(content.id, lost)
-            if self._index.pieces(content.id, State.WRITTEN):
-                self._filler.sync(slot, content)
-            self._filler.finish_if_whole(slot, self._index.content(content.root))
+            if lost:
+                self._index.forget(content.id, lost)
+            with suppress(QuotaExceeded):  # a full disk has the pieces, if not the room to say that they are synced
+                if self._index.pieces(content.id, State.WRITTEN):
+                    self._filler.sync(slot, content)
+                self._filler.finish_if_whole(slot, self._index.content(content.root))
             slot.close()
 
     def _doubtful(self, content: Content) -> tuple[Piece, ...]:

@@ -13,7 +13,13 @@ from celluler.content.disk import DiskStore
 from celluler.content.manifest import Description, describe
 from celluler.content.memory import MemoryStore
 from celluler.content.store import Store
-from tests.support.stores import QUOTA_BYTES, Opener
+from tests.support.stores import QUOTA_BYTES, Opener, folder_in_memory
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with folder_in_memory() as folder:
+        yield folder
 
 
 @pytest.fixture(params=["memory", "disk"])

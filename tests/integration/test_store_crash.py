@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from celluler.content.digest import digest_of
 from celluler.content.disk import DiskStore
 from celluler.errors import BlockAbsent, LocalError
 from tests.support import store_in_a_loop as loop
+from tests.support.stores import folder_in_memory
 
 SEED = 20_260
 KILLS = 300
@@ -93,10 +93,8 @@ def lives() -> Iterator[Lives]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory where the system has such a folder: a death of the process takes nothing from the kernel."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Path(folder)
+    with folder_in_memory() as folder:  # a death of the process takes nothing from the kernel
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,14 @@ class Opener(Protocol):
     """Opens a store of the kind under test; options are the store's own."""
 
     def __call__(self, quota_bytes: int = QUOTA_BYTES, **options: object) -> Store: ...
+
+
+@contextmanager
+def folder_in_memory() -> Iterator[Path]:
+    """Where the system has such a folder: hundreds of stores are made, none lives long, and no power is cut."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 def put_blocks(store: Store, described: Description) -> Digest:

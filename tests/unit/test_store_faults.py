@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from celluler.content.disk import DiskStore
 from celluler.content.index import Index
 from celluler.content.manifest import Description, describe
 from celluler.errors import CellulerError, IntegrityError, QuotaExceeded
+from tests.support.stores import fill, folder_in_memory, put_blocks
 
 QUOTA_BYTES = 1 << 20
 DATA = random.Random(5).randbytes(9 * 1024 + 5)
@@ -89,14 +89,9 @@ class Machine:
 
 
 @pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """In memory where the system has such a folder: hundreds of stores are made, and none of them lives long."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
+def tmp_path() -> Iterator[Path]:
+    with folder_in_memory() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -298,3 +293,24 @@ def test_an_index_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(IntegrityError, match="version 3"):
         DiskStore(tmp_path / "store", QUOTA_BYTES)
+
+
+def test_a_store_opens_on_a_disk_that_has_no_room_to_say_what_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise QuotaExceeded("the disk is full")
+
+    store = DiskStore(tmp_path / "store", QUOTA_BYTES)
+    (tmp_path / "data").write_bytes(DATA)
+    root = put_blocks(store, describe(tmp_path / "data", "blob", chunk_size=1024))
+    store.begin(root)
+    store.put_chunk(root, 3, DATA[3 * 1024 : 4 * 1024])
+    monkeypatch.setattr(Index, "mark_synced", full)
+    store.close()
+    store = DiskStore(tmp_path / "store", QUOTA_BYTES)
+    assert store.get(digest_of(DATA[3 * 1024 : 4 * 1024])) == DATA[3 * 1024 : 4 * 1024]
+    monkeypatch.undo()
+    fill(store, root, DATA)
+    assert store.path(root).read_bytes() == DATA
+    store.close()
