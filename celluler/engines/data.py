@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from celluler.datasets.schema import NUMBERS, USUAL, WHOLE, Column, Selection
-from celluler.engines.tables import MAX_WORD_BYTES, Batch, Numbers, Table, Words, file_format, open_table
+from celluler.engines.columns import MAX_WORD_BYTES, Numbers, Words
+from celluler.engines.tables import Batch, Table, file_format, open_table
 from celluler.errors import InvalidSpec
 from celluler.models.spec import Architecture, Classification
 from celluler.models.weights import TensorView, read_header

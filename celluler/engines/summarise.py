@@ -23,7 +23,8 @@ from celluler.datasets.schema import (
     check_columns,
     check_summary,
 )
-from celluler.engines.tables import BATCH_NUMBERS, Batch, Numbers, Table, file_format, open_table, place_of
+from celluler.engines.columns import Numbers, place_of
+from celluler.engines.tables import BATCH_NUMBERS, Batch, Table, file_format, open_table
 from celluler.errors import InvalidSpec
 from celluler.models.weights import TensorView, read_header
 
