@@ -121,11 +121,12 @@ def ping_peer(peer: str) -> Call[views.Ping]:
 # --- content -----------------------------------------------------------------------------------------------------
 
 
-def add_blob(path: str | os.PathLike[str], kind: str) -> Call[views.Blob]:
+def add_blob(path: str | os.PathLike[str], kind: str, *, announce: bool = True) -> Call[views.Blob]:
     file = Path(path)
     if not file.is_file():
         raise LocalError(f"no file at {file}")
-    return Call("POST", "/api/v1/blobs", record(views.Blob), params={"kind": kind}, timeout_s=MOVE_S, upload=file)
+    params = {"kind": kind} if announce else {"kind": kind, "announce": "no"}
+    return Call("POST", "/api/v1/blobs", record(views.Blob), params=params, timeout_s=MOVE_S, upload=file)
 
 
 def blob_path(cid: str) -> str:

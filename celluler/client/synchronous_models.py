@@ -29,7 +29,7 @@ class Models:
         """Publish. spec: a mapping, JSON text or its file. weights: a CID, a Path of a safetensors file, or None for
         the initial ones of `seed`. said: `licence="MIT"`, `aliases=["stable"]` and so on, see `ModelFields`."""
         if isinstance(weights, os.PathLike):
-            weights = self._link.send(calls.add_blob(weights, "model")).cid
+            weights = self._link.send(calls.add_blob(weights, "model", announce=not said.get("readers"))).cid
         return self._link.send(calls_models.add_model(name, spec, weights, said))
 
     def ls(self, query: views.ModelQuery | str | None = None) -> tuple[views.Model, ...]:

@@ -1,7 +1,8 @@
 """The port of what moves chunks past the node: another process that verifies them and writes them into the file.
 
-The node decides which chunk comes from whom (`download.py`) and keeps the index; a mover carries the bytes of one source
-from its socket into `Store.part`, and tells what became of each. What it says it placed, it has hashed before writing.
+The node decides which chunk comes from whom (`download.py`) and keeps the index; a mover carries the bytes of one
+source from its socket into `Store.part`, and tells what became of each. What it says it placed, it has hashed before
+writing.
 
 Knows nothing of sockets, tickets or processes.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -25,12 +26,11 @@ from celluler_node.fetching import Fetcher
 from celluler_protocols import bulk as bulk_protocol
 from celluler_protocols import content
 from celluler_protocols.directory import Directory
-from celluler_protocols.gossip import Gossip, NoteAnnouncement
+from celluler_protocols.gossip import Gossip
 from celluler_protocols.host import Host, Slots
 
 MAX_CONTENT_STREAMS, MAX_CONTENT_STREAMS_A_PEER = 64, 8
 """Requesters of content answered at once: in all, and of one peer, so that nobody takes the room of the others."""
-NOTE_LIFE_S = 24 * 3600
 
 ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
 
@@ -90,7 +90,7 @@ async def open_content_plane(
                 provides=not light,
                 open_mover=bulk.open_mover if bulk else None,
                 meter=meter,
-                note=_Notes(gossip, nursery).tell if not light else None,
+                note=None if light else _tell(gossip, nursery),
                 doubts=gossip.doubts,
             ),
             bulk,
@@ -115,20 +115,13 @@ def _serve(host: Host, store: Store, bulk: Bulk | None, meter: Meter | None, *, 
         host.serve(bulk_protocol.PROTOCOL_ID, bulk.answer)
 
 
-class _Notes:
-    """Says in the swarm that a source gave us false bytes: our word, which others may weigh."""
+def _tell(gossip: Gossip, nursery: trio.Nursery) -> Callable[[PeerId, bytes, bytes, str], None]:
+    """Says in the swarm, in the background, that a source gave us false bytes: our word, which others may weigh."""
 
-    def __init__(self, gossip: Gossip, nursery: trio.Nursery) -> None:
-        self._gossip, self._nursery = gossip, nursery
-
-    def tell(self, accused: PeerId, root: bytes, digest: bytes, reason: str) -> None:
-        self._nursery.start_soon(self._announce, accused, root, digest, reason)
-
-    async def _announce(self, accused: PeerId, root: bytes, digest: bytes, reason: str) -> None:
-        note = NoteAnnouncement(
-            accused=accused, root=root, digest=digest, reason=reason[:64], **self._gossip.stamp(NOTE_LIFE_S)
-        )
+    async def announce(accused: PeerId, root: bytes, digest: bytes, reason: str) -> None:
         try:
-            await self._gossip.announce(note)
+            await gossip.note(accused, root, digest, reason)
         except CellulerError as error:
             log.info("note_not_told", peer=short(accused), error=str(error))
+
+    return partial(nursery.start_soon, announce)

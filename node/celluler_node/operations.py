@@ -79,8 +79,10 @@ class Operations(Protocol):
 
     # content
 
-    async def add_blob(self, path: Path, kind: str, *, move: bool = False) -> Blob:
+    async def add_blob(self, path: Path, kind: str, *, move: bool = False, announce: bool = True) -> Blob:
         """Put a file into the store, pinned, and announce it. kind: `blob`, `dataset`, `model`.
+
+        announce: False tells nobody, as for weights that are about to be encrypted.
 
         move: the file may be taken, by renaming, instead of copied; what is left at its place is the caller's to
         remove. Raises QuotaExceeded, LocalError when the file cannot be read.

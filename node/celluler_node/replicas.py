@@ -41,6 +41,7 @@ async def open_replicas(core: Core, membership: Membership, *, interval_s: float
         confirm=replicas.confirm,
         release=replicas.release,
     ) as replicator:
+        core.nursery.start_soon(replicas.uphold)
         yield replicator
 
 
@@ -74,10 +75,20 @@ class _Replicas:
         if signed is None:
             raise NotFound("no longer announced")
         fresh = self._stat(root) is None
-        await self._core.repository.replicate(signed)
+        try:
+            await self._core.repository.replicate(signed)
+        except BaseException:
+            self._core.fetcher.withdraw(Digest(root))  # it was told when it was begun
+            raise
         if fresh and root.hex() not in self._kept:
             self._kept.append(root.hex())
             self._core.save()
+
+    async def uphold(self) -> None:
+        """After a start: the names of the copies kept here are told again."""
+        for signed in self._core.repository.announced():
+            if signed.record.root.hex() in self._kept:
+                await self._core.repository.uphold(signed)
 
     async def release(self, root: bytes) -> None:
         """Give up a copy, unless its user has come to use it."""

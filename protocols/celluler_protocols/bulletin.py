@@ -20,7 +20,7 @@ from celluler.wire import U16, U64, Bytes32, Length, Name, PeerName, Range, unpa
 
 MAX_ENVELOPE_BYTES = 4096
 _MAX_BODY_BYTES = MAX_ENVELOPE_BYTES - 320
-MAX_LIFETIME_S = 7 * 24 * 3600
+MAX_LIFETIME_S = 30 * 24 * 3600
 MAX_NOTE_LIFETIME_S = 24 * 3600
 MAX_COPIES = 64
 

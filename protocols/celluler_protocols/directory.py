@@ -102,7 +102,7 @@ def _rank(signed: Signed[Head]) -> tuple[int, bytes, int, bytes]:
 class HeadBook:
     """The best head seen of each author and name, sans-IO. What makes a head never go back here.
 
-    Bounded: beyond 4096 the one seen least recently is forgotten, unless it is pinned (our own).
+    Bounded: beyond 4096 the one seen least recently is forgotten, unless it is pinned: our own, and those we keep up.
     """
 
     def __init__(self, capacity: int = _HEADS_SEEN) -> None:
@@ -276,6 +276,15 @@ class Directory:
             raise NotFound(f"head of {name} by {short(author)}")
         return best
 
+    def keep_head(self, author: PeerId, name: str) -> None:
+        """Go on storing another author's head, the best we have seen: names outlive the author's node. Nobody but the
+        author can move it. Does nothing when none was seen, or too much is told already."""
+        best, key = self.heads.best(author, name), head_key(author, name)
+        if best is not None and len(self._renewal) < MAX_PROVIDED:
+            self.heads.see(best, pin=True)
+            self._renewal.add(key, trio.current_time())
+            self._wake()
+
     async def provide(self, digest: bytes) -> None:
         """Tell the DHT that we hold a digest, and go on telling for as long as the directory is open.
 
@@ -343,7 +352,7 @@ class Directory:
         dht, stored, failure = self._host.dht, False, None
         self.puts += 1
         try:
-            await (dht.provide(key) if isinstance(key, bytes) else dht.put(key, self._own_head(key)))
+            await (dht.provide(key) if isinstance(key, bytes) else dht.put(key, self._pinned_head(key)))
             stored = True
         except CellulerError as error:
             failure = error
@@ -356,8 +365,9 @@ class Directory:
                     dht.withdraw(key)  # taken back while it was being told
                 self._end_turn(key, failure)
 
-    def _own_head(self, key: str) -> bytes:
-        best = self.heads.best(self._identity.peer_id, key.rpartition("/")[2])
+    def _pinned_head(self, key: str) -> bytes:
+        _, _, author, name = key.split("/")
+        best = self.heads.best(PeerId(author), name)
         assert best is not None, "only a head that was seen and pinned is put"
         return best.raw
 

@@ -110,7 +110,7 @@ class MemoryNode(MemoryModels):
     async def violations(self) -> tuple[ViolationReport, ...]:
         return (ViolationReport(BOB.peer_id, "frame of 9999999 bytes", float(NOW_S), 3, True),)
 
-    async def add_blob(self, path: Path, kind: str, *, move: bool = False) -> Blob:
+    async def add_blob(self, path: Path, kind: str, *, move: bool = False, announce: bool = True) -> Blob:
         self.spooled, data = path, await trio.Path(path).read_bytes()
         if move:
             await trio.Path(path).unlink()

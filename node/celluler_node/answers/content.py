@@ -25,9 +25,10 @@ PROVIDERS_S = 5.0
 class ContentAnswers(Answers):
     """The part of `Operations` about contents by CID."""
 
-    async def add_blob(self, path: Path, kind: str, *, move: bool = False) -> Blob:
+    async def add_blob(self, path: Path, kind: str, *, move: bool = False, announce: bool = True) -> Blob:
         root = await trio.to_thread.run_sync(partial(self._core.store.add, path, kind, move=move))
-        self._announce(root)
+        if announce:
+            self._announce(root)
         return await self._blob(root)
 
     async def read_blob(self, cid: str) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from celluler.content.digest import Digest, cid_of
+from celluler.content.digest import Codec, Digest, cid_of
 from celluler.errors import NoPeers, NotFound
 from celluler.identity import PeerId
-from celluler.jobs.spec import parse_job
+from celluler.jobs.spec import TrainJob, parse_job, with_data
 from celluler.views import Job, JobReport, NewJob
 from celluler_node.answers.services import Answers
 from celluler_node.job_views import job_report, job_view
@@ -16,7 +16,7 @@ class JobAnswers(Answers):
     """The part of `Operations` about jobs."""
 
     async def submit_job(self, job: NewJob) -> Job:
-        spec = parse_job(job.spec)
+        spec = await self._with_data(parse_job(job.spec))
         model = await self._core.repository.resolve(spec.model, hints=self._hints())
         if self._of.desk is None or "train" not in self._core.config.roles:
             digest = await self._of.jobs.submit(self._coordinator(), spec, client_id=job.client_id, model=model.digest)
@@ -56,6 +56,16 @@ class JobAnswers(Answers):
                 return job_view(record.order, record.life.events, record.facts())
         await self._of.jobs.cancel(job)
         return (await self.job(job)).job
+
+    async def _with_data(self, spec: TrainJob) -> TrainJob:
+        """The job with its dataset looked up, when it names one. Raises as a look-up does."""
+        if spec.data.dataset is None or spec.data.cid is not None:
+            return spec
+        opened = await self._core.repository.resolver.dataset(spec.data.dataset, hints=self._hints())
+        record = opened.record
+        return with_data(
+            spec, Digest(record.content), dataset=cid_of(opened.digest, Codec.MANIFEST), label=record.label
+        )
 
     def _coordinator(self) -> PeerId:
         """A member that trains, the nearest."""

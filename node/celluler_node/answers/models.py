@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import trio
@@ -83,23 +84,31 @@ class ModelAnswers(Answers):
         return (*found, self._core.identity.peer_id) if found else ()
 
     async def _weights_of(self, model: NewModel, architecture: Architecture, readers: tuple[PeerId, ...]) -> _Weights:
-        """The content to publish: what was named, or initial weights; encrypted when there are readers."""
-        store, given = self._core.store, None
-        async with self._core.scratch("weights") as folder:
-            path = folder / "initial.safetensors"
-            if model.weights is not None:
-                given = parse_cid(model.weights)
-                path = await self._core.fetcher.content(given, name=model.name)
-            else:
-                seed = blake3(f"celluler initial weights {model.seed}".encode()).digest()
-                await trio.to_thread.run_sync(initial_weights, architecture, seed, path)
-            if not readers:
-                return _Weights(await trio.to_thread.run_sync(store.add, path, MODEL) if given is None else given)
-            key, ciphertext = new_key(), folder / "encrypted"
-            plain = await trio.to_thread.run_sync(encrypt_file, path, ciphertext, key)
-            root = await trio.to_thread.run_sync(store.add, ciphertext, MODEL)
-        if given is not None:
-            await self._hide(given)
+        """The content to publish, pinned: what was named, or initial weights; encrypted when there are readers."""
+        store, given = self._core.store, None if model.weights is None else parse_cid(model.weights)
+        try:
+            async with self._core.scratch("weights") as folder:
+                path = folder / "initial.safetensors"
+                if given is not None:
+                    path = await self._core.fetcher.content(given, name=model.name)
+                else:
+                    seed = blake3(f"celluler initial weights {model.seed}".encode()).digest()
+                    await trio.to_thread.run_sync(initial_weights, architecture, seed, path)
+                if readers:
+                    return await self._encrypted(path, folder / "encrypted", readers)
+                if given is None:
+                    return _Weights(await trio.to_thread.run_sync(store.add, path, MODEL))
+                await trio.to_thread.run_sync(store.pin, given)
+                return _Weights(given)
+        finally:
+            if readers and given is not None:
+                with trio.CancelScope(shield=True):
+                    await self._hide(given)
+
+    async def _encrypted(self, path: Path, ciphertext: Path, readers: tuple[PeerId, ...]) -> _Weights:
+        key = new_key()
+        plain = await trio.to_thread.run_sync(encrypt_file, path, ciphertext, key)
+        root = await trio.to_thread.run_sync(self._core.store.add, ciphertext, MODEL)
         return _Weights(root, seal_key(key, readers), plain)
 
     async def _hide(self, plaintext: Digest) -> None:
@@ -143,7 +152,7 @@ class ModelAnswers(Answers):
             sort=query.sort,
         )
         held = {one.opened.digest: one for one in repository.local()}
-        views = {digest: model_view(one) for digest, one in held.items()}
+        views = {digest: self._listed(one) for digest, one in held.items()}
         entries = [entry_of(one.opened, local=one.local) for one in held.values()]
         for signed in repository.announced():
             told = signed.record
@@ -152,12 +161,17 @@ class ModelAnswers(Answers):
                 continue
             body = repository.catalogue.body(told)
             if isinstance(body, OpenedManifest):
-                views[digest] = model_view(repository.held(body))
+                views[digest] = self._listed(repository.held(body))
                 entries.append(entry_of(body, local=views[digest].local))
             else:
                 views[digest] = announced_view(signed)
                 entries.append(_told(signed))
         return tuple(views[Digest(entry.manifest)] for entry in find(wanted, entries))
+
+    def _listed(self, held: Held) -> Model:
+        """With what is said of the version in the index, if one was seen; nobody is asked."""
+        index = self._core.repository.resolver.seen(held.opened.signed.signer, held.opened.record.name)
+        return model_view(held, index=index)
 
     # --- fetching ----------------------------------------------------------------------------------------------
 

@@ -31,8 +31,12 @@ def content_routes(operations: Operations, *, spool: Path | None, max_upload_byt
         kind = request.query_params.get("kind", "blob")
         if kind not in KINDS:
             raise InvalidSpec("kind", f"{kind!r} is not one of {', '.join(KINDS)}")
+        announce = request.query_params.get("announce", "yes")
+        if announce not in ("yes", "no"):
+            raise InvalidSpec("announce", f"{announce!r} is neither yes nor no")
         async with _spooled(request, spool, max_upload_bytes) as path:
-            return document(await operations.add_blob(path, kind, move=True), status=201)
+            blob = await operations.add_blob(path, kind, move=True, announce=announce == "yes")
+        return document(blob, status=201)
 
     async def get(request: Request) -> Response:
         path = await operations.read_blob(request.path_params["cid"])

@@ -161,13 +161,11 @@ class Publisher:
                 await self._gossip.announce(self._announcement(opened, life_s=1.0))
 
     async def republish(self) -> None:
-        """After a restart: what we serve is told again, since records in the DHT expire."""
-        for held in self._shelf.models():
-            if held.local:
-                self._fetcher.announce(Digest(held.opened.record.weights), held.opened.digest)
-        for data in self._shelf.datasets():
-            if data.local:
-                self._fetcher.announce(Digest(data.opened.record.content), data.opened.digest)
+        """After a restart: what we hold and what our names mean is told again, since records in the DHT expire."""
+        for root in await trio.to_thread.run_sync(self._store.roots):
+            self._fetcher.announce(root)
+        self._fetcher.announce(*(held.opened.digest for held in self._shelf.models()))
+        self._fetcher.announce(*(held.opened.digest for held in self._shelf.datasets()))
         for name, text in tuple(self._state.heads.items()):
             index_digest = Digest(bytes.fromhex(text))
             try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from celluler.content.digest import Digest
+from celluler.content.digest import Digest, digest_of
 from celluler.content.manifest import Manifest
 from celluler.content.store import ContentStat, Store
 from celluler.datasets.manifest import DatasetManifest, OpenedDataset
@@ -198,9 +198,16 @@ class Repository:
         told, author = announcement.record, announcement.signer
         await self._fetcher.block(Digest(told.manifest), hints=[author])
         await self._fetcher.content(Digest(told.root), hints=[author], name=f"{told.nickname or author}/{told.name}")
+        await self.uphold(announcement)
+
+    async def uphold(self, announcement: Signed[ModelAnnouncement]) -> None:
+        """Keep the name of a copy resolvable: its manifest and index here to be fetched, its head in the DHT."""
+        author, name = announcement.signer, announcement.record.name
+        self._fetcher.announce(Digest(announcement.record.manifest))
         with suppress(CellulerError):
-            await self.resolver.index(author, told.name)
-        self._fetcher.announce(Digest(told.manifest))
+            index, _ = await self.resolver.index(author, name)
+            self._fetcher.announce(digest_of(index.raw))
+            self._directory.keep_head(author, name)
 
     async def providers(self, opened: Opened) -> tuple[PeerId, ...]:
         """Who serves the content, ourselves included."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from celluler.content.digest import Digest
 from celluler.datasets.manifest import OpenedDataset, open_dataset
 from celluler.errors import InvalidSpec, NotFound, ProtocolViolation
-from celluler.identity import PeerId, Signed
+from celluler.identity import PeerId, Signed, short
 from celluler.models.index import VersionIndex, check_succeeds, open_index
 from celluler.models.manifest import OpenedManifest, open_manifest
 from celluler.models.names import ModelName, parse_reference
@@ -56,7 +56,10 @@ class Resolver:
         self, author: PeerId, name: str, *, hints: Sequence[PeerId] = ()
     ) -> tuple[Signed[VersionIndex], tuple[PeerId, ...]]:
         """The author's newest index of a name, and who may hold what it lists. Raises NotFound, PeerViolation."""
-        head = await self._directory.resolve_head(author, name)
+        try:
+            head = await self._directory.resolve_head(author, name)
+        except NotFound:
+            raise NotFound(f"{name} by {short(author)}", hint="celluler model search") from None
         holders = tuple({signed.signer for signed in self.announced() if signed.record.name == name})
         index = await self.open_index(Digest(head.record.index), author, hints=[*hints, author, *holders])
         if index.record.name != name or index.record.number != head.record.number:
@@ -73,6 +76,10 @@ class Resolver:
         self._seen.move_to_end((author, index.name))
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
+
+    def seen(self, author: PeerId, name: str) -> VersionIndex | None:
+        """The newest index of a name that was looked at since the start; None when none was, or long ago."""
+        return self._seen.get((author, name))
 
     async def open_index(self, digest: Digest, author: PeerId, *, hints: Sequence[PeerId] = ()) -> Signed[VersionIndex]:
         return open_index(await self._fetcher.block(digest, hints=hints), signer=author)
