@@ -32,6 +32,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## measure against the limit or a peer in the same run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m simulations.bench
 
 simulate: $(READY) ## the machines under a virtual clock, many seeded schedules
