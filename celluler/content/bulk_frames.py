@@ -152,6 +152,11 @@ class Server:
         """True between requests: the only place where the connection may end."""
         return not self._buffer
 
+    @property
+    def owes(self) -> bool:
+        """Whether a request waits for its answer."""
+        return bool(self._asked)
+
     def feed(self, chunk: bytes | memoryview) -> list[Request]:
         """The requests that `chunk` completes. Raises ProtocolViolation; then the connection is lost."""
         self._buffer += chunk

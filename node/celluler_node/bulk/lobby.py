@@ -23,10 +23,10 @@ from celluler_node.bulk.words import Patience
 
 MAX_WAITING = 256
 MAX_WAITING_AN_ADDRESS = 64
-BACKLOG = 128
+BACKLOG = 512
 TICK_S = 1.0
 
-_ACCEPTED_A_TURN = 16
+_ACCEPTED_A_TURN = 64
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,7 @@
 """The bulk process: all the TLS sockets of a node and the files behind them, and no key of its identity.
 
-The main thread reads the channel and does only what takes no time; a transfer and a served connection have a thread
-each, strangers share one (`lobby`), news is told by one. All are daemons: the process ends with its channel.
+The main thread reads the channel and does only what takes no time; a transfer has a thread, a served connection two,
+strangers share one (`lobby`), news is told by one. All are daemons: the process ends with its channel.
 """
 
 from __future__ import annotations

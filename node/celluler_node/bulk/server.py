@@ -5,9 +5,10 @@ Knows nothing of sockets that listen (`lobby`), nor who may ask for a ticket: th
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections import deque
+from dataclasses import dataclass
 
 from celluler.content.bulk_frames import MAX_IN_FLIGHT, REQUEST_BYTES, Request, Server, Status, encode_head
 from celluler.content.digest import Digest
@@ -22,6 +23,8 @@ from celluler_protocols.bulk import ABSENT, BUSY, MAX_HAVE_BYTES
 
 SPARE_IDLE_S = 1.0
 """When all places are taken, a connection that was asked nothing for so long makes room."""
+AHEAD = 2
+"""Chunks read while earlier ones are sent."""
 
 
 class Serving:
@@ -102,54 +105,101 @@ class Serving:
 
 
 class Connection:
-    """One client with a ticket. `run` is its thread."""
+    """One client with a ticket. One thread of it receives requests and reads the disk, another sends (`run`)."""
 
     def __init__(self, holder: Holder, wire: Wire, bulletin: Bulletin, throttle: Throttle, patience: Patience) -> None:
         self.holder, self.wire = holder, wire
-        self.idle_since_s = time.monotonic()  # infinite while it is owed an answer
+        self._idle_since_s = time.monotonic()
         self._bulletin, self._throttle, self._patience = bulletin, throttle, patience
-        self._requests: deque[Request] = deque()
         self._machine = Server()
+        self._loaded: queue.Queue[_Loaded | None] = queue.Queue(AHEAD)
+        self._sending = False
+        self._failure: CellulerError | OSError | None = None
         self._never = threading.Event()
 
-    def run(self, content: OpenContent) -> None:
-        """Answer until the client closes. Raises OSError when it falls silent, ProtocolViolation, and what the store
-        raises when it cannot be read."""
-        inbox = memoryview(bytearray(MAX_IN_FLIGHT * REQUEST_BYTES))
-        while True:
-            if not self._requests and not self._receive(inbox):
-                return
-            if self._requests:
-                self._answer(self._requests.popleft(), content)
+    @property
+    def idle_since_s(self) -> float:
+        """When it was owed an answer last; infinite while it is."""
+        return float("inf") if self._machine.owes or self._sending else self._idle_since_s
 
-    def _receive(self, inbox: memoryview) -> bool:
-        """False when the client closed. A request that comes in drops is a whole one in time, or none."""
-        self.idle_since_s = time.monotonic()
-        while not self._requests:
-            count = self.wire.receive_into(inbox, self.idle_since_s + self._patience.idle_s)
+    def run(self, content: OpenContent) -> None:
+        """Answer until the client closes. Raises OSError when it falls silent, ProtocolViolation."""
+        loader = threading.Thread(target=self._load, args=(content,), daemon=True)
+        loader.start()
+        answer = self._loaded.get()
+        try:
+            while answer is not None:
+                self._answer(answer)
+                answer = self._loaded.get()
+        finally:
+            self.wire.cut()
+            while answer is not None:  # it may wait for room
+                answer = self._loaded.get()
+            loader.join()
+        if self._failure is not None:
+            raise self._failure
+
+    # --- the thread that reads -------------------------------------------------------------------------------------
+
+    def _load(self, content: OpenContent) -> None:
+        try:
+            inbox = memoryview(bytearray(MAX_IN_FLIGHT * REQUEST_BYTES))
+            while requests := self._receive(inbox):
+                for request in requests:
+                    self._loaded.put(_read(request, content))
+        except (CellulerError, OSError) as error:
+            self._failure = error
+        finally:
+            self._loaded.put(None)
+
+    def _receive(self, inbox: memoryview) -> list[Request]:
+        """None of them when the client closed. A request that comes in drops is a whole one in time, or none."""
+        requests: list[Request] = []
+        while not requests:
+            try:
+                count = self.wire.receive_into(inbox, min(self.idle_since_s, time.monotonic()) + self._patience.idle_s)
+            except TimeoutError:
+                if self.idle_since_s < float("inf"):
+                    raise
+                continue  # it waits for us
             if not count:
                 if not self._machine.idle:
                     raise ProtocolViolation("closed inside a request")
-                return False
-            self._requests.extend(self._machine.feed(inbox[:count]))
-        self.idle_since_s = float("inf")
-        return True
+                return []
+            requests = self._machine.feed(inbox[:count])
+        return requests
 
-    def _answer(self, request: Request, content: OpenContent) -> None:
-        self._machine.answered(request.number)
-        try:
-            data = content.read(request.digest)
-        except CellulerError:  # our disk or index, not the client's business
-            self.wire.send(encode_head(Status.BUSY, request.number))
-            raise
-        if data is None:
-            self.wire.send(encode_head(Status.NOT_FOUND, request.number))
-            return
-        head: tuple[bytes, ...] = (encode_head(Status.OK, request.number, len(data)),)
-        size = self._throttle.slice_bytes(len(data))
-        for at in range(0, len(data), size):
+    # --- the thread that sends -------------------------------------------------------------------------------------
+
+    def _answer(self, loaded: _Loaded) -> None:
+        self._sending = True
+        self._machine.answered(loaded.number)
+        self._send(encode_head(loaded.status, loaded.number, len(loaded.data)), loaded.data)
+        self._idle_since_s, self._sending = time.monotonic(), False
+        self._bulletin.carried(self.holder.peer, len(loaded.data))
+
+    def _send(self, head: bytes, data: bytes) -> None:
+        """At the pace that the limit allows."""
+        size = self._throttle.slice_bytes(max(1, len(data)))
+        self._throttle.wait(min(size, len(data)), self._never)
+        self.wire.send(head, memoryview(data)[:size])
+        for at in range(size, len(data), size):
             part = memoryview(data)[at : at + size]
             self._throttle.wait(len(part), self._never)
-            self.wire.send(*head, part)
-            head = ()
-        self._bulletin.carried(self.holder.peer, len(data))
+            self.wire.send(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    number: int
+    status: Status
+    data: bytes
+
+
+def _read(request: Request, content: OpenContent) -> _Loaded:
+    try:
+        data = content.read(request.digest)
+    except CellulerError as error:  # our disk or index: not the client's business
+        print(f"cannot read: {error}", flush=True)
+        return _Loaded(request.number, Status.BUSY, b"")
+    return _Loaded(request.number, Status.OK if data is not None else Status.NOT_FOUND, data or b"")

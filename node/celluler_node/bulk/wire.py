@@ -15,8 +15,10 @@ from contextlib import suppress
 
 from celluler_node.bulk.tls import Tls, slices
 
-RAW_BYTES = 1 << 18
-"""Received at once, and encrypted before it is sent: fewer calls, and it still fits the processor's cache."""
+RECEIVE_BYTES = 1 << 18
+"""Received at once: fewer calls, and it still fits the processor's cache."""
+SEND_BYTES = 1 << 19
+"""Encrypted before it is sent: the other end has something to do meanwhile."""
 
 
 class Wire:
@@ -25,14 +27,14 @@ class Wire:
     def __init__(self, sock: socket.socket, tls: Tls, *, silence_s: float, send_s: float) -> None:
         self._sock, self._tls = sock, tls
         self._lock = threading.Lock()
-        self._raw = memoryview(bytearray(RAW_BYTES))
+        self._raw = memoryview(bytearray(RECEIVE_BYTES))
         self._closed = False
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.wait_at_most(silence_s, send_s)
 
     def wait_at_most(self, silence_s: float, send_s: float) -> None:
-        """silence_s: for any bytes of the other end. send_s: until it has taken what is sent at once, 256 KiB."""
+        """silence_s: for any bytes of the other end. send_s: until it has taken what is sent at once, 512 KiB."""
         self._send_s = send_s
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(silence_s))
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(send_s))
@@ -46,13 +48,14 @@ class Wire:
         return self._tls.pin()
 
     def receive_into(self, view: memoryview, deadline_s: float) -> int:
-        """As many bytes as are here, at least one; 0 when the other end has closed."""
+        """As many bytes as are here, at least one; 0 when the other end has closed.
+
+        What TLS itself has to say to them (a change of keys) goes out before what is sent next: were it sent here, it
+        could overtake what another thread has encrypted and not sent yet.
+        """
         while True:
             with self._lock:
                 count = self._tls.read_into(view)
-                answer = self._tls.to_send()  # to a change of keys
-                if answer:
-                    self._send_now(answer)
             if count is not None:
                 return count
             self._pull(deadline_s)
@@ -60,11 +63,11 @@ class Wire:
     def send(self, *pieces: bytes | memoryview) -> None:
         """Send it all, waiting for the other end to take it. One thread may do so, and then no other sends."""
         held = 0
-        for piece in slices(pieces, RAW_BYTES):
+        for piece in slices(pieces, SEND_BYTES):
             with self._lock:
                 self._tls.encrypt(piece)
             held += len(piece)
-            if held >= RAW_BYTES:
+            if held >= SEND_BYTES:
                 self._flush()
                 held = 0
         self._flush()
@@ -73,7 +76,9 @@ class Wire:
         """Send a little without ever waiting. Raises OSError when the other end takes nothing any more."""
         with self._lock:
             self._tls.encrypt(data)
-            self._send_now(self._tls.to_send())
+            sealed = self._tls.to_send()
+            if self._sock.send(sealed, socket.MSG_DONTWAIT) != len(sealed):
+                raise TimeoutError("the other end reads nothing")
 
     def cut(self) -> None:
         """End every wait on it, in whatever thread; the socket stays until its owner closes it."""
@@ -83,10 +88,6 @@ class Wire:
     def close(self) -> None:
         self.cut()
         self._sock.close()
-
-    def _send_now(self, data: bytes) -> None:
-        if self._sock.send(data, socket.MSG_DONTWAIT) != len(data):
-            raise TimeoutError("the other end reads nothing")
 
     def _flush(self) -> None:
         """The kernel's limit is of one call, which may end with a little progress; ours is of all of it."""

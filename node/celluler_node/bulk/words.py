@@ -21,7 +21,7 @@ from celluler_protocols.bulk import MAX_HAVE_BYTES
 MAX_TRANSFERS = 64
 """Contents times sources that are fetched at once, each a thread; one more is refused."""
 MAX_SERVED = 64
-"""Connections served at once, each a thread."""
+"""Connections served at once, each two threads."""
 MAX_SERVED_A_PEER = 2
 MAX_QUEUED = 4096
 """Chunks asked of one transfer and not answered yet."""
@@ -40,7 +40,7 @@ class Patience:
     """How long the process waits for others, in seconds.
 
     handshake: for TLS and the ticket. idle: for the next whole request. stuck: for a whole answer, and for a client
-    to take 256 KiB. connect: for a connection to be made, its pin checked.
+    to take 512 KiB. connect: for a connection to be made, its pin checked.
     """
 
     handshake_s: float = 10.0
