@@ -23,6 +23,12 @@ TICKET_BYTES = 32
 MAX_IN_FLIGHT = 64
 """Requests that one connection may owe an answer; one more is a violation."""
 
+MAX_HAVE_BYTES = 1 << 17
+"""Of the bitmap of a partial content; one with more pieces is granted without a bitmap, as if it were whole."""
+
+ABSENT, REFUSED_BUSY, OFF = 0, 1, 2
+"""Why there is no grant: the content is not here; no room now; this peer has no bulk port at all."""
+
 GET = 1
 _REQUEST = struct.Struct(f">BI{DIGEST_BYTES}s")
 _HEAD = struct.Struct(">BII")

@@ -15,26 +15,18 @@ from typing import Annotated
 
 import trio
 
-from celluler.content.bulk_frames import MAX_IN_FLIGHT
+from celluler.content.bulk_frames import ABSENT, MAX_HAVE_BYTES, MAX_IN_FLIGHT, OFF, REFUSED_BUSY
 from celluler.content.digest import Digest
-from celluler.content.manifest import MAX_LEAF_DIGESTS, MAX_LEAVES
 from celluler.errors import Busy, NotFound, ProtocolViolation, Unavailable
 from celluler.identity import PeerId
 from celluler.wire import Bytes32, Frames, Length, Range
 
 PROTOCOL_ID = "/celluler/bulk/1"
-MAX_HAVE_BYTES = 1 << 17
-"""Of the bitmap of a partial content; one with more pieces is answered without a bitmap, as if it were whole."""
 MAX_ASK_BYTES = 64
 MAX_TTL_S = 60
 MAX_CONNECTIONS = 16
 
-ABSENT, BUSY, OFF = 0, 1, 2
-"""Why there is no grant: the content is not here; no room now; this peer has no bulk port at all."""
-
 _RECEIVE_BYTES = 1 << 16
-
-assert MAX_LEAVES * MAX_LEAF_DIGESTS // 8 > MAX_HAVE_BYTES, "else every bitmap would fit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +55,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """reason: `ABSENT`, `BUSY` or `OFF`."""
+    """reason: `ABSENT`, `REFUSED_BUSY` or `OFF`."""
 
     reason: Annotated[int, Range(ABSENT, OFF)]
 
@@ -104,7 +96,7 @@ def _read(messages: list[object], root: bytes, peer: PeerId | None) -> Grant:
             return grant
         case [Refused(reason)] if reason == ABSENT:
             raise NotFound(f"content {root.hex()[:16]}…", peer=peer)
-        case [Refused(reason)] if reason == BUSY:
+        case [Refused(reason)] if reason == REFUSED_BUSY:
             raise Busy(peer=peer)
         case [Refused()]:
             raise Unavailable("the peer moves nothing in bulk", peer=peer)

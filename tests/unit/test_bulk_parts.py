@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,10 @@ from typing import Any
 import pytest
 import trio
 
+import celluler
+import celluler_node as node
+import celluler_protocols as protocols
+from celluler.content.bulk_frames import ABSENT, REFUSED_BUSY
 from celluler.content.digest import Digest, digest_of
 from celluler.content.disk import DiskStore
 from celluler.content.movers import Chunk, Falsified, Lacking, Placed
@@ -34,7 +41,6 @@ from celluler_node.bulk.words import (
     unpack_outcomes,
 )
 from celluler_node.processes.words import Reply
-from celluler_protocols.bulk import ABSENT, BUSY
 
 WAIT_S = 10.0
 ROOT = digest_of(b"root")
@@ -108,6 +114,15 @@ def test_bytes_that_were_sent_are_told_in_the_end() -> None:
     assert Reader(bulletin).next()[0].carried == (Carried(alice, 7),)
 
 
+def test_the_process_carries_no_identity_and_no_network_library() -> None:
+    code = "import celluler_node.bulk.process, sys; print(*sys.modules)"
+    paths = os.pathsep.join(str(Path(package.__path__[0]).parent) for package in (celluler, protocols, node))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONPATH": paths})
+    loaded = set(done.stdout.decode().split())
+    assert "celluler_node.bulk.process" in loaded
+    assert not loaded & {"trio", "asyncio", "libp2p", "hivemind", "torch", "numpy", "celluler.identity"}
+
+
 # --- who is let in ---------------------------------------------------------------------------------------------
 
 
@@ -144,7 +159,7 @@ def peer(number: int) -> str:
 def come_in(serving: Serving, root: bytes, number: int) -> FakeWire | None:
     admitted, wire = serving.admit(peer(number), root), FakeWire()
     if isinstance(admitted, Declined):
-        assert admitted.reason == BUSY
+        assert admitted.reason == REFUSED_BUSY
         return None
     return wire if serving.redeem(admitted.ticket, wire) else None  # type: ignore[arg-type]
 

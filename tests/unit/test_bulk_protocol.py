@@ -6,13 +6,11 @@ import pytest
 import trio
 import trio.testing
 
+from celluler.content.bulk_frames import ABSENT, OFF, REFUSED_BUSY
 from celluler.content.digest import Digest, digest_of
 from celluler.errors import Busy, CellulerError, NotFound, ProtocolViolation, Unavailable
 from celluler.identity import PeerId
 from celluler_protocols.bulk import (
-    ABSENT,
-    BUSY,
-    OFF,
     PROTOCOL_ID,
     Ask,
     Grant,
@@ -29,7 +27,9 @@ GRANT = Grant(4041, bytes(range(32)), bytes(range(32, 64)), 15, 2, 64, b"\xff\x0
 
 
 def test_the_golden_bytes_of_the_bulk_protocol() -> None:
-    check_vectors("bulk", PROTOCOL_ID, frames(), [Ask(ROOT), GRANT, Refused(ABSENT), Refused(BUSY), Refused(OFF)])
+    check_vectors(
+        "bulk", PROTOCOL_ID, frames(), [Ask(ROOT), GRANT, Refused(ABSENT), Refused(REFUSED_BUSY), Refused(OFF)]
+    )
 
 
 async def exchange(answer: Grant | Refused) -> Grant:
@@ -57,7 +57,7 @@ async def test_who_is_admitted_gets_a_grant() -> None:
     assert await exchange(GRANT) == GRANT
 
 
-@pytest.mark.parametrize(("reason", "error"), [(ABSENT, NotFound), (BUSY, Busy), (OFF, Unavailable)])
+@pytest.mark.parametrize(("reason", "error"), [(ABSENT, NotFound), (REFUSED_BUSY, Busy), (OFF, Unavailable)])
 async def test_a_refusal_says_why(reason: int, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         await exchange(Refused(reason))

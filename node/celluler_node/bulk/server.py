@@ -10,7 +10,17 @@ import threading
 import time
 from dataclasses import dataclass
 
-from celluler.content.bulk_frames import MAX_IN_FLIGHT, REQUEST_BYTES, Request, Server, Status, encode_head
+from celluler.content.bulk_frames import (
+    ABSENT,
+    MAX_HAVE_BYTES,
+    MAX_IN_FLIGHT,
+    REFUSED_BUSY,
+    REQUEST_BYTES,
+    Request,
+    Server,
+    Status,
+    encode_head,
+)
 from celluler.content.digest import Digest
 from celluler.content.reader import OpenContent, StoreReader
 from celluler.content.tickets import Holder, Tickets
@@ -19,7 +29,6 @@ from celluler_node.bulk.news import Bulletin
 from celluler_node.bulk.throttle import Throttle
 from celluler_node.bulk.wire import Wire
 from celluler_node.bulk.words import MAX_SERVED, MAX_SERVED_A_PEER, Admitted, Declined, Patience
-from celluler_protocols.bulk import ABSENT, BUSY, MAX_HAVE_BYTES
 
 SPARE_IDLE_S = 1.0
 """When all places are taken, a connection that was asked nothing for so long makes room."""
@@ -48,11 +57,11 @@ class Serving:
         self.expire()
         with self._lock:
             if self._held(peer) >= MAX_SERVED_A_PEER:
-                return Declined(BUSY)
+                return Declined(REFUSED_BUSY)
             try:
                 ticket, holder = self._tickets.issue(peer, Digest(root), time.monotonic())
             except Busy:
-                return Declined(BUSY)
+                return Declined(REFUSED_BUSY)
         return Admitted(holder.number, ticket, have if len(have) <= MAX_HAVE_BYTES else b"")
 
     def expire(self) -> None:

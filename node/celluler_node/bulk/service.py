@@ -19,7 +19,7 @@ from types import MappingProxyType
 import structlog
 import trio
 
-from celluler.content.bulk_frames import MAX_IN_FLIGHT
+from celluler.content.bulk_frames import ABSENT, MAX_IN_FLIGHT, OFF, REFUSED_BUSY
 from celluler.content.digest import Digest
 from celluler.content.movers import Mover
 from celluler.content.rate import Bucket
@@ -42,7 +42,7 @@ from celluler_node.bulk.words import (
     Spend,
     Spent,
 )
-from celluler_protocols.bulk import ABSENT, BUSY, OFF, PROTOCOL_ID, Grant, Refused, ask_grant, serve_grants
+from celluler_protocols.bulk import PROTOCOL_ID, Grant, Refused, ask_grant, serve_grants
 from celluler_protocols.nursery import own_nursery
 
 GRANT_S = 5.0
@@ -186,7 +186,7 @@ class Bulk:
             return await self._grant(running, peer, root)
         except Unavailable as error:
             log.info("bulk.not_granted", peer=peer[-8:], reason=str(error))
-            return Refused(BUSY)
+            return Refused(REFUSED_BUSY)
 
     async def _grant(self, running: Running, peer: PeerId, root: Digest) -> Grant | Refused:
         """Held before it is asked for, so that the content cannot go in between."""
@@ -194,7 +194,7 @@ class Bulk:
             held.enter_context(self._hold(root))
             admitted = (await running.child.call(Admit(peer, root))).record
             if isinstance(admitted, Declined):
-                return Refused(ABSENT if admitted.reason == ABSENT else BUSY)
+                return Refused(ABSENT if admitted.reason == ABSENT else REFUSED_BUSY)
             if not isinstance(admitted, Admitted):
                 raise WorkerFailed("bulk: another answer than the one due")
             running.hold(admitted.number, held.pop_all())

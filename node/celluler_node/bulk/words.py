@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
+from celluler.content.bulk_frames import MAX_HAVE_BYTES
 from celluler.content.digest import DIGEST_BYTES, Digest
 from celluler.content.movers import Chunk
 from celluler.wire import U8, U16, U32, U64, Bytes32, Length, PeerName, Range, Text
 from celluler_node.processes.words import Limits, PathText, Program
-from celluler_protocols.bulk import MAX_HAVE_BYTES
 
 MAX_TRANSFERS = 64
 """Contents times sources that are fetched at once, each a thread; one more is refused."""
