@@ -409,6 +409,8 @@ class Download:
             if wanted is None:
                 wanted = self._wanted[digest] = _Wanted(length, {})
                 self._queue.append(digest)
+            elif wanted.length != length:  # else an honest source would be blamed for what the manifest says
+                raise ProtocolViolation(f"manifest: one chunk of {wanted.length} and of {length} bytes")
             if index not in wanted.places:
                 wanted.places[index] = offset
                 self._lacking_bytes += length or 0

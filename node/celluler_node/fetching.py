@@ -88,6 +88,7 @@ class _Shared:
     name: str
     users: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(slots=True)
@@ -202,6 +203,8 @@ class Fetcher:
             shared.users -= 1
             if not shared.users:
                 self._close(shared)
+        if not shared.users:
+            await shared.ended.wait()  # until then it holds the content: nobody could remove what they just fetched
         if wish.failure is not None:
             raise wish.failure
 
@@ -240,6 +243,7 @@ class Fetcher:
                             self.announce(shared.root)
         finally:
             self._close(shared)
+            shared.ended.set()
 
     def _begun(self, root: Digest, progress: Progress) -> None:
         if progress.wanted_bytes >= PROVIDE_PART_BYTES:
