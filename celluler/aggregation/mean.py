@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from celluler.aggregation.nk import weighted_mean
+from celluler.aggregation.gram import weighted_mean
 from celluler.aggregation.q16 import ZERO_EXPONENT, Mantissas
 from celluler.aggregation.rule import MAX_LEFT_SHIFT, Reduced, align, check_inputs, pack
 

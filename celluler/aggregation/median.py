@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from celluler.aggregation.nk import align_to_median
+from celluler.aggregation.gram import align_to_median
 from celluler.aggregation.q16 import Mantissas
 from celluler.aggregation.rule import Aligned, Reduced, check_inputs, pack, weights_of
 

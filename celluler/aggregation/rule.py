@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from celluler.aggregation.q16 import ZERO_EXPONENT, Mantissas, is_exponent
+from celluler.aggregation.q16 import MAX_EXPONENT, ZERO_EXPONENT, Mantissas, is_exponent
 from celluler.errors import LocalError
 
 MAX_ROWS = 64
@@ -94,11 +94,14 @@ def align(exponents: npt.NDArray[np.int16], mantissas: Mantissas, rows: tuple[in
 
 
 def pack(values: Aggregate, base: int, weights: tuple[int, ...]) -> Reduced:
-    """The wire form of an aggregate given in units of 2^base: the fewest bits dropped that fit 15, rounded half up."""
+    """The wire form of an aggregate given in units of 2^base: the fewest bits dropped that fit 15, rounded half up.
+
+    Inputs of −2^15 in the largest exponent, which no encoder writes but a liar may, are cut to what the wire can say.
+    """
     largest = max(int(values.max()), -int(values.min()))
     if largest == 0:
         return Reduced(ZERO_EXPONENT, np.zeros(values.size, dtype=np.int16), weights)
-    shift = max(0, largest.bit_length() - _MANTISSA_BITS)
+    shift = min(max(0, largest.bit_length() - _MANTISSA_BITS), MAX_EXPONENT - base)
     half = 1 << (shift - 1) if shift else 0
     mantissas = np.empty(values.size, dtype=np.int16)
     for start in range(0, values.size, BLOCK_CELLS):

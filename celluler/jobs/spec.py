@@ -129,9 +129,9 @@ class Train(_Part):
     batch: int = Field(default=32, ge=1, le=65536, description="samples in a local step")
     learning_rate: Number = Field(default=0.001, gt=0, le=100, description="of the local steps")
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of the local steps, fresh in every round")
-    aggregator: Literal["nk", "median", "mean"] = Field(
-        default="nk", description="rule for the average: `nk` and `median` bear liars, `mean` bears none"
-    )
+    aggregator: Literal[
+        "nk", "nnm-cc", "multi-krum", "krum", "geometric-median", "median", "trimmed-mean", "clipping", "mean"
+    ] = Field(default="nk", description="rule for the average; `mean` bears no liar, and what the others bear differs")
     parts: int | None = Field(
         default=None, ge=1, le=64, description="pieces an update is cut into; by default one a member"
     )

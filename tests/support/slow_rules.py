@@ -5,7 +5,13 @@ Written from the description of the rules, not from their implementation, to be 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 ZERO = -1000
+T = 2**20
+"""Shares of a moving point."""
+WIRE = 2**15
 Row = list[int]
 Answer = tuple[int, Row, tuple[int, ...]]
 
@@ -54,7 +60,120 @@ def slow_mean(exponents: list[int], rows: list[Row], f: int) -> Answer:
     return (*shortened(means, base), (1,) * n)
 
 
-SLOW_RULES = {"nk": slow_nk, "median": slow_median, "mean": slow_mean}
+def slow_trimmed_mean(exponents: list[int], rows: list[Row], f: int) -> Answer:
+    kept, base = near_the_median(exponents)
+    units = [in_units(exponents[row], rows[row], base) for row in kept]
+    cut = min(f, (len(kept) - 1) // 2)
+    rest = len(kept) - 2 * cut
+    means = [(2 * sum(sorted(column)[cut : cut + rest]) + rest) // (2 * rest) for column in zip(*units, strict=True)]
+    return (*shortened(means, base), tuple(int(row in kept) for row in range(len(rows))))
+
+
+def slow_krum(exponents: list[int], rows: list[Row], f: int) -> Answer:
+    return most_central(exponents, rows, f, several=False)
+
+
+def slow_multi_krum(exponents: list[int], rows: list[Row], f: int) -> Answer:
+    return most_central(exponents, rows, f, several=True)
+
+
+def most_central(exponents: list[int], rows: list[Row], f: int, *, several: bool) -> Answer:
+    kept, base = near_the_median(exponents)
+    units = {row: in_units(exponents[row], rows[row], base) for row in kept}
+    good = len(kept) - min(f, (len(kept) - 1) // 2)
+    scores = {}
+    for row in kept:
+        others = sorted(distance(units[row], units[other]) for other in kept if other != row)
+        scores[row] = sum(others[: max(1, good - 2)])
+    chosen = sorted(kept, key=lambda row: (scores[row], row))[: good if several else 1]
+    return weighted(units, {row: int(row in chosen) for row in kept}, len(chosen), base, len(rows))
+
+
+def slow_geometric_median(exponents: list[int], rows: list[Row], f: int) -> Answer:
+    kept, base = near_the_median(exponents)
+    units = {row: in_units(exponents[row], rows[row], base) for row in kept}
+    shares = shared(dict.fromkeys(kept, 1), T)
+    for _ in range(16):
+        away = {row: distance_to_point(units[row], units, shares) for row in kept}
+        least = max(1, sorted(away.values())[(len(kept) - 1) // 2] // 2**10)
+        farthest = max(least, *away.values())
+        shares = shared({row: farthest * T // max(least, away[row]) for row in kept}, T)
+    return weighted(units, shared(shares, WIRE), WIRE, base, len(rows))
+
+
+def slow_clipping(exponents: list[int], rows: list[Row], f: int) -> Answer:
+    kept, base = near_the_median(exponents)
+    units = {row: in_units(exponents[row], rows[row], base) for row in kept}
+    radius = math.floor(T * 2.0 ** (-3 - base)) if base < 500 else 0
+    shares = dict.fromkeys(kept, 0)
+    for _ in range(3):
+        shares = clipped_step(units, shares, radius)
+    nothing = len(rows)
+    on_the_wire = shared({**shares, nothing: T - sum(shares.values())}, WIRE)
+    return weighted(units, {row: on_the_wire[row] for row in kept}, WIRE, base, len(rows))
+
+
+def slow_nnm_cc(exponents: list[int], rows: list[Row], f: int) -> Answer:
+    kept, base = near_the_median(exponents)
+    units = {row: in_units(exponents[row], rows[row], base) for row in kept}
+    m = len(kept) - min(f, (len(kept) - 1) // 2)
+    near = {row: nearest(units[row], units, m) for row in kept}
+    sums = {row: [sum(column) for column in zip(*(units[k] for k in near[row]), strict=True)] for row in kept}
+    scores = {row: sum(sorted(distance(sums[row], sums[other]) for other in kept)[:m]) for row in kept}
+    centre = min(kept, key=lambda row: (scores[row], row))
+    shares = {row: T * (row == centre) for row in kept}
+    for _ in range(3):
+        away = sorted(distance_to_point(sums[row], sums, shares) for row in kept)
+        shares = clipped_step(sums, shares, away[m - 1])
+    of_rows = {row: sum(shares[place] for place in kept if row in near[place]) for row in kept}
+    return weighted(units, shared(of_rows, WIRE), WIRE, base, len(rows))
+
+
+SLOW_RULES = {
+    "nk": slow_nk,
+    "nnm-cc": slow_nnm_cc,
+    "multi-krum": slow_multi_krum,
+    "krum": slow_krum,
+    "geometric-median": slow_geometric_median,
+    "median": slow_median,
+    "trimmed-mean": slow_trimmed_mean,
+    "clipping": slow_clipping,
+    "mean": slow_mean,
+}
+
+
+def clipped_step(units: Mapping[int, Row], shares: Mapping[int, int], radius: int) -> dict[int, int]:
+    """v + mean of (x − v)·pull, as shares of the rows; zero holds what they lack to T."""
+    away = {row: distance_to_point(units[row], units, shares) for row in units}
+    pulls = {row: T if away[row] <= radius else T * radius // away[row] for row in units}
+    stays = sum(T - pull for pull in pulls.values())
+    zero = max(units) + 1
+    parts = {row: shares[row] * stays + pulls[row] * T for row in units}
+    moved = shared({**parts, zero: (T - sum(shares.values())) * stays}, T)
+    return {row: moved[row] for row in units}
+
+
+def distance_to_point(row: Row, units: Mapping[int, Row], shares: Mapping[int, int]) -> int:
+    """T times the distance between a row and Σ share·row / T, rounded down; by coordinates."""
+    point = [sum(shares[other] * units[other][place] for other in units) for place in range(len(row))]
+    return math.isqrt(sum((T * value - there) ** 2 for value, there in zip(row, point, strict=True)))
+
+
+def shared(parts: Mapping[int, int], total: int) -> dict[int, int]:
+    """In proportion, rounded down; one more for those that lost most by it, in their order, until the sum is right."""
+    whole = sum(parts.values())
+    shares = {place: part * total // whole for place, part in parts.items()}
+    lost = {place: part * total - shares[place] * whole for place, part in parts.items()}
+    for place in sorted(parts, key=lambda place: (-lost[place], place))[: total - sum(shares.values())]:
+        shares[place] += 1
+    return shares
+
+
+def weighted(units: Mapping[int, Row], weights: Mapping[int, int], total: int, base: int, inputs: int) -> Answer:
+    columns = range(len(next(iter(units.values()))))
+    sums = [sum(weights[row] * units[row][place] for row in units) for place in columns]
+    means = [(2 * value + total) // (2 * total) for value in sums]
+    return (*shortened(means, base), tuple(weights.get(row, 0) for row in range(inputs)))
 
 
 def near_the_median(exponents: list[int]) -> tuple[list[int], int]:
@@ -84,7 +203,7 @@ def shortened(values: Row, base: int) -> tuple[int, Row]:
     if largest == 0:
         return ZERO, values
     shift = 0
-    while largest >= 2 ** (15 + shift):
+    while largest >= 2 ** (15 + shift) and base + shift < 113:
         shift += 1
     if shift:
         values = [(value + 2 ** (shift - 1)) // 2**shift for value in values]

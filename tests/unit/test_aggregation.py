@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from celluler.aggregation.digests import part_hash, reduced_digest
 from celluler.aggregation.q16 import Quantised, decode, encode
 from celluler.aggregation.rules import RULES, rule_named
 from celluler.errors import LocalError
+from celluler.jobs.spec import Train
 
 
 def reduce_floats(name: str, rows: list[list[float]], f: int) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -23,7 +25,7 @@ def reduce_floats(name: str, rows: list[list[float]], f: int) -> tuple[np.ndarra
 def test_one_update_times_minus_a_thousand_moves_the_mean_and_not_nk_or_the_median() -> None:
     honest = [[1.0, 2.0], [1.1, 2.1], [0.9, 1.9], [1.0, 2.05]]
     attack = [[-1000.0, -2000.0]]
-    for name in ("nk", "median"):
+    for name in RULES.keys() - {"clipping", "mean"}:
         values, _ = reduce_floats(name, honest + attack, 2)
         assert np.allclose(values, [1, 2], atol=0.15)
     moved, weights = reduce_floats("mean", honest + attack, 2)
@@ -69,8 +71,43 @@ def test_inputs_of_another_shape_are_refused(name: str, exponents, mantissas, f:
 
 
 def test_an_unknown_rule_is_refused_by_name() -> None:
-    with pytest.raises(LocalError, match="krum"):
-        rule_named("krum")
+    with pytest.raises(LocalError, match="bulyan"):
+        rule_named("bulyan")
+
+
+def test_a_job_may_name_every_rule_and_no_other() -> None:
+    assert get_args(Train.model_fields["aggregator"].annotation) == tuple(RULES)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_no_encoder_writes_still_gives_what_the_wire_can_say(name: str) -> None:
+    reduced = RULES[name](np.full(3, 113, np.int16), np.full((3, 2), -(2**15), np.int16), 1)
+    assert np.isfinite(decode(Quantised(reduced.exponent, reduced.mantissas))).all()
+
+
+def test_krum_gives_one_update_unchanged() -> None:
+    values, weights = reduce_floats("krum", [[1.0, 2.0], [1.5, 2.5], [1.25, 2.25], [9.0, -4.0], [1.25, 2.5]], 1)
+    assert sorted(weights) == [0, 0, 0, 0, 1]
+    assert values.tolist() == [[1.0, 2.0], [1.5, 2.5], [1.25, 2.25], [9.0, -4.0], [1.25, 2.5]][weights.index(1)]
+
+
+def test_the_trimmed_mean_leaves_out_f_on_either_side() -> None:
+    values, _ = reduce_floats("trimmed-mean", [[1.0], [2.0], [3.0], [5.0], [-20.0]], 1)
+    assert values.tolist() == [2.0]
+
+
+def test_the_geometric_median_of_points_on_a_line_is_near_the_middle_one() -> None:
+    values, weights = reduce_floats("geometric-median", [[1.0, 1.0], [2.0, 2.0], [40.0, 40.0]], 1)
+    assert np.allclose(values, 2, atol=0.05)
+    assert sum(weights) == 2**15
+
+
+def test_clipping_makes_every_update_pull_alike_and_large_ones_small() -> None:
+    values, weights = reduce_floats("clipping", [[40.0, 0.0], [0.0, 30.0], [40.0, 0.0]], 1)
+    assert float(np.hypot(*values)) <= 3 * 2**-3
+    assert sum(weights) < 2**15
+    small, _ = reduce_floats("clipping", [[0.01, 0.0], [0.02, 0.0], [0.03, 0.0]], 1)
+    assert np.allclose(small, [0.02, 0.0], atol=1e-5)
 
 
 def test_values_of_another_type_are_refused() -> None:

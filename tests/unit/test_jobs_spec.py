@@ -41,7 +41,7 @@ def test_what_is_left_out_gets_the_documented_default() -> None:
         ("rounds: 20", "rounds: 20, audits_per_round: 2", "train.audits_per_round", "not built yet"),
         ("1e-2", ".nan", "train.learning_rate", "not nan"),
         ("1e-2", "fast", "train.learning_rate", "number"),
-        ("aggregator: nk", "aggregator: best", "train.aggregator", "'nk', 'median' or 'mean'"),
+        ("aggregator: nk", "aggregator: best", "train.aggregator", "'clipping' or 'mean'"),
         ("1GiB", "lots", "resources.memory", "no size"),
         ("min: 3", "min: 30", "resources.peers", "min 30 is more than max 16"),
         ("2h", "soon", "policy.deadline", "no duration"),

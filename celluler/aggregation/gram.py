@@ -1,0 +1,123 @@
+"""What a rule that judges updates by their distances computes with: exact inner products, and points told by shares.
+
+A point between the rows is `Σ share·row / total` with integer shares. Its distances follow from the rows' inner
+products alone, so that an iteration costs n² integers however long the rows are, and loses nothing to rounding but
+where it says so. Python integers: a squared distance may need 84 bits, one from a point 60 more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from celluler.aggregation.q16 import ZERO_EXPONENT, Mantissas
+from celluler.aggregation.rule import Aggregate, Aligned, align
+
+MAX_ABOVE_MEDIAN = 6
+"""A row whose exponent lies further above the median is dropped: it is 64 times larger than a usual one."""
+MAX_BELOW_MEDIAN = 8
+"""The unit of the result lies this far below the median; smaller rows are rounded to it."""
+
+POINT_TOTAL = 1 << 20
+"""Shares of a point while it moves."""
+WIRE_TOTAL = 1 << 15
+"""Shares that leave the rule as weights, which travel as 16 bits each."""
+
+ExactMatrix = npt.NDArray[np.object_]
+
+
+def align_to_median(exponents: npt.NDArray[np.int16], mantissas: Mantissas) -> Aligned:
+    """The rows whose exponent is not far above the lower median of those of the non-zero rows."""
+    present = sorted(int(exponent) for exponent in exponents if exponent != ZERO_EXPONENT)
+    median = present[(len(present) - 1) // 2] if present else 0
+    rows = tuple(
+        row
+        for row, exponent in enumerate(exponents)
+        if exponent == ZERO_EXPONENT or int(exponent) <= median + MAX_ABOVE_MEDIAN
+    )
+    return align(exponents, mantissas, rows, median - MAX_BELOW_MEDIAN)
+
+
+def trusted_of(kept: Aligned, f: int) -> int:
+    """How many of the kept rows are taken for good: f of them may be bad, but never half."""
+    return len(kept.rows) - min(f, (len(kept.rows) - 1) // 2)
+
+
+def gram(kept: Aligned) -> ExactMatrix:
+    """All inner products of the aligned rows, exact.
+
+    A product of two int16 is at most 2^30, so float64 adds up to 2^23 of them exactly, in any order and with any
+    number of threads; the blocks are far smaller, and the blocks' sums are integers.
+    """
+    size = len(kept.rows)
+    total = np.zeros((size, size), dtype=np.int64)
+    for columns in kept.columns():
+        block = kept.block(columns).astype(np.float64)
+        total += (block @ block.T).astype(np.int64)
+    scale = [1 << shift for shift in kept.left]
+    exact: ExactMatrix = total.astype(object) * np.multiply.outer(np.array(scale, object), np.array(scale, object))
+    return exact
+
+
+def squared_distances(products: ExactMatrix) -> list[list[Any]]:
+    squares = products.diagonal()
+    distances: list[list[Any]] = (squares[:, None] + squares[None, :] - 2 * products).tolist()
+    return distances
+
+
+def smallest(values: list[Any], count: int) -> list[int]:
+    """The places of the `count` smallest, the earlier place first where values are equal."""
+    return sorted(range(len(values)), key=lambda place: (values[place], place))[:count]
+
+
+def neighbourhoods(products: ExactMatrix, count: int) -> ExactMatrix:
+    """(n, n) of 0 and 1: row i holds the `count` rows nearest to row i, itself among them."""
+    near = np.zeros(products.shape, dtype=object)
+    for row, distances in enumerate(squared_distances(products)):
+        near[row, smallest(distances, count)] = 1
+    return near
+
+
+def distances_from(products: ExactMatrix, shares: list[int]) -> list[int]:
+    """The distance of each row from a point, times POINT_TOTAL, rounded down.
+
+    shares: of the rows; what they lack to POINT_TOTAL is the origin's.
+    """
+    mixed = products.dot(np.array(shares, dtype=object))
+    own = int(sum(share * product for share, product in zip(shares, mixed, strict=True)))
+    return [
+        math.isqrt(POINT_TOTAL * POINT_TOTAL * int(square) - 2 * POINT_TOTAL * int(product) + own)
+        for square, product in zip(products.diagonal(), mixed, strict=True)
+    ]
+
+
+def shared_out(parts: list[int], total: int) -> list[int]:
+    """Integers that sum to `total`, in proportion to the parts: rounded down, the rest to the largest remainders.
+
+    The earlier place first where remainders are equal. The parts' sum must be positive.
+    """
+    whole = sum(parts)
+    shares = [part * total // whole for part in parts]
+    remainders = [-(part * total % whole) for part in parts]
+    for place in smallest(remainders, total - sum(shares)):
+        shares[place] += 1
+    return shares
+
+
+def weighted_mean(kept: Aligned, weights: list[int], total: int) -> Aggregate:
+    """Σ weight·row / total, rounded half up, in units of 2^base. The weights may sum to less than `total` <= 2^15.
+
+    In float64 and still exact: sums stay below 2^45, and a quotient that is no integer is at least 1/(2·total) away
+    from one, far more than the division's error, so that `floor` never errs.
+    """
+    factors = np.array([2.0 * (weight << shift) for weight, shift in zip(weights, kept.left, strict=True)])
+    values = np.empty(kept.mantissas.shape[1], dtype=np.int32)
+    for columns in kept.columns():
+        quotients = factors @ kept.block(columns).astype(np.float64)
+        quotients += total
+        quotients /= 2.0 * total
+        values[columns] = np.floor(quotients, out=quotients)
+    return values
