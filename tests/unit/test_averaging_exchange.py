@@ -289,7 +289,7 @@ def test_inputs_are_kept_for_those_who_check() -> None:
     "change",
     [
         {"me": 4},
-        {"rule": "krum"},
+        {"rule": "bulyan"},
         {"quorum": 0},
         {"quorum": 5},
         {"gather_s": 0.0},
