@@ -47,6 +47,7 @@ MAX_NAME_BYTES = 64
 _MAX_BODY_BYTES = 512
 _HEADS_SEEN = 4096
 _EQUIVOCATIONS_KEPT = 64
+"""Of so many names, one proof each."""
 MAX_PROVIDED = 32768
 """Digests that one node tells of."""
 
@@ -103,13 +104,19 @@ class HeadBook:
     """The best head seen of each author and name, sans-IO. What makes a head never go back here.
 
     Bounded: beyond 4096 the one seen least recently is forgotten, unless it is pinned: our own, and those we keep up.
+    So are proofs of equivocation, those about names of which no head was seen first: strangers can make any number.
     """
 
     def __init__(self, capacity: int = _HEADS_SEEN) -> None:
         self._capacity = capacity
         self._best: OrderedDict[str, Signed[Head]] = OrderedDict()
         self._pinned: set[str] = set()
-        self.equivocations: tuple[Equivocation, ...] = ()
+        self._proofs: dict[str, Equivocation] = {}
+
+    @property
+    def equivocations(self) -> tuple[Equivocation, ...]:
+        """What is proven, of each name the latest number, oldest proof first."""
+        return tuple(self._proofs.values())
 
     def see(self, signed: Signed[Head], *, pin: bool = False) -> bool:
         """Remember a verified head. False when one with a higher number was seen before: this one is stale."""
@@ -120,7 +127,7 @@ class HeadBook:
         if held is not None:
             if signed.record.number < held.record.number:
                 return False
-            self._note_equivocation(held, signed)
+            self.compare(held, signed)
         self._best[key] = signed if held is None else max(held, signed, key=_rank)
         self._best.move_to_end(key)
         self._make_room()
@@ -132,8 +139,26 @@ class HeadBook:
     def pinned(self) -> tuple[Signed[Head], ...]:
         return tuple(self._best[key] for key in sorted(self._pinned))
 
+    def compare(self, one: Signed[Head], other: Signed[Head]) -> None:
+        """Take note if these two verified heads of one name contradict each other."""
+        if one.record.number != other.record.number or one.record.index == other.record.index:
+            return
+        author, name, number = one.signer, one.record.name, one.record.number
+        key = head_key(author, name)
+        known = self._proofs.get(key)
+        if known is not None and known.number >= number:
+            return
+        first, second = sorted((one.raw, other.raw))
+        log.warning("head_equivocation author=%s name=%s number=%d", short(author), name, number)
+        self._proofs.pop(key, None)
+        self._proofs[key] = Equivocation(author, name, number, first, second)
+        if len(self._proofs) > _EQUIVOCATIONS_KEPT:
+            del self._proofs[next((key for key in self._proofs if key not in self._best), next(iter(self._proofs)))]
+
     def dump(self) -> tuple[bytes, ...]:
-        return tuple(signed.raw for signed in self._best.values())
+        """Proofs, then heads: in this order `load` takes both."""
+        proofs = (raw for proof in self._proofs.values() for raw in (proof.first, proof.second))
+        return (*proofs, *(signed.raw for signed in self._best.values()))
 
     def load(self, envelopes: Iterable[bytes]) -> None:
         """Take back what `dump` gave; what is damaged is passed over."""
@@ -142,16 +167,6 @@ class HeadBook:
                 self.see(open_envelope(Head, raw, limit=_MAX_BODY_BYTES))
             except (PeerViolation, LocalError) as error:
                 log.warning("stored_head_damaged error=%s", error)
-
-    def _note_equivocation(self, held: Signed[Head], other: Signed[Head]) -> None:
-        one, two = held.record, other.record
-        if one.number != two.number or one.index == two.index:
-            return
-        first, second = sorted((held.raw, other.raw))
-        proof = Equivocation(held.signer, one.name, one.number, first, second)
-        if proof not in self.equivocations:
-            log.warning("head_equivocation author=%s name=%s number=%d", short(proof.author), proof.name, proof.number)
-            self.equivocations = (*self.equivocations[1 - _EQUIVOCATIONS_KEPT :], proof)
 
     def _make_room(self) -> None:
         while len(self._best) > max(self._capacity, len(self._pinned)):
@@ -169,11 +184,16 @@ class HeadValidator:
         best = self._book.best(signed.signer, signed.record.name)
         if best is not None and signed.record.number < best.record.number:
             raise ProtocolViolation(f"head number {signed.record.number} after {best.record.number}")
+        if best is not None:  # the one that is not selected is never heard of again
+            self._book.compare(best, signed)
 
     def select(self, key: str, values: Sequence[bytes]) -> int:
         """The best; of equal ones the last, so that storing the same again renews it. All were validated before."""
-        ranks = [_rank(open_head(key, value)) for value in values]
-        return max(range(len(ranks)), key=lambda place: (ranks[place], place))
+        heads = [open_head(key, value) for value in values]
+        place = max(range(len(heads)), key=lambda place: (_rank(heads[place]), place))
+        for head in heads:
+            self._book.compare(heads[place], head)
+        return place
 
 
 class _Dht(Protocol):

@@ -243,6 +243,34 @@ def test_two_indexes_under_one_number_are_proof_kept_once() -> None:
     assert numbers == {(ALICE.peer_id, 1)}
 
 
+@pytest.mark.parametrize("indexes", [(b"1" * 32, b"2" * 32), (b"2" * 32, b"1" * 32)])
+def test_a_storing_node_takes_note_of_the_head_that_it_does_not_keep(indexes: tuple[bytes, bytes]) -> None:
+    key, (one, other) = head_key(ALICE.peer_id, "digits"), (own(1, index) for index in indexes)
+    resolved, storing = HeadBook(), HeadBook()
+    resolved.see(one)
+    HeadValidator(resolved).validate(key, other.raw)
+    HeadValidator(storing).select(key, [one.raw, other.raw])
+    for book in (resolved, storing):
+        assert [{proof.first, proof.second} for proof in book.equivocations] == [{one.raw, other.raw}]
+
+
+def test_proofs_are_kept_over_a_restart_and_strangers_do_not_push_out_those_of_names_in_use() -> None:
+    book = HeadBook()
+    for index in (b"1" * 32, b"2" * 32):
+        book.see(own(1, index))
+    (proof,) = book.equivocations
+    book.see(own(2))
+    for seed in range(1, 100):
+        by = Identity(bytes([seed]) * 32)
+        book.compare(own(1, b"1" * 32, by=by), own(1, b"2" * 32, by=by))
+    assert proof in book.equivocations
+    assert len(book.equivocations) == 64
+    again = HeadBook()
+    again.load(book.dump())
+    assert again.equivocations == book.equivocations
+    assert again.best(ALICE.peer_id, "digits") == own(2)
+
+
 def test_the_book_forgets_the_least_recent_but_not_our_own() -> None:
     book = HeadBook(capacity=2)
     book.see(own(1), pin=True)
