@@ -1,7 +1,7 @@
 """Reading a disk store from another process, while the node has it open: what serves chunks past the node.
 
 The index is opened read-only beside its writer (SQLite's WAL allows one writer and any readers); nothing is ever
-written. What a reader gives out it has hashed once itself. It sees what the writer has committed: pieces of an
+written. What a reader gives out it has hashed lately itself. It sees what the writer has committed: pieces of an
 incomplete content become readable as they come, and a file stays readable by its descriptor when it is renamed at
 completion, or removed.
 
@@ -14,6 +14,9 @@ import json
 import os
 import sqlite3
 import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,6 +26,10 @@ from celluler.content.disk_schema import open_read_only
 from celluler.content.store import bitmap_of
 from celluler.errors import BlockAbsent, IntegrityError, LocalError
 
+HASHED_S = 600.0
+"""So long a piece counts as right once it was hashed: damage on the disk is noticed by then, and by whoever fetches."""
+MAX_HASHED = 256
+
 
 class Placement(NamedTuple):
     """Where piece `number` lies: `length` bytes from `offset` of the file behind `descriptor`, which is not yours."""
@@ -31,6 +38,14 @@ class Placement(NamedTuple):
     descriptor: int
     offset: int
     length: int
+
+
+@dataclass(slots=True)
+class _Hashed:
+    """Pieces of one file that were hashed and right, a bit each. until_s: then all are to be hashed anew."""
+
+    bits: bytearray
+    until_s: float
 
 
 class StoreReader:
@@ -45,6 +60,7 @@ class StoreReader:
         except sqlite3.Error as error:
             raise IntegrityError(f"cannot read the index {path}: {error}") from error
         self._files = Files(folder)
+        self._hashed: OrderedDict[tuple[bytes, int], _Hashed] = OrderedDict()
 
     def open_content(self, root: bytes) -> OpenContent:
         """One content, complete or not. Raises BlockAbsent when it was not begun."""
@@ -53,6 +69,18 @@ class StoreReader:
         if not rows:
             raise BlockAbsent(root)
         return OpenContent(self, self._files, root, rows[0][0])
+
+    def hashed(self, root: bytes, descriptor: int, pieces: int) -> _Hashed:
+        """What is remembered of this file: who opens it again soon need not hash it again."""
+        key, now = (bytes(root), os.fstat(descriptor).st_ino), time.monotonic()
+        with self._lock:
+            known = self._hashed.pop(key, None)
+            if known is None or now > known.until_s:
+                known = _Hashed(bytearray((pieces + 7) // 8), now + HASHED_S)
+            self._hashed[key] = known
+            if len(self._hashed) > MAX_HASHED:
+                self._hashed.popitem(last=False)
+        return known
 
     def rows(self, query: str, *values: Any) -> list[Any]:
         """Raises LocalError when the index cannot be read."""
@@ -74,13 +102,13 @@ class StoreReader:
 
 
 class OpenContent:
-    """One content's file and what is in it. Safe from any thread; memory: a bit a piece. Close it after use."""
+    """One content's file and what is in it. Safe from any thread. Close it after use."""
 
     def __init__(self, reader: StoreReader, files: Files, root: bytes, pieces: int) -> None:
         self._reader, self._files, self._root, self._pieces = reader, files, root, pieces
         self._lock = threading.Lock()
-        self._seen = bytearray((pieces + 7) // 8)  # pieces hashed by this reader, a bit each
         self._descriptor: int | None = None
+        self._seen = _Hashed(bytearray(), 0.0)
         self._stale: list[int] = []  # another thread may be reading from them
 
     def find(self, digest: bytes) -> Placement | None:
@@ -97,7 +125,7 @@ class OpenContent:
         return Placement(number, descriptor, place, length)
 
     def read(self, digest: bytes) -> bytes | None:
-        """The piece, None when it is not here. Hashed, unless this reader did so before with the same file."""
+        """The piece, None when it is not here. Hashed, unless this reader did so lately with the same file."""
         placement = self.find(digest)
         data = self._checked(placement, digest) if placement else None
         if placement is None or data is not None:
@@ -139,30 +167,34 @@ class OpenContent:
             return None
         at, bit = placement.number >> 3, 1 << (placement.number & 7)
         with self._lock:
-            seen = placement.descriptor == self._descriptor and self._seen[at] & bit
+            seen = placement.descriptor == self._descriptor and self._seen.bits[at] & bit
         if seen and len(data) == placement.length:
             return data
         if digest_of(data) != digest:
             return None
         with self._lock:
             if placement.descriptor == self._descriptor:
-                self._seen[at] |= bit
+                self._seen.bits[at] |= bit
         return data
 
     def _open(self) -> int | None:
         with self._lock:
             if self._descriptor is None:
-                self._descriptor = self._files.open(self._root)
+                self._take(self._files.open(self._root))
             return self._descriptor
 
     def _reopen(self) -> None:
         """Ask for the file by name again. Of another one nothing was seen yet."""
         with self._lock:
-            fresh = self._files.open(self._root)
-            if fresh is None or self._descriptor is None:
-                self._descriptor = self._descriptor if fresh is None else fresh
-            elif os.path.sameopenfile(fresh, self._descriptor):
+            fresh, held = self._files.open(self._root), self._descriptor
+            if fresh is not None and held is not None and os.path.sameopenfile(fresh, held):
                 os.close(fresh)
-            else:
-                self._stale.append(self._descriptor)
-                self._descriptor, self._seen = fresh, bytearray(len(self._seen))
+            elif fresh is not None:
+                self._stale += [] if held is None else [held]
+                self._take(fresh)
+
+    def _take(self, descriptor: int | None) -> None:
+        """The lock is held."""
+        self._descriptor = descriptor
+        if descriptor is not None:
+            self._seen = self._reader.hashed(self._root, descriptor, self._pieces)
