@@ -8,12 +8,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celluler.content.digest import Digest, digest_of
 from celluler.content.download import Download
-from celluler.content.manifest import Description, describe
+from celluler.content.manifest import Description, Piece, describe
 from celluler.content.memory import MemoryStore
 from celluler.content.movers import Chunk
 from celluler.content.steps import Begin, KeepBlock, KeepChunk, KeepPlaced, Reason, Step
@@ -276,6 +277,23 @@ def test_a_source_that_lied_never_comes_back() -> None:
     download.join("alice", 100.0)
     assert not download.asks("alice")
     assert download.liars == ("alice",)
+
+
+def test_a_manifest_that_gives_one_chunk_two_lengths_lies_and_no_source_is_blamed() -> None:
+    described, _ = CONTENTS[2]
+    download = Download(described.root)
+    download.join("alice", 0.0)
+    download.requests("alice", 0.0)
+    download.found("alice", described.root, described.manifest_bytes, 0.0)
+    for leaf in described.leaves:
+        download.requests("alice", 0.0)
+        download.found("alice", digest_of(leaf), leaf, 0.0)
+    first, *_ = described.layout()
+    liar = Piece(first.index + 1, first.digest, first.length - 1, first.offset)
+    with pytest.raises(ProtocolViolation) as lied:
+        download.begun((first, liar), first.length)
+    assert lied.value.peer is None
+    assert download.liars == ()
 
 
 def test_absence_everywhere_is_absence() -> None:

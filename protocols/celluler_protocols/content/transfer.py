@@ -335,11 +335,11 @@ class Transfer:
                     steps.append(self._to_keep.receive_nowait())
             try:
                 false, begun = await trio.to_thread.run_sync(self._perform, steps)
+                if begun is not None:  # before the rest is booked: it counts some of that as missing
+                    self._apply(begun)
             except CellulerError as error:  # ours, or of a manifest that lies: no source can help
                 self.fail(error)
                 return
-            if begun is not None:  # before the rest is booked: it counts some of that as missing
-                self._apply(begun)
             for each in steps:
                 if isinstance(each, KeepChunk | KeepPlaced):
                     self._book(each, false)
