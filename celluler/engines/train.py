@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,16 @@ class TrainConfig:
             raise LocalError(f"no partition is called {self.partition!r}; there are {', '.join(PARTITIONS)}")
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a member's round comes to. update: m; added: the part of m that this round's steps gave; (dimension,) each,
+    float32. loss: mean over the steps."""
+
+    update: Vector
+    added: Vector
+    loss: float
+
+
 class Trainer:
     """The public state, and this member's way from one to the next. The caller pins the threads."""
 
@@ -102,7 +112,7 @@ class Trainer:
         self._parameters = list(self._module.parameters())
         self._alias_gradients()
         self._draws_noise = _has_dropout(architecture.layers)
-        self._own = _own_rows(data, config)
+        self._own: dict[int, Tensor | None] = {config.index: _own_rows(data, config)}
         self._applied = -1
         self._sent: dict[int, Vector] = {}
 
@@ -149,18 +159,30 @@ class Trainer:
         """
         if round_number <= self._applied:
             raise LocalError(f"round {round_number} was applied already; the state is after {self._applied}")
-        loss = self._local_steps(round_number)
+        before = self._sent.get(round_number - 1)
+        carried = before is not None and self._applied == round_number - 1 and not fresh
+        work = self.work(round_number, self._config.index, before if carried else None)
+        return work.update, work.loss
+
+    def work(self, round_number: int, index: int, before: Vector | None) -> Work:
+        """What member `index` of the run sends in this round, starting from the public state as it is now.
+
+        before: what its wire of the round before stands for, (dimension,) float32; None when it carries no momentum.
+        """
+        if index not in self._own:
+            self._own[index] = _own_rows(self._data, replace(self._config, index=index))
+        loss = self._local_steps(round_number, index)
         update = self._outer.parameters - self._local.numpy()
         if not np.isfinite(update).all():
             update = np.zeros_like(update)
         np.clip(update, -_LARGEST_UPDATE, _LARGEST_UPDATE, out=update)
-        before = self._sent.get(round_number - 1)
-        if before is not None and self._applied == round_number - 1 and not fresh:
-            averages = [update[place] for place in self._statistics]
-            update = update * ADDED + before * KEPT
-            for place, average in zip(self._statistics, averages, strict=True):
-                update[place] = average
-        return update, loss
+        if before is None:
+            return Work(update, update, loss)
+        added = update * ADDED
+        blended = added + before * KEPT
+        for place in self._statistics:
+            added[place] = blended[place] = update[place]
+        return Work(blended, added, loss)
 
     def sent(self, round_number: int, wire: Vector) -> None:
         """What this member's wire of that round stands for, dequantised: the momentum of the next round."""
@@ -186,39 +208,40 @@ class Trainer:
         """Write the public weights as a weights file."""
         save_vector(self.architecture, self._outer.parameters, path)
 
-    def _local_steps(self, round_number: int) -> float:
+    def _local_steps(self, round_number: int, index: int) -> float:
         """From the public state; leaves the result in `_local`. Returns the mean loss."""
         self._local.copy_(torch.from_numpy(self._outer.parameters))
         self._module.train()
         optimizer = inner_named(self._config.optimizer, self._config.learning_rate)
         total = 0.0
         for step in range(self._config.inner_steps):
-            rows = self._rows(round_number, step)
+            rows = self._rows(round_number, index, step)
             self._gradient.zero_()
-            with self._noise(round_number, step):
+            with self._noise(round_number, index, step):
                 loss = loss_of(self.architecture, self._module(self._data.x[rows]), self._data.y[rows])
             torch.autograd.backward(loss)
             optimizer.step(self._local, self._gradient)
             total += float(loss.detach())
         return finite(total / self._config.inner_steps)
 
-    def _rows(self, round_number: int, step: int) -> Tensor:
-        """(batch,) int64: drawn with replacement from this member's samples."""
-        drawn = self._prf(b"batch", round_number, step, 8 * self._config.batch)
-        count = len(self._data) if self._own is None else len(self._own)
+    def _rows(self, round_number: int, index: int, step: int) -> Tensor:
+        """(batch,) int64: drawn with replacement from that member's samples."""
+        drawn = self._prf(b"batch", round_number, index, step, 8 * self._config.batch)
+        own = self._own[index]
+        count = len(self._data) if own is None else len(own)
         places = np.frombuffer(drawn, dtype="<u8") % np.uint64(count)  # bias below 2^-30: 64 bits for few samples
         rows = torch.from_numpy(places.astype(np.int64))
-        return rows if self._own is None else self._own[rows]
+        return rows if own is None else own[rows]
 
-    def _noise(self, round_number: int, step: int) -> AbstractContextManager[None]:
+    def _noise(self, round_number: int, index: int, step: int) -> AbstractContextManager[None]:
         """A context in which dropout draws what the PRF says; nothing where nothing draws."""
         if not self._draws_noise:
             return nullcontext()
-        return _seeded(int.from_bytes(self._prf(b"noise", round_number, step, 8), "little") >> 1)
+        return _seeded(int.from_bytes(self._prf(b"noise", round_number, index, step, 8), "little") >> 1)
 
-    def _prf(self, purpose: bytes, round_number: int, step: int, length: int) -> bytes:
+    def _prf(self, purpose: bytes, round_number: int, index: int, step: int, length: int) -> bytes:
         """BLAKE3 keyed by the run, over purpose, round, member and step."""
-        place = b"".join(number.to_bytes(8, "little") for number in (round_number, self._config.index, step))
+        place = b"".join(number.to_bytes(8, "little") for number in (round_number, index, step))
         return blake3(b"celluler-" + purpose + b"-1\0" + place, key=self._config.run).digest(length=length)
 
     def _alias_gradients(self) -> None:

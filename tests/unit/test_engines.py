@@ -212,7 +212,7 @@ def test_members_draw_other_batches_and_equal_members_the_same() -> None:
 
 def test_a_shard_is_a_members_own() -> None:
     members = [trainer(index=index, members=3, partition="shard", batch=200) for index in range(3)]
-    seen = [set(member._rows(0, step).tolist()) for member in members for step in range(5)]
+    seen = [set(member._rows(0, member._config.index, step).tolist()) for member in members for step in range(5)]
     shards = [set.union(*seen[5 * index : 5 * index + 5]) for index in range(3)]
     assert not shards[0] & shards[1] | shards[1] & shards[2]
     assert set.union(*shards) <= set(range(1437))
@@ -220,7 +220,7 @@ def test_a_shard_is_a_members_own() -> None:
 
 
 def rows_drawn(member: Trainer) -> set[int]:
-    return {row for step in range(8) for row in member._rows(0, step).tolist()}
+    return {row for step in range(8) for row in member._rows(0, member._config.index, step).tolist()}
 
 
 def test_classes_or_keys_are_a_members_own() -> None:

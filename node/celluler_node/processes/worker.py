@@ -26,6 +26,7 @@ from celluler.models.spec import parse_spec
 from celluler.models.weights import load_vector
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
+from celluler_node.processes.worker_replay import replay
 from celluler_node.processes.worker_words import (
     REPLIES,
     REQUESTS,
@@ -40,6 +41,8 @@ from celluler_node.processes.worker_words import (
     LoadModel,
     Predict,
     Predicted,
+    Replay,
+    Replayed,
     RunReady,
     SetState,
     StartRun,
@@ -86,6 +89,7 @@ class Worker:
             GetState: self.get_state,
             SetState: self.set_state,
             Summarise: self.summarise,
+            Replay: self.replay,
         }
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
@@ -165,6 +169,9 @@ class Worker:
 
     def summarise(self, request: Summarise, _: Blobs) -> Summarised:
         return Summarised(summarise(Path(request.data), request.format, request.label))
+
+    def replay(self, request: Replay, blobs: Blobs) -> Replayed:
+        return replay(self._need_run(), self._parts, request, blobs)
 
     def _need_run(self) -> Trainer:
         if self._run is None:

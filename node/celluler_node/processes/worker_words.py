@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from celluler.datasets.schema import MAX_NAME_BYTES, USUAL, Selection, Summary
-from celluler.wire import I16, U16, U64, Bytes32, Length, Name, Range
+from celluler.wire import I16, U8, U16, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import PathText, Program
 
 MAX_PARTS = 64
@@ -172,6 +172,30 @@ class SetState:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """Do a member's round again, from the run's public state as it is now, and compare with what the member sent.
+
+    parts: ascending, those to compare; exponents: of the wire of each. before: exponents of its wire of the round
+    before, or none when it carried no momentum. With one blob, or two: the int16 mantissas of those parts, one after
+    another, of this round; then of the round before. → Replayed
+    """
+
+    round: U64
+    index: U16
+    parts: Annotated[tuple[U8, ...], Length(1, MAX_PARTS)]
+    exponents: Exponents
+    before: Annotated[tuple[I16, ...], Length(0, MAX_PARTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """same: every bit, in all those parts. deviations: of each part, as `celluler.engines.replay` measures."""
+
+    same: bool
+    deviations: Annotated[tuple[float, ...], Length(1, MAX_PARTS)]
+
+
+@dataclass(frozen=True, slots=True)
 class Summarise:
     """What a dataset's manifest says of its file: schema, rows, quality. Needs neither a model nor a run. → Summarised
 
@@ -188,8 +212,11 @@ class Summarised:
     summary: Summary
 
 
-REQUESTS = (LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState, Summarise)
-REPLIES = (Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised)
+REQUESTS = (
+    *(LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState),
+    *(Summarise, Replay),
+)
+REPLIES = (Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised, Replayed)
 
 WORKER = Program(
     name="worker", module="celluler_node.processes.worker", requests=REQUESTS, replies=REPLIES, confined=True

@@ -1,0 +1,79 @@
+"""The worker's half of an audit: a member's round done again, and held against what it sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from celluler.aggregation.q16 import (
+    WIRE_DTYPE,
+    ZERO_EXPONENT,
+    Quantised,
+    decode,
+    encode_parts,
+    is_exponent,
+    part_slices,
+)
+from celluler.engines.replay import deviation
+from celluler.engines.train import Trainer
+from celluler.errors import LocalError
+from celluler_node.processes.worker_words import Replay, Replayed
+
+
+def replay(run: Trainer, parts: int, request: Replay, blobs: Sequence[bytearray]) -> Replayed:
+    """parts: into how many an update of this run is cut. Raises LocalError for a request that means nothing."""
+    if request.round != run.applied + 1:
+        raise LocalError(f"a replay of round {request.round}; the state is the one before round {run.applied + 1}")
+    if len(blobs) != 1 + bool(request.before) or list(request.parts) != sorted(set(request.parts)):
+        raise LocalError(f"{len(blobs)} blobs for parts {request.parts}")
+    if request.parts[-1] >= parts:
+        raise LocalError(f"no part {request.parts[-1]} of {parts}")
+    pieces = part_slices(run.dimension, parts)
+    chosen = [pieces[part] for part in request.parts]
+    sent = _cut(chosen, request.exponents, blobs[0])
+    before = _spread(run.dimension, chosen, _cut(chosen, request.before, blobs[1])) if request.before else None
+    work = run.work(request.round, request.index, before)
+    exponents, mantissas = encode_parts(work.update, parts)
+    again = [Quantised(exponents[part], mantissas[pieces[part]]) for part in request.parts]
+    return Replayed(
+        same=all(map(_same, sent, again)),
+        deviations=tuple(
+            deviation(decode(one), decode(other), work.update[piece], work.added[piece], _unit(one, other))
+            for one, other, piece in zip(sent, again, chosen, strict=True)
+        ),
+    )
+
+
+def _cut(chosen: Sequence[slice], exponents: Sequence[int], blob: bytearray) -> list[Quantised]:
+    """The blob as the wires of these parts."""
+    sizes = [piece.stop - piece.start for piece in chosen]
+    if len(exponents) != len(chosen) or len(blob) != WIRE_DTYPE.itemsize * sum(sizes):
+        raise LocalError(f"{len(exponents)} exponents and {len(blob)} bytes for {len(chosen)} parts")
+    if not all(map(is_exponent, exponents)):
+        raise LocalError("an exponent that no part has")
+    values = np.frombuffer(blob, dtype=WIRE_DTYPE).astype(np.int16, copy=False)
+    starts = np.cumsum([0, *sizes])
+    cuts = (values[start : start + size] for start, size in zip(starts, sizes, strict=False))
+    return [Quantised(exponent, cut) for exponent, cut in zip(exponents, cuts, strict=True)]
+
+
+def _spread(dimension: int, chosen: Sequence[slice], parts: Sequence[Quantised]) -> npt.NDArray[np.float32]:
+    """Their values at their places in the whole; zero elsewhere, where nothing is compared."""
+    whole = np.zeros(dimension, dtype=np.float32)
+    for piece, part in zip(chosen, parts, strict=True):
+        whole[piece] = decode(part)
+    return whole
+
+
+def _same(one: Quantised, other: Quantised) -> bool:
+    return one.exponent == other.exponent and bool((one.mantissas == other.mantissas).all())
+
+
+def _unit(sent: Quantised, again: Quantised) -> float:
+    """Between neighbouring mantissas. 0, which forgives nothing, where the exponents differ by more than rounding can
+    explain: with a large one every value would lie within half a unit of zero."""
+    if ZERO_EXPONENT in (sent.exponent, again.exponent) or abs(sent.exponent - again.exponent) > 1:
+        return 0.0
+    return float(2.0 ** max(sent.exponent, again.exponent))

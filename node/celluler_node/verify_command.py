@@ -1,0 +1,355 @@
+"""A stranger's verification of a run, from its transcript: papers, chain, bytes, states, and a sample of the training.
+
+Signatures, hashes and the rule are checked in this process, which takes nothing on trust; the model and the data are
+touched by a confined worker alone. Fetches the base model's weights and the data by digest and by nothing else.
+What it finds wrong, and what it could not look at, stands in the report: it raises only when it cannot begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import trio
+
+from celluler.content.digest import Codec, Digest, cid_of, digest_of
+from celluler.content.manifest import describe
+from celluler.errors import CellulerError, PeerViolation, ProtocolViolation
+from celluler.learning.audit import (
+    Finding,
+    Outcome,
+    Population,
+    Replayable,
+    Replayed,
+    TrainingReport,
+    draw,
+    odds,
+)
+from celluler.learning.roster import RosterView, bad_updates, open_roster
+from celluler.learning.transcript import Opening, Transcript
+from celluler.learning.verify import Archive, Link
+from celluler.models.manifest import OpenedManifest, open_manifest
+from celluler_node.processes import worker_words as words
+from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.processes.words import Limits, Program
+from celluler_node.training.worker_trainer import OUTER_LEARNING_RATE, OUTER_MOMENTUM
+from celluler_node.verify_arithmetic import IntegerArithmetic
+from celluler_protocols.jobs_messages import OpenedOrder, open_order
+
+Fetch = Callable[[Digest, str], Awaitable[Path]]
+"""(root of a content, `weights` or `data`) → its file. Raises a CellulerError when it cannot be had."""
+
+EXPORT_NAME = "weights.safetensors"
+_TOLD = 3
+"""Of what is wrong in one respect, this much is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Papers:
+    """What a run was about, as far as signatures tie it together."""
+
+    order: OpenedOrder
+    base: OpenedManifest
+    roster: RosterView
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """replays: updates to draw. seed: chosen after the run was made, or whoever chose it before could evade it."""
+
+    replays: int
+    seed: bytes
+
+
+async def verify_training(
+    files: Sequence[BinaryIO],
+    fetch: Fetch,
+    sample: Sample,
+    *,
+    worker: Program,
+    limits: Limits,
+    scratch: Path,
+    model: OpenedManifest | None = None,
+    on_round: Callable[[int, int], None] = lambda number, of: None,
+) -> TrainingReport:
+    """files: transcripts of one run, each perhaps with gaps. model: what is said to have come of the run, if anything.
+
+    scratch: an existing folder. on_round: told how far it is. Raises LocalError for files of different runs.
+    """
+    verification = _Verification(sample, model, on_round)
+    try:
+        transcripts = [await trio.to_thread.run_sync(Transcript, file) for file in files]
+        papers = verification.papers = open_papers(transcripts[0].opening, model)
+        verification.ok("papers", 1, f"job {cid_of(papers.order.job)}, {len(papers.roster)} members")
+        archive = await trio.to_thread.run_sync(Archive, transcripts, papers.roster, IntegerArithmetic())
+    except PeerViolation as error:
+        verification.wrong("papers", str(error))
+        return verification.report()
+    if await trio.to_thread.run_sync(verification.walk, archive):
+        await verification.follow(archive, fetch, worker, limits, scratch)
+    return verification.report()
+
+
+def open_papers(opening: Opening, model: OpenedManifest | None) -> Papers:
+    """Order, base model and roster, each signed, each naming the next. Raises PeerViolation when they do not."""
+    order, base = open_order(opening.order), open_manifest(opening.base)
+    roster = open_roster(opening.roster, order.signed.record.coordinator)
+    if digest_of(opening.base) != order.signed.record.model:
+        raise ProtocolViolation("the run did not begin from the model that its job names")
+    if roster.job != order.job or roster.run != order.job:
+        raise ProtocolViolation("the roster is of another job")
+    if opening.dimension != base.architecture.dimension:
+        raise ProtocolViolation(f"updates of {opening.dimension} values for {base.architecture.dimension} parameters")
+    _check_rules(order, roster)
+    if model is not None:
+        if model.record.job != order.job:
+            raise ProtocolViolation("the model names another job than this run's")
+        if base.digest not in model.record.parents or model.record.spec != base.record.spec:
+            raise ProtocolViolation("the model is not the one that the run began from, trained further")
+    return Papers(order, base, roster)
+
+
+def _check_rules(order: OpenedOrder, roster: RosterView) -> None:
+    """The coordinator wrote the rules into the roster; they must be those that the job asks for."""
+    train, rules, size = order.spec.train, roster.rules, len(roster)
+    wanted = (train.rounds, train.aggregator, train.parts or size)
+    if (rules.rounds, rules.rule, rules.parts) != wanted:
+        raise ProtocolViolation(f"{rules.rounds} rounds of {rules.rule} in {rules.parts} parts; the job says {wanted}")
+    if rules.f != bad_updates(size, iid=order.spec.data.partition == "iid"):
+        raise ProtocolViolation(f"the rule was told of {rules.f} bad updates among {size}")
+
+
+@dataclass(slots=True)
+class _Line:
+    """One finding as it grows."""
+
+    of: int = 0
+    checked: int = 0
+    detail: str = ""
+    wrong: list[str] = field(default_factory=list)
+
+    def finding(self, check: str) -> Finding:
+        outcome = Outcome.WRONG if self.wrong else Outcome.OK if self.checked else Outcome.OPEN
+        more = [f"and {len(self.wrong) - _TOLD} more"] if len(self.wrong) > _TOLD else []
+        detail = "; ".join([*self.wrong[:_TOLD], *more]) if self.wrong else self.detail
+        return Finding(check, outcome, self.checked, self.of, detail)
+
+
+_CHECKS = ("papers", "certificates", "commits", "updates", "aggregates", "rule", "momentum", "states", "result")
+
+
+class _Verification:
+    def __init__(self, sample: Sample, model: OpenedManifest | None, on_round: Callable[[int, int], None]) -> None:
+        self._sample, self._model, self._on_round = sample, model, on_round
+        self._lines = {check: _Line(of=1) for check in (*_CHECKS, "training")}
+        self._replayable: list[Replayable] = []
+        self._drawn: dict[int, list[Replayable]] = {}
+        self._replays: list[Replayed] = []
+        self._weights = ""
+        self._updates = 0
+        self._root: bytes | None = None  # of the state as it is now; None when that is not known
+        self.papers: Papers | None = None
+
+    # --- what is found -----------------------------------------------------------------------------------------
+
+    def ok(self, check: str, count: int, detail: str = "") -> None:
+        line = self._lines[check]
+        line.checked += count
+        line.detail = detail or line.detail
+
+    def wrong(self, check: str, reason: str) -> None:
+        self._lines[check].wrong.append(reason)
+
+    def report(self) -> TrainingReport:
+        findings = tuple(line.finding(check) for check, line in self._lines.items())
+        return TrainingReport(
+            job="" if self.papers is None else cid_of(self.papers.order.job),
+            weights=self._weights,
+            findings=findings,
+            replays=tuple(self._replays),
+            updates=self._updates,
+            replayable=len(self._replayable),
+            odds=odds(len(self._replays), len(self._replayable)),
+            seed=self._sample.seed.hex(),
+            ok=all(finding.outcome is not Outcome.WRONG for finding in findings),
+        )
+
+    # --- without the model ---------------------------------------------------------------------------------------
+
+    def walk(self, archive: Archive) -> bool:
+        """The chain, every byte, the rule. False when the chain is broken: then nothing after it means anything."""
+        rounds = archive.roster.rules.rounds
+        self._expect(rounds, archive.roster.rules.parts)
+        population = Population(archive)
+        try:
+            for link in archive.walk():
+                self.ok("certificates", 1)
+                population.add(link)
+                self._examine(archive, link)
+                self._on_round(link.round, 2 * rounds)
+        except PeerViolation as error:
+            self.wrong("certificates", str(error))
+            return False
+        finally:
+            self._updates, self._replayable = population.updates, population.replayable
+            self._lines["updates"].of = self._lines["training"].of = population.updates
+        if not archive.complete:
+            self._lines["certificates"].detail = "the run is not finished in this transcript"
+        self._lines["momentum"].of = population.updates
+        self.ok("momentum", len(population.replayable))
+        self._lines["momentum"].wrong += population.odd
+        chosen = draw(population.replayable, self._sample.replays, self._sample.seed)
+        for one in population.replayable:
+            if (one.round, one.member) in chosen:
+                self._drawn.setdefault(one.round, []).append(one)
+        return True
+
+    def _expect(self, rounds: int, parts: int) -> None:
+        counts = {"certificates": rounds + 1, "commits": rounds, "states": rounds + 1}
+        for check, count in (counts | {"aggregates": rounds * parts, "rule": rounds * parts}).items():
+            self._lines[check].of = count
+
+    def _examine(self, archive: Archive, link: Link) -> None:
+        found = archive.examine(link)
+        if link.body.parts:
+            self.ok("commits", bool(link.commits))
+        self.ok("updates", len(found.updates))
+        self.ok("aggregates", found.parts)
+        self.ok("rule", found.reduced)
+        for check, reasons in (("updates", found.false_updates), ("aggregates", found.false_parts)):
+            self._lines[check].wrong += [f"round {link.round}: {reason}" for reason in reasons]
+        self._lines["rule"].wrong += [f"round {link.round}: {reason}" for reason in found.not_by_rule]
+
+    # --- with the model ------------------------------------------------------------------------------------------
+
+    async def follow(self, archive: Archive, fetch: Fetch, worker: Program, limits: Limits, scratch: Path) -> None:
+        """Every state from the first, and the replays drawn, in a worker. What it lacks is told, not raised."""
+        assert self.papers is not None
+        try:
+            weights = await fetch(Digest(self.papers.base.record.weights), "weights")
+            data = await fetch(self.papers.order.spec.data.content, "data")
+            async with open_process(worker, limits=limits, readable=(weights, data), scratch=scratch) as child:
+                await self._follow(archive, child, _start(self.papers, weights, data))
+        except CellulerError as error:
+            for check in ("states", "training"):
+                line = self._lines[check]
+                line.detail = f"{error}" if not line.checked else f"then no more: {error}"
+
+    async def _follow(self, archive: Archive, child: Child, start: words.StartRun) -> None:
+        self._root = (await child.call(start)).record.state_root
+        links, before = archive.walk(), None
+        rounds = archive.roster.rules.rounds
+        while (link := await trio.to_thread.run_sync(next, links, None)) is not None:
+            self._compare(link)
+            if self._root is None:
+                return
+            for one in self._drawn.get(link.round, ()):
+                await self._replay(archive, child, one, link, before)
+            if link.body.parts:
+                await self._apply(archive, child, link)
+            else:
+                await self._finish(child)
+            before = link
+            self._on_round(rounds + link.round, 2 * rounds)
+
+    def _compare(self, link: Link) -> None:
+        """The state that the members say they were in, with the one that came of everything before."""
+        if self._root is None or link.body.state_root == self._root:
+            self.ok("states", self._root is not None)
+            return
+        self.wrong("states", f"the state before round {link.round} is not what the rounds before it give")
+        self._root = None
+
+    async def _replay(self, archive: Archive, child: Child, one: Replayable, link: Link, before: Link | None) -> None:
+        commit = link.commit_of(one.member)
+        carried = before if one.carries else None
+        blobs = await trio.to_thread.run_sync(_wires, archive, one, link, carried)
+        earlier = None if carried is None else carried.commit_of(one.member)
+        if commit is None or blobs is None or (carried is not None and earlier is None):
+            return  # what is false in it was told with the updates
+        request = words.Replay(
+            round=link.round,
+            index=one.member,
+            parts=one.parts,
+            exponents=tuple(commit.exponents[part] for part in one.parts),
+            before=() if earlier is None else tuple(earlier.exponents[part] for part in one.parts),
+        )
+        told = (await child.call(request, *blobs)).record
+        member = archive.roster.members[one.member]
+        replayed = Replayed(link.round, member.peer, member.nickname, told.same, max(told.deviations))
+        self._replays.append(replayed)
+        same = sum(each.same for each in self._replays)
+        worst = max(each.deviation for each in self._replays)
+        self.ok("training", 1, f"{same} gave the same bits, the largest deviation is {worst:.2g}")
+        if replayed.guilty:
+            what = f"its steps give something else, by {replayed.deviation:.2g}"
+            self.wrong("training", f"round {link.round}: {archive.name_of(one.member)}: {what}")
+
+    async def _apply(self, archive: Archive, child: Child, link: Link) -> None:
+        mantissas = await trio.to_thread.run_sync(_aggregate, archive, link)
+        if mantissas is None:
+            self._lines["states"].detail = f"the aggregate of round {link.round} is not here"
+            self._root = None
+            return
+        exponents = tuple(part.exponent for part in link.body.parts)
+        self._root = (await child.call(words.ApplyRound(link.round, exponents), mantissas)).record.state_root
+
+    async def _finish(self, child: Child) -> None:
+        """The weights that the certified final state is."""
+        path = Path((await child.call(words.Export(EXPORT_NAME))).record.path)
+        root = (await trio.to_thread.run_sync(describe, path, "model")).root
+        self._weights = cid_of(root, Codec.MANIFEST)
+        if self._model is None:
+            self._lines["result"].detail = f"no model to compare with; the run ends in weights {self._weights}"
+        elif self._model.record.weights == root:
+            self.ok("result", 1, f"the model's weights are those that the run ends in: {self._weights}")
+        else:
+            self.wrong("result", f"the run ends in weights {self._weights}, and these are not the model's")
+
+
+def _start(papers: Papers, weights: Path, data: Path) -> words.StartRun:
+    """The run as every member of it started it."""
+    train = papers.order.spec.train
+    return words.StartRun(
+        run=papers.roster.run,
+        spec=papers.base.record.spec,
+        weights=str(weights),
+        data=str(data),
+        partition=papers.order.spec.data.partition,
+        index=0,
+        members=len(papers.roster),
+        parts=papers.roster.rules.parts,
+        inner_steps=train.inner_steps,
+        batch=train.batch,
+        learning_rate=train.learning_rate,
+        optimizer=train.optimizer,
+        outer_learning_rate=OUTER_LEARNING_RATE,
+        outer_momentum=OUTER_MOMENTUM,
+        selection=papers.order.spec.data.selection,
+    )
+
+
+def _wires(archive: Archive, one: Replayable, link: Link, carried: Link | None) -> list[bytes] | None:
+    """The blobs of a replay; None when something in them is not what was committed to."""
+    blobs = []
+    for at in (link, carried):
+        if at is None:
+            continue
+        try:
+            pieces = [archive.wire(at, one.member, part) for part in one.parts]
+        except ProtocolViolation:
+            return None
+        if None in pieces:
+            return None
+        blobs.append(b"".join(piece for piece in pieces if piece is not None))
+    return blobs
+
+
+def _aggregate(archive: Archive, link: Link) -> bytes | None:
+    try:
+        pieces = [archive.aggregate(link, part) for part in range(len(link.body.parts))]
+    except ProtocolViolation:
+        return None
+    return None if None in pieces else b"".join(piece for piece in pieces if piece is not None)

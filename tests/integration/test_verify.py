@@ -1,0 +1,189 @@
+"""A stranger verifies a run by its transcript, with the real worker process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import trio
+
+from celluler.aggregation.digests import mantissas_of
+from celluler.aggregation.q16 import decode_parts
+from celluler.content.digest import Codec, Digest, cid_of
+from celluler.content.manifest import describe
+from celluler.errors import NotFound, WorkerFailed
+from celluler.learning.audit import TOLERANCE, Outcome, TrainingReport
+from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.processes.words import Limits
+from celluler_node.processes.worker_words import WORKER, ApplyRound, Replay, Replayed, StartRun, TrainRound
+from celluler_node.verify_command import Sample, verify_training
+from tests.support.specs import as_bytes
+from tests.support.transcripts import BATCH, SPEC, STEPS, Member, Played, Update, honest, play
+
+LIMITS = Limits(memory_bytes=4 << 30, file_bytes=1 << 30, threads=1)
+EVERYTHING = Sample(1 << 20, b"seed" * 4)
+
+
+async def verify(
+    played: Played, transcripts: Sequence[Path] | None = None, sample: Sample = EVERYTHING, **options: Any
+) -> TrainingReport:
+    here = {
+        bytes(describe(path, kind).root): path for path, kind in ((played.weights, "model"), (played.data, "dataset"))
+    }
+
+    async def fetch(root: Digest, _: str) -> Path:
+        if root not in here or options.get("lost"):
+            raise NotFound(cid_of(root))
+        return here[root]
+
+    scratch = played.folder / f"scratch-{len(list(played.folder.iterdir()))}"
+    scratch.mkdir()
+    with ExitStack() as stack, trio.fail_after(120):
+        files = [stack.enter_context(path.open("rb")) for path in transcripts or played.transcripts]
+        return await verify_training(
+            files, fetch, sample, worker=WORKER, limits=LIMITS, scratch=scratch, model=options.get("model")
+        )
+
+
+def outcomes(report: TrainingReport) -> dict[str, Outcome]:
+    return {finding.check: finding.outcome for finding in report.findings}
+
+
+def details(report: TrainingReport) -> dict[str, str]:
+    return {finding.check: finding.detail for finding in report.findings}
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Four honest members, three rounds."""
+    return play(tmp_path_factory.mktemp("honest"))
+
+
+async def test_an_honest_run_passes_and_every_replay_gives_the_same_bits(played: Played) -> None:
+    report = await verify(played, model=played.model())
+    assert report.ok
+    assert set(outcomes(report).values()) == {Outcome.OK}
+    assert all(finding.checked == finding.of for finding in report.findings)
+    assert len(report.replays) == report.updates == report.replayable == 12
+    assert all(one.same and one.deviation == 0 for one in report.replays)
+    assert report.weights == cid_of(describe(played.result, "model").root, Codec.MANIFEST)
+    assert {one.caught for one in report.odds} == {1.0}
+
+
+async def test_one_members_file_alone_lets_its_own_updates_be_replayed(played: Played) -> None:
+    report = await verify(played, played.transcripts[:1], Sample(2, b"seed" * 4))
+    assert report.ok
+    assert (report.updates, report.replayable, len(report.replays)) == (12, 3, 2)
+    assert outcomes(report)["rule"] is Outcome.OPEN
+    assert outcomes(report)["states"] is Outcome.OK
+    assert outcomes(report)["result"] is Outcome.OPEN
+
+
+# --- members that do not do their work ------------------------------------------------------------------------------
+
+
+def half_the_steps(member: Member, number: int, fresh: bool) -> npt.NDArray[np.float32]:
+    return member.lazy.train(number, fresh=fresh)[0]
+
+
+def wrong_data(member: Member, number: int, fresh: bool) -> npt.NDArray[np.float32]:
+    return member.misled.train(number, fresh=fresh)[0]
+
+
+def cached(member: Member, number: int, fresh: bool) -> npt.NDArray[np.float32]:
+    """What it sent in the first round, again and again."""
+    if number == 0:
+        return honest(member, number, fresh)
+    exponents, mantissas = member.wires[0]
+    return decode_parts(exponents, mantissas_of(mantissas))
+
+
+def copied(member: Member, number: int, fresh: bool) -> npt.NDArray[np.float32]:
+    """The first member's update under its own name."""
+    return member.world.members[0].trainer.train(number, fresh=fresh)[0]
+
+
+LAZY: dict[int, Update] = {1: half_the_steps, 2: wrong_data, 3: cached, 4: copied}
+
+
+async def test_members_that_do_not_do_their_work_are_told_apart_from_one_that_does(tmp_path: Path) -> None:
+    report = await verify(play(tmp_path, size=5, rounds=2, updates=LAZY))
+    assert not report.ok
+    found = outcomes(report)
+    assert found.pop("training") is Outcome.WRONG
+    assert found.pop("result") is Outcome.OPEN
+    assert set(found.values()) == {Outcome.OK}  # all of it was certified, and nothing but a replay shows it
+    guilty = {(one.nickname, one.round) for one in report.replays if one.guilty}
+    assert len({one.peer for one in report.replays} - {one.peer for one in report.replays if one.guilty}) == 1
+    assert {number for _, number in guilty} == {0, 1}
+    assert len(guilty) == 7  # the cached one is honest in the first round
+    assert min(one.deviation for one in report.replays if one.guilty) > 0.1
+    assert all(one.same for one in report.replays if not one.guilty)
+
+
+# --- the worker's word ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_worker(folder: Path, name: str) -> AsyncIterator[Child]:
+    scratch = folder / name
+    scratch.mkdir()
+    with trio.fail_after(60):
+        async with open_process(WORKER, limits=LIMITS, readable=[folder], scratch=scratch) as child:
+            yield child
+
+
+def start(played: Played, index: int, **changes: Any) -> StartRun:
+    base = StartRun(
+        run=b"r" * 32, spec=as_bytes(SPEC), weights=str(played.weights), data=str(played.data), partition="shard",
+        index=index, members=3, parts=2, inner_steps=STEPS, batch=BATCH, learning_rate=0.01, optimizer="adam",
+        outer_learning_rate=0.7, outer_momentum=0.4,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+async def test_one_worker_replays_what_another_trained_bit_for_bit(played: Played, tmp_path: Path) -> None:
+    async with open_worker(played.folder, "trainer") as trainer, open_worker(played.folder, "auditor") as auditor:
+        await trainer.call(start(played, 2))
+        await auditor.call(start(played, 0))
+        first = await trainer.call(TrainRound(0, fresh=True))
+        for child in (trainer, auditor):
+            await child.call(ApplyRound(0, first.record.exponents), first.blobs[0])
+        second = await trainer.call(TrainRound(1, fresh=False))
+        both, wires = (0, 1), (second.blobs[0], first.blobs[0])
+        honest_one = Replay(1, 2, both, second.record.exponents, first.record.exponents)
+        assert (await auditor.call(honest_one, *wires)).record == Replayed(True, (0.0, 0.0))
+        half = len(wires[0]) // 2
+        only = Replay(1, 2, (1,), second.record.exponents[1:], first.record.exponents[1:])
+        assert (await auditor.call(only, *(wire[half:] for wire in wires))).record == Replayed(True, (0.0,))
+        flipped = bytearray(wires[0])
+        flipped[0] ^= 1
+        told = (await auditor.call(honest_one, flipped, wires[1])).record
+        assert not told.same
+        assert told.deviations[1] == 0
+        for other in (replace(honest_one, index=1), replace(honest_one, before=())):
+            told = (await auditor.call(other, *wires[: 1 + bool(other.before)])).record
+            assert min(told.deviations) > TOLERANCE
+        coarse = tuple(exponent + 14 for exponent in second.record.exponents)  # zero is within half of such a unit
+        told = (await auditor.call(replace(honest_one, exponents=coarse), bytes(2 * half), wires[1])).record
+        assert min(told.deviations) > TOLERANCE
+        for wrong, blobs, reason in [
+            (replace(honest_one, round=0), wires, "the state is the one before round 1"),
+            (replace(honest_one, round=2), wires, "the state is the one before round 1"),
+            (replace(honest_one, index=3), wires, "member 3 of 3"),
+            (honest_one, wires[:1], "1 blobs"),
+            (replace(honest_one, parts=(1, 0)), wires, "parts"),
+            (replace(honest_one, parts=(1, 2)), wires, "no part 2"),
+            (honest_one, (wires[0][:-2], wires[1]), "bytes"),
+            (replace(honest_one, exponents=(1, 2000)), wires, "exponent"),
+            (replace(honest_one, before=(1,)), wires, "exponents"),
+        ]:
+            with pytest.raises(WorkerFailed, match=reason):
+                await auditor.call(wrong, *blobs)
+        assert (await auditor.call(honest_one, *wires)).record.same
