@@ -6,10 +6,11 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import psutil
 import pytest
 import trio
@@ -17,7 +18,7 @@ from libp2p.utils import encode_varint_prefixed
 
 from celluler.client import Client
 from celluler.content.digest import Codec, Digest, cid_of, digest_of, parse_cid
-from celluler.content.manifest import Header, Manifest, Tensor, parse_manifest
+from celluler.content.manifest import Header, Leaf, Manifest, Tensor, parse_manifest
 from celluler.content.memory import MemoryStore
 from celluler.errors import CellulerError, Denied, NotFound, PeerViolation, Unavailable
 from celluler.identity import Identity, PeerId, seal
@@ -293,6 +294,11 @@ async def bytes_held(node: NodeProcess, root: bytes) -> int:
     return await trio.to_thread.run_sync(ask)
 
 
+def unchecked(record: Manifest | Leaf) -> bytes:
+    """As `pack`, which refuses to write what nobody would read."""
+    return bytes(msgpack.packb(astuple(record)))
+
+
 def lying_manifests() -> dict[str, Manifest]:
     leaf = (digest_of(b"leaf"),)
     header = Header(digest_of(b"header"), 100)
@@ -309,22 +315,62 @@ def lying_manifests() -> dict[str, Manifest]:
         "a tensor of another size than its shape": replace(model, tensors=(replace(first, shape=(9,)), second)),
         "two tensors of one name": replace(model, tensors=(first, replace(second, name="a"))),
         "chunks claimed twice": replace(model, tensors=(first, replace(second, first_chunk=0))),
+        "2^63 bytes": replace(plain, total_len=1 << 63),
+        "a tensor at 2^63": replace(model, tensors=(first, replace(second, offset=1 << 63))),
+        "a tensor of 2^64 - 1 bytes": replace(model, tensors=(first, replace(second, length=(1 << 64) - 1))),
+        "a shape beyond all numbers": replace(model, tensors=(first, replace(second, shape=(1 << 44,) * 16))),
+        "2^63 chunks": replace(model, tensors=(first, replace(second, n_chunks=1 << 63))),
+        "chunks larger than any": replace(plain, total_len=1 << 30, chunk_size=1 << 30),
+        "chunks of a byte": replace(plain, chunk_size=1),
+        "more leaves than any": replace(plain, total_len=1 << 44, leaves=leaf * 4097),
+        "more tensors than any": replace(model, tensors=(first,) * 8193),
+    }
+
+
+def lying_leaves(blocks: dict[bytes, bytes]) -> dict[str, Digest]:
+    """Roots of contents whose manifests are sound, and what lies under them is not."""
+    manifest = Manifest(1, "blob", 3 * 4096, 4096, None, (), (), ())
+    chunks = tuple(block(blocks, bytes([value]) * 4096) for value in range(3))
+    short = block(blocks, b"short")
+    leaves = {
+        "a leaf of too few": pack(Leaf(chunks[:2])),
+        "a leaf of too many": pack(Leaf((*chunks, *chunks))),
+        "a leaf of more than any": unchecked(Leaf(chunks * 2000)),
+        "a leaf that is a manifest": pack(replace(manifest, leaves=chunks[:1])),
+        "a leaf of leaves": pack(Leaf(tuple(block(blocks, pack(Leaf((*chunks, one)))) for one in chunks))),
+        "a chunk of another length": pack(Leaf((*chunks[:2], short))),
+        "garbage": b"\x92" * 100,
+    }
+    return {
+        what: block(blocks, pack(replace(manifest, leaves=(block(blocks, leaf),)))) for what, leaf in leaves.items()
     }
 
 
 async def test_a_manifest_that_lies_is_refused_and_nothing_of_it_is_stored(node: NodeProcess, tmp_path: Path) -> None:
     blocks: dict[bytes, bytes] = {}
-    lies = {what: block(blocks, pack(manifest)) for what, manifest in lying_manifests().items()}
-    garbage = block(blocks, random.Random(SEED).randbytes(500))
+    lies = {what: block(blocks, unchecked(manifest)) for what, manifest in lying_manifests().items()}
+    lies["garbage"] = block(blocks, random.Random(SEED).randbytes(500))
     async with stranger(node, listens=True) as mallory:
-        await provide(mallory, Provider(blocks), *lies.values(), garbage)
-        for what, root in {**lies, "garbage": garbage}.items():
+        await provide(mallory, Provider(blocks), *lies.values())
+        for what, root in lies.items():
             with pytest.raises(PeerViolation):
                 await fetched(node, cid_of(root, Codec.MANIFEST), tmp_path / "target")
             with pytest.raises(NotFound):
                 await bytes_held(node, root)
             assert not (tmp_path / "target").exists(), what
     assert not await holds_any(node, blocks)
+
+
+async def test_what_lies_under_a_sound_manifest_is_refused_and_never_a_file(node: NodeProcess, tmp_path: Path) -> None:
+    blocks: dict[bytes, bytes] = {}
+    lies = lying_leaves(blocks)
+    async with stranger(node, listens=True) as mallory:
+        await provide(mallory, Provider(blocks), *lies.values())
+        for what, root in lies.items():
+            with pytest.raises(PeerViolation):
+                await fetched(node, cid_of(root, Codec.MANIFEST), tmp_path / "target")
+            assert not (tmp_path / "target").exists(), what
+    assert (await with_client(node, lambda client: client.check_store())).ok
 
 
 async def holds_any(node: NodeProcess, digests: Any) -> bool:
@@ -365,9 +411,10 @@ class Author:
         record = describe_model("m", version, format_spec(parse_spec(spec_of)), weights, created_s=1)
         return block(self.blocks, seal(self.identity, replace(record, **lies)))
 
-    def index(self, number: int, version: str, manifest: bytes) -> Digest:
-        index = VersionIndex("m", "model", number, (VersionEntry(version, manifest),))
-        return block(self.blocks, seal(self.identity, index))
+    def index(self, number: int, **versions: bytes) -> Digest:
+        """versions: manifests by version, as in `v1` for 1.0.0, oldest first."""
+        entries = tuple(VersionEntry(f"{version[1:]}.0.0", manifest) for version, manifest in versions.items())
+        return block(self.blocks, seal(self.identity, VersionIndex("m", "model", number, entries)))
 
     def head(self, number: int, index: bytes, *, signer: Identity | None = None) -> bytes:
         return seal(signer or self.identity, Head("m", number, index, int(time.time())))
@@ -407,7 +454,7 @@ async def test_a_head_never_goes_back_and_only_its_author_moves_it(node: NodePro
     author = Author(tmp_path)
     weights = author.weights(TINY)
     old, new, false = (author.manifest(TINY, weights, version=version) for version in ("1.0.0", "2.0.0", "9.0.0"))
-    first, second = author.index(1, "1.0.0", old), author.index(2, "2.0.0", new)
+    first, second = author.index(1, v1=old), author.index(2, v1=old, v2=new)
     key, name = head_key(author.identity.peer_id, "m"), f"{author.identity.peer_id}/m"
 
     async def shown() -> str:
@@ -427,11 +474,44 @@ async def test_a_head_never_goes_back_and_only_its_author_moves_it(node: NodePro
         await put(mallory, author.head(1, first))
         assert await shown() == "2.0.0"
         async with stranger(node, listens=True) as eve:
-            third = author.index(3, "9.0.0", false)
+            third = author.index(3, v1=old, v2=new, v9=false)
             await put(eve, author.head(3, third, signer=Identity.generate()))
             await put(eve, forged(Identity.generate(), Head("m", 3, third, 1), name=author.identity))
             await put(eve, b"\xff" * 100)
             assert await shown() == "2.0.0"
+
+
+@pytest.mark.parametrize("better", ["comes first", "comes second"])
+async def test_two_heads_of_one_number_are_shown_as_an_equivocation_by_whoever_saw_both(
+    better: str, node: NodeProcess, tmp_path: Path
+) -> None:
+    author = Author(tmp_path)
+    weights, key = author.weights(TINY), head_key(author.identity.peer_id, "m")
+    manifests = [author.manifest(TINY, weights, version=version) for version in ("1.0.0", "2.0.0")]
+    indexes = sorted([author.index(1, v1=manifests[0]), author.index(1, v2=manifests[1])])  # the lower one is kept
+    if better == "comes second":
+        indexes.reverse()
+    name = f"{author.identity.peer_id}/m"
+    async with stranger(node, author.identity, listens=True) as mallory, stranger(node, listens=True) as mallet:
+        await provide(mallory, Provider(author.blocks), *manifests, *indexes)
+        for host, index in zip((mallory, mallet), indexes, strict=True):
+            await in_dht(host)
+            with trio.fail_after(WAIT_S):
+                await host.dht.put(key, author.head(1, index))
+            told = await with_client(node, lambda client: client.models.versions(name))
+            if host is mallory:
+                before = told
+                assert not before.equivocation
+
+        async def shown() -> str:
+            return str((await with_client(node, lambda client: client.models.versions(name))).equivocation)
+
+        assert "signed two lists of versions as number 1" in await soon(shown)
+        told = await with_client(node, lambda client: client.models.versions(name))
+        assert told.versions == before.versions  # what was published stays
+        model = await with_client(node, lambda client: client.models.show(name))
+        assert model.cid == before.versions[0].cid
+        assert model.equivocation == told.equivocation
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

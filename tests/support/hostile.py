@@ -23,7 +23,7 @@ from celluler.content.memory import MemoryStore
 from celluler.errors import CellulerError
 from celluler.identity import Envelope, Identity, PeerId, seal
 from celluler.wire import Frames, pack, unpack
-from celluler_protocols import catalogue, content, inference, jobs_messages, rounds_messages
+from celluler_protocols import bulk, catalogue, content, inference, jobs_messages, rounds_messages
 from celluler_protocols.gossip import TOPIC
 from celluler_protocols.host import Handler, Host, HostLimits, open_host
 from celluler_protocols.host.kad import PROTOCOL_ID as KAD
@@ -59,6 +59,16 @@ PROTOCOLS = (
         content.frames,
         content.Want((SOME_DIGEST,)),
         (content.Found(SOME_DIGEST, b"x"), content.Absent(SOME_DIGEST), content.Busy()),
+    ),
+    Spoken(
+        bulk.PROTOCOL_ID,
+        bulk.frames,
+        bulk.Ask(SOME_DIGEST),
+        (
+            bulk.Refused(1),
+            bulk.Grant(1, SOME_DIGEST, SOME_DIGEST, 1, 1, 1, b""),
+            bulk.Grant(1, SOME_DIGEST, SOME_DIGEST, 1, 1, 1, bytes(1 << 17)),
+        ),
     ),
     Spoken(
         jobs_messages.PROTOCOL_ID,

@@ -33,7 +33,7 @@ class Resolver:
     ) -> None:
         self._own, self._nickname, self._shelf = own, nickname, shelf
         self._fetcher, self._directory, self._gossip = fetcher, directory, gossip
-        self._seen: OrderedDict[tuple[PeerId, str], VersionIndex] = OrderedDict()
+        self._seen: OrderedDict[tuple[PeerId, str], Signed[VersionIndex]] = OrderedDict()
 
     async def model(self, reference: str, *, hints: Sequence[PeerId] = (), retracted: bool = False) -> OpenedManifest:
         """Raises InvalidSpec, NotFound, PeerViolation.
@@ -64,22 +64,30 @@ class Resolver:
         index = await self.open_index(Digest(head.record.index), author, hints=[*hints, author, *holders])
         if index.record.name != name or index.record.number != head.record.number:
             raise ProtocolViolation(f"the head of {name} points at another index", peer=author)
-        self._succeeds(author, index.record)
-        return index, holders
+        return self._succeeds(author, index), holders
 
-    def _succeeds(self, author: PeerId, index: VersionIndex) -> None:
-        """What this author once published stays published. Raises ProtocolViolation when it does not."""
-        before = self._seen.get((author, index.name))
-        if before is not None:
-            check_succeeds(before, index)
-        self._seen[author, index.name] = index
-        self._seen.move_to_end((author, index.name))
+    def _succeeds(self, author: PeerId, index: Signed[VersionIndex]) -> Signed[VersionIndex]:
+        """What this author once published stays published. Raises ProtocolViolation when it does not.
+
+        Of two that contradict each other under one number the first one we saw goes on being the one that counts here:
+        whether an author equivocates is told, and changes nothing that was published.
+        """
+        key = (author, index.record.name)
+        before = self._seen.get(key)
+        if before is not None and before.record.number == index.record.number:
+            index = before
+        elif before is not None:
+            check_succeeds(before.record, index.record)
+        self._seen[key] = index
+        self._seen.move_to_end(key)
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
+        return index
 
     def seen(self, author: PeerId, name: str) -> VersionIndex | None:
         """The newest index of a name that was looked at since the start; None when none was, or long ago."""
-        return self._seen.get((author, name))
+        signed = self._seen.get((author, name))
+        return None if signed is None else signed.record
 
     async def open_index(self, digest: Digest, author: PeerId, *, hints: Sequence[PeerId] = ()) -> Signed[VersionIndex]:
         return open_index(await self._fetcher.block(digest, hints=hints), signer=author)
