@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 from celluler.aggregation.rules import RULES
-from simulations.attacks.catalogue import EVERY, parse_attack
+from simulations.attacks.catalogue import ADAPTING, EVERY, parse_attack
 from simulations.federation import HONEST, PEERS, ROUNDS, Outcome, Setting
 
 DATA = ("digits", "mnist-5k")
@@ -68,7 +68,7 @@ QUICK = Plan(("digits",), ("iid",), (0, 7), QUICK_ATTACKS, QUICK_RULES, 1, QUICK
 
 def _against(attack: str, rule: str) -> str:
     """An attack that adapts does so to the rule it meets."""
-    return f"adaptive:{rule}" if attack == "adaptive" else attack
+    return f"{attack}:{rule}" if attack in ADAPTING else attack
 
 
 def _urgency(setting: Setting) -> tuple[Any, ...]:
@@ -157,9 +157,7 @@ def tables(outcomes: dict[Setting, Outcome]) -> str:
 def _table(data: str, partition: str, liars: int, outcomes: dict[Setting, Outcome]) -> str:
     cells: dict[tuple[str, str], list[float]] = defaultdict(list)
     for setting, outcome in outcomes.items():
-        cells[setting.attack.split(":")[0] if "adaptive" in setting.attack else setting.attack, setting.rule].append(
-            100 * outcome.accuracy
-        )
+        cells[_shown(setting.attack), setting.rule].append(100 * outcome.accuracy)
     rules = [rule for rule in RULES if any(cell[1] == rule for cell in cells)]
     attacks = [attack for attack in (HONEST, *EVERY) if any(cell[0] == attack for cell in cells)]
     seeds = sorted({len(values) for values in cells.values()})
@@ -174,6 +172,11 @@ def _table(data: str, partition: str, liars: int, outcomes: dict[Setting, Outcom
     if len(attacks) > 1:
         lines.append(_worst(attacks, rules, cells))
     return "\n".join([*lines, ""])
+
+
+def _shown(attack: str) -> str:
+    name = attack.partition(":")[0]
+    return name if name in ADAPTING else attack
 
 
 def _row(name: str, cells: Iterable[list[float] | None]) -> str:

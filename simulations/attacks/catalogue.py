@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from celluler.aggregation.rules import rule_named
-from simulations.attacks.colluders import Adaptive, InnerProduct, LittleIsEnough, Mimic, MinMax, MinSum, Orthogonal
+from simulations.attacks.colluders import (
+    Adaptive,
+    InnerProduct,
+    LittleIsEnough,
+    Mimic,
+    MinMax,
+    MinSum,
+    Orthogonal,
+    Undo,
+)
 from simulations.attacks.updates import Delayed, Drift, LabelFlip, NanBytes, Noise, Scale, UpdateAttack
 
 
 def _adaptive(rule: str) -> Adaptive:
     rule_named(rule)
     return Adaptive(rule)
+
+
+def _undo(rule: str) -> Undo:
+    rule_named(rule)
+    return Undo(rule)
 
 
 ATTACKS: Mapping[str, tuple[Callable[[str], UpdateAttack], str]] = {
@@ -28,6 +42,7 @@ ATTACKS: Mapping[str, tuple[Callable[[str], UpdateAttack], str]] = {
     "min-sum": (MinSum, "std"),
     "drift": (lambda text: Drift(float(text)), "0.0009"),
     "adaptive": (_adaptive, "nk"),
+    "undo": (_undo, "nk"),
 }
 """Name -> (from its argument to the attack, the argument by default)."""
 
@@ -47,8 +62,12 @@ EVERY = (
     "min-sum",
     "drift",
     "adaptive",
+    "undo",
 )
 """Those of the tables."""
+
+ADAPTING = frozenset({"adaptive", "undo"})
+"""Those whose argument is the rule that they meet."""
 
 
 def parse_attack(text: str) -> UpdateAttack:

@@ -21,7 +21,7 @@ from simulations.attacks.updates import Scene, UpdateAttack
 Vector = npt.NDArray[np.float64]
 
 STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0, 8.0)
-"""How far `Adaptive` looks, in typical distances of an honest update from the honest mean."""
+"""How far those who adapt look, in typical distances of an honest update from the honest mean."""
 
 
 class Colluder(UpdateAttack):
@@ -120,30 +120,46 @@ class Adaptive(Colluder):
     rule: str = "nk"
 
     def __call__(self, scene: Scene) -> Values:
-        lie = scene.honest.mean(axis=0)
-        ways = (_direction(scene, "mean"), -_spread(scene) * np.sign(_mean(scene)))
-        for piece in scene.pieces:
-            lie[piece] = self._worst(scene, piece, ways)
-        return lie
+        return _searched(scene, self.rule, _mean(scene))
 
-    def _worst(self, scene: Scene, piece: slice, ways: tuple[Vector, ...]) -> Values:
-        honest = scene.honest[:, piece]
-        mean = honest.mean(axis=0, dtype=np.float64)
-        typical = float(np.median(np.linalg.norm(honest - mean, axis=1)))
-        rows = [encode(np.ascontiguousarray(row)) for row in honest]
-        tried = [
-            (mean + step * typical * _unit(way[piece])).astype(np.float32)
-            for way in ways
-            for step in (*STEPS, float(np.linalg.norm(mean)) / (typical or 1.0))
-        ]
-        return min(tried, key=lambda lie: float(mean @ self._outcome(scene, rows, lie)))
 
-    def _outcome(self, scene: Scene, rows: list[Quantised], lie: Values) -> Values:
-        """What the rule would give if we sent this."""
-        everybody = [*rows, *([encode(lie)] * scene.liars)]
-        exponents = np.array([row.exponent for row in everybody], dtype=np.int16)
-        reduced = rule_named(self.rule)(exponents, np.stack([row.mantissas for row in everybody]), scene.f)
-        return decode(Quantised(reduced.exponent, reduced.mantissas))
+@dataclass(slots=True)
+class Undo(Colluder):
+    """As Adaptive, against all that honest members have learned so far and not only against this round's step."""
+
+    rule: str = "nk"
+    _learned: Vector | None = field(default=None, repr=False)
+
+    def __call__(self, scene: Scene) -> Values:
+        self._learned = _mean(scene) + (0.0 if self._learned is None else self._learned)
+        return _searched(scene, self.rule, self._learned)
+
+
+def _searched(scene: Scene, rule: str, goal: Vector) -> Values:
+    """The lie after which the rule's result goes least towards the goal, of those around the honest mean."""
+    lie = scene.honest.mean(axis=0)
+    spread = -_spread(scene) * np.sign(goal)
+    for piece in scene.pieces:
+        lie[piece] = _worst(scene, piece, rule, goal[piece], (-goal[piece], spread[piece]))
+    return lie
+
+
+def _worst(scene: Scene, piece: slice, rule: str, goal: Vector, ways: tuple[Vector, ...]) -> Values:
+    honest = scene.honest[:, piece]
+    mean = honest.mean(axis=0, dtype=np.float64)
+    typical = float(np.median(np.linalg.norm(honest - mean, axis=1)))
+    rows = [encode(np.ascontiguousarray(row)) for row in honest]
+    lengths = (*(step * typical for step in STEPS), float(np.linalg.norm(mean)))
+    tried = [(mean + length * _unit(way)).astype(np.float32) for way in ways for length in lengths]
+    return min(tried, key=lambda lie: float(goal @ _outcome(scene, rule, rows, lie)))
+
+
+def _outcome(scene: Scene, rule: str, rows: list[Quantised], lie: Values) -> Values:
+    """What the rule would give if we sent this."""
+    everybody = [*rows, *([encode(lie)] * scene.liars)]
+    exponents = np.array([row.exponent for row in everybody], dtype=np.int16)
+    reduced = rule_named(rule)(exponents, np.stack([row.mantissas for row in everybody]), scene.f)
+    return decode(Quantised(reduced.exponent, reduced.mantissas))
 
 
 def _mean(scene: Scene) -> Vector:

@@ -123,6 +123,14 @@ def test_who_adapts_to_the_mean_takes_more_of_it_than_any_fixed_backward_step() 
     assert mean @ worst < mean @ fixed
 
 
+def test_who_undoes_goes_against_what_was_learned_even_where_a_round_goes_another_way() -> None:
+    attack, first, second = parse_attack("undo:mean"), scene(0), scene(1)
+    forged(attack, first)
+    learned = first.honest.mean(axis=0) + second.honest.mean(axis=0)
+    lie = forged(attack, second)
+    assert learned @ reduced("mean", second, lie) <= learned @ reduced("mean", second, forged(Adaptive("mean"), second))
+
+
 def test_nan_bytes_are_numbers_to_whoever_reads_mantissas() -> None:
     lie = forged(parse_attack("nan-bytes"), scene())
     assert np.isnan(np.frombuffer(bytes(wire_bytes(lie.mantissas))[: 4 * (DIMENSION // 2)], "<f4")).all()
