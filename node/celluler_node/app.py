@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from celluler.content.replication import Policy
 from celluler.identity import PeerId
 from celluler.views import Hardware
 from celluler_node.config import NodeConfig
@@ -48,9 +49,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a simulation may put in place of the shipped part."""
+    """What a simulation may put in place of the shipped part. replicate_every_s, replication: a swarm in a hurry."""
 
     trainer: TrainerMaker = worker_trainer
+    replicate_every_s: float = REPLICATE_EVERY_S
+    replication: Policy = Policy()
 
 
 @asynccontextmanager
@@ -69,7 +72,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
                 known=(*config.join, *core.state.peers),
                 last_incarnation=core.state.incarnation,
             ) as membership,
-            open_replicas(core, membership, interval_s=REPLICATE_EVERY_S),
+            open_replicas(core, membership, interval_s=parts.replicate_every_s, policy=parts.replication),
             own_nursery() as nursery,
         ):
             isolation = _Isolation()

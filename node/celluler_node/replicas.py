@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from celluler.content.digest import Digest
-from celluler.content.replication import Replicated
+from celluler.content.replication import Policy, Replicated
 from celluler.content.replication_watch import Wanted
 from celluler.content.store import ContentStat
 from celluler.errors import LocalError, NotFound
@@ -25,7 +25,9 @@ from celluler_protocols.membership import Membership
 
 
 @asynccontextmanager
-async def open_replicas(core: Core, membership: Membership, *, interval_s: float) -> AsyncIterator[Replicator]:
+async def open_replicas(
+    core: Core, membership: Membership, *, interval_s: float, policy: Policy
+) -> AsyncIterator[Replicator]:
     """Replicate for the length of the block, if this node's roles and limits say so; watch in any case."""
     replicas = _Replicas(core)
     async with open_replicator(
@@ -38,6 +40,7 @@ async def open_replicas(core: Core, membership: Membership, *, interval_s: float
         region=core.config.region,
         stores=replicas.stores,
         interval_s=interval_s,
+        policy=policy,
         confirm=replicas.confirm,
         release=replicas.release,
     ) as replicator:
