@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -53,7 +53,7 @@ class Parts:
 
     trainer: TrainerMaker = worker_trainer
     replicate_every_s: float = REPLICATE_EVERY_S
-    replication: Policy = Policy()
+    replication: Policy = field(default_factory=Policy)
 
 
 @asynccontextmanager
