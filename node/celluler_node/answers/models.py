@@ -15,6 +15,7 @@ from celluler.errors import CellulerError, NotFound, PeerViolation, Unavailable
 from celluler.identity import PeerId, Signed
 from celluler.models.access import SealedKey, encrypt_file, new_key, seal_key
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
+from celluler.models.names import ModelName, parse_reference
 from celluler.models.search import Entry, Query, entry_of, find
 from celluler.models.spec import Architecture, format_spec, parse_spec
 from celluler.models.weights import initial_weights
@@ -128,15 +129,34 @@ class ModelAnswers(Answers):
         return await self.list_models(query)
 
     async def show_model(self, ref: str) -> Model:
-        opened = await self._core.repository.resolve(ref, hints=self._hints(), retracted=True)
-        return await self._model_view(self._core.repository.held(opened))
+        return await self._model_view(self._core.repository.held(await self._looked_up(ref)))
 
     async def model_card(self, ref: str) -> str:
-        opened = await self._core.repository.resolve(ref, hints=self._hints(), retracted=True)
+        opened = await self._looked_up(ref)
         if opened.record.card is None:
             raise NotFound(f"{ref} has no card")
         hints = (*self._hints(), *self._core.repository.resolver.announcers(opened.digest), opened.signed.signer)
         return (await self._core.fetcher.block(Digest(opened.record.card), hints=hints)).decode("utf-8", "replace")
+
+    async def _looked_up(self, ref: str) -> OpenedManifest:
+        """What to show for a name. Where nobody can be asked, what the swarm's catalogue says of it here."""
+        repository = self._core.repository
+        try:
+            return await repository.resolve(ref, hints=self._hints(), retracted=True)
+        except Unavailable as error:
+            known = self._known(parse_reference(ref), error)
+            if known is None:
+                raise
+            return known
+
+    def _known(self, name: ModelName | Digest, error: Unavailable) -> OpenedManifest | None:
+        """None also when an index was seen and says that there is no such thing."""
+        resolver = self._core.repository.resolver
+        if not isinstance(name, ModelName):
+            return None
+        if isinstance(error, NotFound) and resolver.seen(resolver.author(name), name.name) is not None:
+            return None
+        return resolver.known(name)
 
     def _found(self, query: ModelQuery) -> tuple[Model, ...]:
         """What is known here, kept and announced, that matches. Runs in a thread."""

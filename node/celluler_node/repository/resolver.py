@@ -16,6 +16,7 @@ from celluler.identity import PeerId, Signed, short
 from celluler.models.index import VersionIndex, check_succeeds, open_index
 from celluler.models.manifest import OpenedManifest, open_manifest
 from celluler.models.names import ModelName, parse_reference
+from celluler.models.version import parse_version
 from celluler_node.fetching import Fetcher
 from celluler_node.repository.shelf import Shelf
 from celluler_protocols.directory import Directory
@@ -99,6 +100,22 @@ class Resolver:
             for signed in self._gossip.catalogue()
             if isinstance(signed.record, ModelAnnouncement)
         )
+
+    def known(self, name: ModelName) -> OpenedManifest | None:
+        """The model that a name means by the manifests that are here, the latest version of several: for when its index
+        cannot be had. Whether it was taken back since, and what an alias means, is not known then."""
+        if name.alias is not None:
+            return None
+        author = self.author(name)
+        told = (self._shelf.model(Digest(signed.record.manifest)) for signed in self.announced())
+        here = [*(held.opened for held in self._shelf.models()), *(opened for opened in told if opened is not None)]
+        meant = [
+            opened
+            for opened in here
+            if (opened.signed.signer, opened.record.name) == (author, name.name)
+            and (name.version is None or opened.record.version == str(name.version))
+        ]
+        return max(meant, key=lambda opened: parse_version(opened.record.version), default=None)
 
     def author(self, name: ModelName) -> PeerId:
         """The key that a name's author means. Raises InvalidSpec when several may be meant, NotFound when none."""
