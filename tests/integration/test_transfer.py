@@ -155,7 +155,7 @@ def test_two_who_get_the_same_content_at_one_node_share_a_transfer_that_can_be_w
 def test_a_limit_holds_for_what_goes_to_several_by_either_way(world: World) -> None:
     """The lower bound allows for a machine that has other things to do. Both also give each other what they have."""
     alice, carol, dora = world["alice"], world["carol"], world["dora"]
-    cid, data = world.publish(dora, 24 * MIB)
+    cid, data = world.publish(dora, 16 * MIB)
     began = time.monotonic()
     fetches = [world.get(node, cid) for node in (alice, carol)]
     for node, way in ((alice, "bulk"), (carol, "stream")):
@@ -167,7 +167,7 @@ def test_a_limit_holds_for_what_goes_to_several_by_either_way(world: World) -> N
 
 
 def test_a_limit_holds_for_what_comes_from_several(world: World) -> None:
-    cid, data = world.publish(world["alice"], 32 * MIB)
+    cid, data = world.publish(world["alice"], 24 * MIB)
     assert world.get(world["carol"], cid).result(WAIT_S) == data
     began = time.monotonic()
     assert world.get(world["bob"], cid).result(WAIT_S) == data
