@@ -3,11 +3,17 @@
 After every schedule with at most b liars and dead it is checked that
 
 - no two different bodies were certified at one height, and all honest members applied the same ones;
-- no honest member was excluded or blamed by an honest one;
-- once the network has healed, every honest member alive finishes, with the same state.
+- no honest member was excluded or blamed by an honest one, and none was expelled;
+- once the network has healed, every honest member alive finishes, with the same state;
+
+and, where members check each other's reducing:
+
+- where everybody checks everything, no body with a wrong part was certified; where each checks two parts, none was that
+  an honest member had found wrong, as long as the network was prompt;
+- an honest leader expels everybody whom all honest members have had proof against for a while.
 
 A schedule is its seed: `python -m simulations.rounds --seed 17` replays one, `--schedules 10000` runs many.
-Training and the exchange are models here (digests of digests); their bytes are not what is tested.
+Training, the exchange and the computing anew are models here (digests of digests); their bytes are not what is tested.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import argparse
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -24,9 +31,11 @@ from typing import Any
 
 from celluler.errors import PeerViolation
 from celluler.identity import Identity, PeerId, seal
+from celluler.learning.checks import CheckOutcome, CheckPart, Key, Verdict, checks_for
 from celluler.learning.effects import (
     Apply,
     Certified,
+    Check,
     Diverged,
     Effect,
     Exchange,
@@ -42,6 +51,9 @@ from celluler.learning.messages import (
     BodyProposal,
     Certificate,
     Commit,
+    Entry,
+    Equivocation,
+    Fraud,
     Mark,
     Part,
     Quorum,
@@ -51,7 +63,9 @@ from celluler.learning.messages import (
     Vote,
     mask,
     open_message,
+    places,
     record_hash,
+    set_hash,
 )
 from celluler.learning.roster import RosterEntry, RosterView, open_roster, rules_for, seal_roster, tolerated
 from celluler.learning.run import Run
@@ -59,6 +73,8 @@ from simulations.world import Network, World
 
 HORIZON_S = 900.0
 CALM_S = 40.0
+PROOF_S = 1.5
+"""So long after everybody has proof of something, everybody knows that everybody has."""
 GENESIS = blake2b(b"state before round 0", digest_size=32).digest()
 
 
@@ -108,6 +124,7 @@ class Honest:
     """Says what its run says."""
 
     delivers_parts = True
+    reduces_wrongly = False
     faces = 1
     delay_s = 0.0
 
@@ -117,6 +134,10 @@ class Honest:
 
     def say(self, to: Sequence[str], raw: bytes) -> Words:
         return [(peer, raw) for peer in to]
+
+    def serves(self, place: int) -> bool:
+        """Whether it gives inputs to this member when it checks."""
+        return self.delivers_parts
 
     def halves(self, to: Sequence[str], one: bytes, other: bytes) -> Words:
         """One thing to some, another to the rest."""
@@ -288,6 +309,105 @@ LIARS: tuple[type[Honest], ...] = (
 )  # fmt: skip
 
 
+class ReducesWrongly(Honest):
+    """Signs a result that the rule does not give, the same for all, and serves whoever checks."""
+
+    reduces_wrongly = True
+
+
+class HidesInputs(Honest):
+    """Reduces wrongly and gives no input to anybody who checks."""
+
+    reduces_wrongly = True
+
+    def serves(self, place: int) -> bool:
+        return False
+
+
+class ServesHalf(Honest):
+    """Reduces wrongly and gives inputs to some only, so that some cannot see it."""
+
+    reduces_wrongly = True
+
+    def serves(self, place: int) -> bool:
+        return place % 2 == 0
+
+
+class KeepsInputs(Honest):
+    """Reduces rightly and gives no input to anybody who checks."""
+
+    def serves(self, place: int) -> bool:
+        return False
+
+
+class AccusesFalsely(Honest):
+    """Says of every result that it is wrong."""
+
+    def __init__(self, roster: RosterView, signer: Identity, rng: random.Random) -> None:
+        super().__init__(roster, signer, rng)
+        self.sets: dict[bytes, tuple[Entry, ...]] = {}
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        words, signed = list(super().say(to, raw)), open_message(raw)
+        record = signed.record
+        if isinstance(record, SetProposal):
+            self.sets[set_hash(record.entries)] = record.entries
+        if isinstance(record, Reduced) and signed.signer != self.signer.peer_id and record.set_hash in self.sets:
+            lie = seal(self.signer, self.accusation(record, raw))
+            words += [(peer, lie) for peer in self.others]
+        return words
+
+    def accusation(self, record: Reduced, raw: bytes) -> Fraud:
+        return Fraud(record.run, record.round, raw, self.sets[record.set_hash])
+
+
+class AccusesNonsense(AccusesFalsely):
+    """Accusations and contradictions that are none, and some without inputs that exist."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        record = open_message(raw).record
+        words = list(super().say(to, raw))
+        if isinstance(record, Commit | Vote):
+            twice = seal(self.signer, Equivocation(record.run, record.round, raw, raw))
+            words += [(peer, twice) for peer in self.others]
+        return words
+
+    def accusation(self, record: Reduced, raw: bytes) -> Fraud:
+        entries = (Entry(0, digest("no commit")), *self.sets[record.set_hash][1:])
+        if self.rng.random() < 0.5:
+            return Fraud(record.run, record.round, raw, entries)
+        mine = replace(record, set_hash=set_hash(entries))
+        return Fraud(record.run, record.round, seal(self.signer, mine), entries)
+
+
+class ClaimsProof(Honest):
+    """Says that it holds proof against everybody, and never that it has checked."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        if signed.signer == self.signer.peer_id and isinstance(signed.record, Status):
+            everybody = (1 << len(self.roster)) - 1
+            return super().say(to, seal(self.signer, replace(signed.record, checked=False, proven=everybody)))
+        return super().say(to, raw)
+
+
+class ExpelsOthers(ClaimsProof):
+    """As leader has bodies expel whom it likes."""
+
+    def say(self, to: Sequence[str], raw: bytes) -> Words:
+        signed = open_message(raw)
+        record = signed.record
+        if signed.signer == self.signer.peer_id and isinstance(record, BodyProposal) and record.proof is None:
+            victim = 1 << self.rng.randrange(len(self.roster))
+            return super().say(to, seal(self.signer, replace(record, body=replace(record.body, expelled=victim))))
+        return super().say(to, raw)
+
+
+CHECKED_LIARS: tuple[type[Honest], ...] = (
+    ReducesWrongly, HidesInputs, ServesHalf, KeepsInputs, AccusesFalsely, AccusesNonsense, ClaimsProof, ExpelsOthers,
+)  # fmt: skip
+
+
 # --- one schedule ------------------------------------------------------------------------------------------------
 
 
@@ -313,23 +433,43 @@ class Schedule:
     last votes, the next leader does not see the lock, and nobody is shown a certificate."""
     slow: dict[int, float]
     """place: by how many seconds its training is slower"""
+    checks: bool = False
+    slow_checks: dict[int, float] = field(default_factory=dict)
+    """place: by how many seconds its computing anew is slower"""
 
     @property
     def describe(self) -> str:
         liars = ", ".join(f"{place} {kind.__name__}" for place, kind in self.liars.items()) or "none"
-        return f"seed {self.seed}: {self.size} members, liars: {liars}; deaths {self.deaths}; {self.network}"
+        return (
+            f"seed {self.seed}: {self.size} members, {self.parts} parts, checks {'on' if self.checks else 'off'}, "
+            f"liars: {liars}; deaths {self.deaths}; {self.network}"
+        )
+
+    @property
+    def prompt(self) -> bool:
+        """Whether every message arrives well within delta, and nobody dies or is slow."""
+        return not (
+            self.network.loss or self.network.latency_s[1] > 0.3 or self.partition or self.cuts or self.flaps
+            or self.cunning or self.deaths or self.slow or self.slow_checks
+        )  # fmt: skip
+
+    @property
+    def thorough(self) -> bool:
+        """Whether everybody checks everything."""
+        return self.checks and checks_for(self.size, self.parts) >= self.parts
 
 
 def draw(seed: int) -> Schedule:
     """A schedule that the protocol promises to survive: liars and dead together at most b."""
     rng = random.Random(seed)
-    size = rng.choice((1, 2, 3, 4, 4, 4, 5, 5, 6, 7, 7, 10))
+    size = rng.choice((1, 2, 3, 4, 4, 4, 5, 5, 6, 7, 7, 9, 10))
+    checks = rng.random() < 0.7
     bad = rng.sample(range(size), rng.randint(0, tolerated(size)))
     liars: dict[int, type[Honest]] = {}
     deaths: dict[int, tuple[float, float | None]] = {}
     for place in bad:
         if rng.random() < 0.7:
-            liars[place] = rng.choice(LIARS)
+            liars[place] = rng.choice(CHECKED_LIARS if checks and rng.random() < 0.7 else LIARS)
         else:
             deaths[place] = (rng.uniform(0.0, 12.0), rng.choice((None, rng.uniform(13.0, 25.0))))
     stormy = rng.random() < 0.5
@@ -360,16 +500,19 @@ def draw(seed: int) -> Schedule:
             (),
         )
     slow = {rng.randrange(size): rng.uniform(0.0, 6.0)} if rng.random() < 0.3 else {}
+    slow_checks = {rng.randrange(size): rng.uniform(0.0, 6.0)} if checks and rng.random() < 0.2 else {}
     return Schedule(
-        seed=seed, size=size, rounds=rng.choice((1, 2, 2, 3)), parts=rng.randint(1, 3), network=network, liars=liars,
+        seed=seed, size=size, rounds=rng.choice((1, 2, 3, 4) if checks else (1, 2, 2, 3)),
+        parts=rng.randint(1, 5 if checks else 3), network=network, liars=liars,
         deaths=deaths, partition=partition, cuts=cuts, flaps=flaps,
-        cunning=cunning, slow=slow,
+        cunning=cunning, slow=slow, checks=checks, slow_checks=slow_checks,
     )  # fmt: skip
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a schedule. broken: the promises that were not kept."""
+    """What came of a schedule. spoiled: wrong parts that were certified because nobody honest found out in time.
+    broken: the promises that were not kept."""
 
     schedule: Schedule
     trace: str = ""
@@ -377,6 +520,8 @@ class Outcome:
     finished_s: float = 0.0
     delivered: int = 0
     excluded: set[str] = field(default_factory=set)
+    expelled: set[str] = field(default_factory=set)
+    spoiled: int = 0
     stalled: dict[int, tuple[float, str]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
@@ -390,7 +535,10 @@ class Member:
         signer = signers_of(theatre.schedule.size)[self.peer]
         kind = theatre.schedule.liars.get(place, Honest)
         self.voice = kind(theatre.roster, signer, theatre.world.rng)
-        self.run = Run(theatre.roster, signer, state_root=GENESIS, incarnation=incarnation)
+        schedule = theatre.schedule
+        checks = checks_for(schedule.size, schedule.parts) if schedule.checks else 0
+        self.run = Run(theatre.roster, signer, state_root=GENESIS, incarnation=incarnation, checks=checks)
+        self.trained: set[int] = set()
         self.root = GENESIS
         self.held: set[bytes] = set()
 
@@ -412,6 +560,7 @@ class Member:
         outputs: list[Any] = []
         for effect in effects:
             if isinstance(effect, Send):
+                self.theatre.overhear(self, effect.data)
                 to = [effect.to] if effect.to else [peer for peer in self.voice.others if peer not in effect.skip]
                 words = self.voice.say(to, effect.data)
                 said = [Out(peer, raw) for peer, raw in words if not self.theatre.swallows(peer, raw)]
@@ -432,8 +581,10 @@ class Theatre:
         self.certified: dict[int, bytes] = {}
         self.finished: dict[int, bytes] = {}
         self._exchanges: dict[tuple[int, int, bytes], dict[int, float]] = {}  # who entered, and when
+        self._found_wrong: dict[Key, float] = {}  # when an honest member first saw it
+        self._proven: dict[tuple[int, int], float] = {}  # (honest, liar): since when
         self._handlers: dict[type, Callable[[Member, Any, float], None]] = {
-            Train: self._train, Exchange: self._exchange, Fetch: self._fetch, Apply: self._apply,
+            Train: self._train, Exchange: self._exchange, Check: self._check, Fetch: self._fetch, Apply: self._apply,
             Certified: self._certified, Exclude: self._accused, Fault: self._accused, Diverged: self._diverged,
             Finished: self._finish, Stalled: self._stall,
         }  # fmt: skip
@@ -536,6 +687,7 @@ class Theatre:
             member, delay, lambda at: member.run.trained(effect.round, hashes, (0,) * parts, root, at)
             if root == member.root else ()
         )  # fmt: skip
+        member.trained.add(effect.round)
 
     def _exchange(self, member: Member, effect: Exchange, now: float) -> None:
         entered = self._exchanges.setdefault((effect.round, effect.view, effect.set_hash), {})
@@ -571,19 +723,73 @@ class Theatre:
         ):
             return None
         used = [k for k, sender in enumerate(effect.members) if sender in entered and self._sends(sender)]
-        if (self.schedule.flaps or self.schedule.cunning) and len(used) == len(effect.members) and self.roster.rules.b:
+        if (self.schedule.flaps or self.schedule.cunning) and effect.least < len(used) == len(effect.members):
             used.pop(
                 effect.view % len(used)
             )  # an input that did not arrive: the same set, yet another body in each view
-        if len(used) < len(effect.members) - self.roster.rules.b:
+        if len(used) < effect.least:
             return None
-        weights = tuple(
-            int(k in used and effect.members[k] not in self.schedule.liars) for k in range(len(effect.members))
-        )
-        name_of_part = digest("reduced", effect.set_hash, part, used)
+        result = self._right(effect.set_hash, effect.members, part, mask(used))
         if reducer.voice.faces > 1 and member is not reducer and self.world.rng.random() < 0.5:
-            name_of_part = digest("other face", name_of_part)
-        return Part(name_of_part, part, mask(used), weights)
+            result = replace(result, digest=digest("other face", result.digest))
+        return self._twisted(result, effect.view) if reducer.voice.reduces_wrongly else result
+
+    def _right(self, name_of_set: bytes, members: Sequence[int], part: int, used: int) -> Part:
+        """What the rule gives for these inputs."""
+        weights = tuple(int(used >> k & 1 and place not in self.schedule.liars) for k, place in enumerate(members))
+        return Part(digest("reduced", name_of_set, part, used), part, used, weights)
+
+    def _twisted(self, result: Part, view: int) -> Part:
+        """What a lying reducer makes of it: other bytes, other weights, or for once the truth. The same for all."""
+        match digest("lie", result.digest, view)[0] % 4:
+            case 0:
+                return result
+            case 1:
+                return replace(result, weights=tuple(2 * (result.used >> k & 1) for k in range(len(result.weights))))
+        return replace(result, digest=digest("wrong", result.digest))
+
+    # --- computing anew ---
+
+    def _check(self, member: Member, effect: Check, now: float) -> None:
+        delay = self.world.rng.uniform(0.02, 0.4) + self.schedule.slow_checks.get(member.place, 0.0)
+        until = now + effect.within_s * 0.9
+        self._later(member, delay, lambda at: self._attempt(member, effect, until))
+
+    def _attempt(self, member: Member, effect: Check, until: float) -> Iterable[Effect]:
+        """Again and again until every input was had, or time is up."""
+        served = {part: self._is_served(member, effect.round, part) for part in effect.parts}
+        if not all(served.values()) and self.world.now + 0.5 < until:
+            self._later(member, 0.5, lambda at: self._attempt(member, effect, until))
+            return ()
+        results = [CheckOutcome(part, self._verdict(effect, part, had)) for part, had in served.items()]
+        for result in results:
+            if member.honest and result.outcome is Verdict.DIFFERENT:
+                self._found_wrong.setdefault(result.part.key, self.world.now)
+        return member.run.checked(effect.round, effect.view, results, self.world.now)
+
+    def _verdict(self, effect: Check, part: CheckPart, had: bool) -> Verdict:
+        if not had:
+            return Verdict.UNSERVED
+        right = self._right(effect.set_hash, effect.members, part.part, part.claimed.used)
+        return Verdict.SAME if part.claimed == right else Verdict.DIFFERENT
+
+    def _is_served(self, member: Member, round_number: int, part: CheckPart) -> bool:
+        return all(
+            self._gives(part.reducer, member, round_number) or self._gives(sender, member, round_number)
+            for sender, _ in part.inputs
+        )
+
+    def _gives(self, place: int, member: Member, round_number: int) -> bool:
+        """Whether one member gets inputs of a round from another now."""
+        holder = self._living(self._name(place))
+        if holder is None or round_number not in holder.trained:
+            return False
+        if holder is member:
+            return True
+        reachable = self.world.reachable(holder.peer, member.peer)
+        return reachable and holder.voice.serves(member.place) and not self._lost()
+
+    # --- moving parts ---
 
     def _sends(self, place: int) -> bool:
         sender = self._living(self._name(place))
@@ -634,6 +840,35 @@ class Theatre:
         self.outcome.views = max(self.outcome.views, effect.report.views)
         if self.certified.setdefault(body.round, record_hash(body)) != record_hash(body):
             self.outcome.broken.append(f"two certificates in round {body.round}")
+        expelled = set(places(body.expelled))
+        if not expelled <= self.schedule.liars.keys():
+            self.outcome.broken.append(f"honest members expelled in round {body.round}: {sorted(expelled)}")
+        self.outcome.expelled |= {self.schedule.liars[place].__name__ for place in expelled}
+        for number, part in enumerate(body.parts):
+            self._compare(body.round, body.set_hash, places(body.members), number, part, now)
+
+    def _compare(
+        self, round_number: int, name_of_set: bytes, members: Sequence[int], number: int, part: Part, now: float
+    ) -> None:
+        """A certified part with what it should have been."""
+        if not self.schedule.checks or part == self._right(name_of_set, members, number, part.used):
+            return
+        self.outcome.spoiled += 1
+        found = self._found_wrong.get((name_of_set, number, part), now)
+        if self.schedule.thorough or (self.schedule.prompt and found < now):
+            self.outcome.broken.append(f"a wrong part {number} certified in round {round_number}")
+
+    def overhear(self, member: Member, raw: bytes) -> None:
+        """What an honest leader proposes must expel everybody whom all honest members have known as liars for long."""
+        record = open_message(raw).record if member.honest and self.schedule.checks and self.schedule.prompt else None
+        if not isinstance(record, BodyProposal) or record.proof is not None:
+            return
+        out, honest = record.body.expelled, set(range(self.schedule.size)) - self.schedule.liars.keys()
+        for liar in self.schedule.liars:
+            since = max(self._proven.get((place, liar), HORIZON_S) for place in honest)
+            gone = out >> liar & 1 or liar not in member.run._electorate
+            if since < self.world.now - PROOF_S and not gone:
+                self.outcome.broken.append(f"proven liar {liar} left in round {record.round}")
 
     def _accused(self, member: Member, effect: Exclude | Fault, now: float) -> None:
         accused = self.roster.index_of(effect.peer)
@@ -642,6 +877,7 @@ class Theatre:
         if accused is None or accused not in self.schedule.liars:
             self.outcome.broken.append(f"honest member {accused} blamed: {effect.reason}")
         elif isinstance(effect, Exclude):
+            self._proven.setdefault((member.place, accused), now)
             self.outcome.excluded.add(f"{self.schedule.liars[accused].__name__}: {effect.reason}")
 
     def _diverged(self, member: Member, effect: Diverged, now: float) -> None:
@@ -685,20 +921,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="play only this one, and tell all")
     options = parser.parse_args(arguments)
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.schedules)
-    began, failed, views, delivered = time.monotonic(), 0, 0, 0
+    began, failed, views, delivered, expelled, spoiled = time.monotonic(), 0, 0, 0, Counter[str](), 0
     for seed in seeds:
         outcome = play(seed)
         views, delivered = max(views, outcome.views), delivered + outcome.delivered
         if outcome.broken or options.seed is not None:
             print(outcome.schedule.describe)
             print(
-                f"  trace {outcome.trace}; finished at {outcome.finished_s:.1f} s; excluded {sorted(outcome.excluded)}"
+                f"  trace {outcome.trace}; finished at {outcome.finished_s:.1f} s; "
+                f"excluded {sorted(outcome.excluded)}; expelled {sorted(outcome.expelled)}; "
+                f"{outcome.spoiled} parts spoiled"
             )
             for line in outcome.broken:
                 print(f"  BROKEN: {line}")
         failed += bool(outcome.broken)
+        expelled.update(outcome.expelled)
+        spoiled += outcome.spoiled
     took = time.monotonic() - began
     print(f"{len(seeds)} schedules, {failed} failed, {delivered} messages, at most {views} views, {took:.1f} s")
+    print(f"expelled: {dict(expelled)}; spoiled parts (told by every honest member, where few check): {spoiled}")
     return 1 if failed else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celluler.identity import PeerId
+from celluler.learning.checks import CheckPart
 from celluler.learning.messages import Certificate, Commit, Part
 from celluler.learning.report import RoundReport
 
@@ -34,6 +35,7 @@ class Exchange:
     """Move the parts and answer `exchanged` within `within_s`. A later Exchange or Apply cancels it.
 
     members: roster places of the set, ascending; commits: theirs, in that order. reducers: roster place, one a part.
+    least: how many inputs a part must be reduced from.
     """
 
     round: int
@@ -42,6 +44,26 @@ class Exchange:
     members: tuple[int, ...]
     commits: tuple[Commit, ...]
     reducers: tuple[int, ...]
+    within_s: float
+    least: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Compute parts anew from their inputs and answer `checked` within `within_s`, for all of them together.
+
+    Inputs come from the reducer, else from the member itself; one that is not what was committed to counts as not
+    had. Members, commits and reducers are as in the Exchange of that set and view, of which we need not be a member.
+    There may be several at a time, and of the round before; a Check of a later view or an Apply cancels none.
+    """
+
+    round: int
+    view: int
+    set_hash: bytes
+    members: tuple[int, ...]
+    commits: tuple[Commit, ...]
+    reducers: tuple[int, ...]
+    parts: tuple[CheckPart, ...]
     within_s: float
 
 
@@ -85,11 +107,14 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Exclude:
-    """A member signed two things of which an honest one signs one. evidence: both envelopes."""
+    """A member is proven to have lied.
+
+    evidence: both envelopes of an equivocation; a `FraudEvidence`; or the accusations that were found to be false.
+    """
 
     peer: PeerId
     reason: str
-    evidence: tuple[bytes, bytes]
+    evidence: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +141,4 @@ class Stalled:
     reason: str
 
 
-Effect = Send | Train | Exchange | Fetch | Apply | Certified | Fault | Exclude | Diverged | Finished | Stalled
+Effect = Send | Train | Exchange | Check | Fetch | Apply | Certified | Fault | Exclude | Diverged | Finished | Stalled

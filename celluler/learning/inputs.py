@@ -8,7 +8,7 @@ from itertools import pairwise
 from celluler.errors import ProtocolViolation
 from celluler.identity import Signed
 from celluler.learning.messages import Commit, Part, Reduced, SetProposal, mask, places, set_hash
-from celluler.learning.roster import RosterView
+from celluler.learning.roster import Electorate, RosterView
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +61,16 @@ def assign_reducers(
     return tuple(reducer(part + round_number + view) for part in range(parts))
 
 
-def check_set(roster: RosterView, proposal: SetProposal) -> None:
-    """Raises ProtocolViolation for a set that no honest leader proposes."""
+def check_set(roster: RosterView, proposal: SetProposal, *, expelled: int = 0) -> None:
+    """Raises ProtocolViolation for a set that no honest leader proposes. expelled: mask of those out before it."""
     members = [entry.member for entry in proposal.entries]
-    rules = roster.rules
-    if any(one >= two for one, two in pairwise(members)) or members[-1] >= len(roster):
+    electorate = Electorate(roster, expelled)
+    if any(one >= two for one, two in pairwise(members)) or not electorate.has(mask(members)):
         raise ProtocolViolation("a set out of order or with a stranger in it")
-    if len(members) < rules.q:
-        raise ProtocolViolation(f"a set of {len(members)} commits, quorum {rules.q}")
+    if len(members) < electorate.q:
+        raise ProtocolViolation(f"a set of {len(members)} commits, quorum {electorate.q}")
     barred = places(proposal.barred)
-    if len(barred) > rules.b or not set(barred) <= set(members) or len(barred) == len(members):
+    if len(barred) > electorate.b or not set(barred) <= set(members) or len(barred) == len(members):
         raise ProtocolViolation("a set bars too many members or strangers")
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from celluler.errors import ProtocolViolation
 from celluler.identity import Record, Signed
+from celluler.learning.evidence import Docket
 from celluler.learning.inputs import check_part, check_set
 from celluler.learning.messages import (
     Body,
@@ -25,7 +26,7 @@ from celluler.learning.messages import (
     check_quorum,
     record_hash,
 )
-from celluler.learning.roster import RosterView
+from celluler.learning.roster import Electorate, RosterView
 from celluler.learning.tally import Tally
 
 VIEW_WINDOW = 8
@@ -38,11 +39,15 @@ MAX_COMMIT_VARIANTS = 4
 class Setting:
     """What a height is given. leaders: places of the members that take turns. parts: 0 at the closing height.
 
-    mute: follow without signing anything. expected: whether a member may still be waited for; present: whether it was
-    heard from just now. suspects (latest last) and excluded outlive the height.
+    electorate: whom of the roster nobody has expelled. mute: follow without signing anything. checks: how many parts
+    to check in a view; with none, nobody is accused or expelled. expected: whether a member may still be waited for;
+    present: whether it was heard from just now; has_checked: whether it says so of this round and a view; proofs: how
+    many members say that they hold proof against one; condemned: whether we do, or enough of them. suspects (latest
+    last), tardy (did not say in time that they had checked) and docket outlive the height.
     """
 
     roster: RosterView
+    electorate: Electorate
     me: int
     round: int
     prev: bytes
@@ -50,11 +55,16 @@ class Setting:
     parts: int
     leaders: tuple[int, ...]
     mute: bool
+    checks: int
     seal: Callable[[Record], bytes]
     expected: Callable[[int], bool]
     present: Callable[[int], bool]
+    has_checked: Callable[[int, int], bool]
+    proofs: Callable[[int], int]
+    condemned: Callable[[int], bool]
     suspects: dict[int, None]
-    excluded: set[int]
+    tardy: set[int]
+    docket: Docket
 
     def leader(self, view: int) -> int:
         return self.leaders[(self.round + view) % len(self.leaders)]
@@ -75,6 +85,8 @@ class Ledger:
         """By view, phase."""
         self.claims: dict[int, int] = {}
         """The latest view in which each member was seen."""
+        self.wanted: tuple[Entry, ...] = ()
+        """Commits named by accusations, beside those of the sets."""
         self._setting, self._equivocated = setting, equivocated
 
     def add(self, member: int, signed: Signed[Any], view: int) -> bool:
@@ -91,7 +103,7 @@ class Ledger:
         match record:
             case SetProposal():
                 self._check_leader(member, record.view)
-                check_set(setting.roster, record)
+                check_set(setting.roster, record, expelled=setting.electorate.expelled)
                 return self.keep(self.sets, record.view, member, signed)
             case Reduced():
                 if record.part >= setting.parts:
@@ -126,8 +138,15 @@ class Ledger:
     def missing_commits(self, view: int) -> tuple[Entry, ...]:
         """Those named by the set of a view that are not here."""
         signed = self.sets.get(view)
-        entries = () if signed is None else signed.record.entries
+        return self.absent(() if signed is None else signed.record.entries)
+
+    def absent(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """Those of them that are not here."""
         return tuple(entry for entry in entries if entry.commit not in self.commits.get(entry.member, {}))
+
+    def commits_of(self, entries: tuple[Entry, ...]) -> list[Signed[Commit]]:
+        """All of which must be here."""
+        return [self.commits[entry.member][entry.commit] for entry in entries]
 
     def answer(self, status: Status) -> list[bytes]:
         """Every message that a member of this height says it lacks for its view."""
@@ -158,13 +177,15 @@ class Ledger:
         setting = self._setting
         if body.round != setting.round or body.prev != setting.prev:
             raise ProtocolViolation("a body that follows another history")
-        size = body.members.bit_count()
-        if size < setting.roster.rules.q or body.members >> len(setting.roster):
+        size, electorate = body.members.bit_count(), setting.electorate
+        if size < electorate.q or not electorate.has(body.members):
             raise ProtocolViolation("a body from less than a quorum, or with strangers")
+        if not electorate.may_expel(body.expelled):
+            raise ProtocolViolation("a body that expels strangers, or more than b in all")
         if len(body.parts) != setting.parts:
             raise ProtocolViolation(f"a body of {len(body.parts)} parts in a round of {setting.parts}")
         for part in body.parts:
-            check_part(part, size, setting.roster.rules.b)
+            check_part(part, size, electorate.b)
 
     def _add_commit(self, member: int, commit: Commit, signed: Signed[Commit], view: int) -> bool:
         parts = self._setting.parts
@@ -178,7 +199,8 @@ class Ledger:
             return False
         if kept:
             self._equivocated(member, "two updates in one round", next(iter(kept.values())), signed)
-        wanted = Entry(member, name) in self.missing_commits(view)
+        entry = Entry(member, name)
+        wanted = entry in self.missing_commits(view) or entry in self.wanted
         if len(kept) >= (MAX_COMMIT_VARIANTS if wanted else 2):
             return False
         kept[name] = signed
@@ -194,7 +216,10 @@ class Ledger:
             if proof is not None:
                 if proof.view >= proposal.view or proposal.statements:
                     raise ProtocolViolation("a body proposed again without an earlier quorum")
-                check_quorum(self._setting.roster, proposal.round, 1, record_hash(body), proof)
+                electorate = self._setting.electorate
+                check_quorum(
+                    electorate.roster, proposal.round, 1, record_hash(body), proof, expelled=electorate.expelled
+                )
             self.bodies[record_hash(body)] = body
         return self.keep(self.proposals, proposal.view, member, signed)
 

@@ -18,10 +18,12 @@ from blake3 import blake3
 
 from celluler.errors import ProtocolViolation
 from celluler.identity import Envelope, Signed, open_envelope, public_key_of
-from celluler.learning.roster import MAX_MEMBERS, MAX_PARTS, MAX_ROUNDS, RosterView
+from celluler.learning.roster import MAX_MEMBERS, MAX_PARTS, MAX_ROUNDS, Electorate, RosterView
 from celluler.wire import I16, U16, U32, U64, Bytes32, Bytes64, Length, Range, pack, unpack
 
 MAX_MESSAGE_BYTES = 1 << 16
+MAX_PROOF_BYTES = 30_000
+"""One envelope inside an Equivocation; the largest, a body of 64 parts for 64 members, has about 21,000."""
 _ENVELOPE_BYTES = 320
 _CACHED_MESSAGES = 1024
 
@@ -96,7 +98,7 @@ class Body:
     """What is voted on. Holds no view: the same set reduced again in a later view is the same body.
 
     members: mask of the set. state_root: the state *before* this round; a member cannot know the one after it until
-    it has applied what is being voted on.
+    it has applied what is being voted on. expelled: mask of those who take no part from the next round on.
     """
 
     KIND: ClassVar[str] = "celluler/rounds/body/1"
@@ -106,6 +108,7 @@ class Body:
     members: Bits
     state_root: Bytes32
     parts: Annotated[tuple[Part, ...], Length(0, MAX_PARTS)]
+    expelled: Bits = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,8 @@ class Status:
 
     incarnation, sequence: tell a new status from an old one. commits, reduced, votes: masks, the last three for
     `view`. wanted: commits named by the set that it does not hold.
-    heard: members it has heard from lately. certified: it holds this round's certificate already.
+    heard: members it has heard from lately. certified: it holds this round's certificate already. checked: what it
+    found wrong in this view it has told. proven: members against whom it holds proof, or b+1 members say they do.
     """
 
     KIND: ClassVar[str] = "celluler/rounds/status/1"
@@ -187,10 +191,50 @@ class Status:
     votes_2: Bits
     heard: Bits
     wanted: Annotated[tuple[Entry, ...], Length(0, MAX_MEMBERS)]
+    checked: bool = False
+    proven: Bits = 0
 
 
-Message = Commit | SetProposal | Reduced | BodyProposal | Vote | Certificate | Status
-MESSAGES: tuple[Any, ...] = (Commit, SetProposal, Reduced, BodyProposal, Vote, Certificate, Status)
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """Two envelopes of one member where an honest one signs but one. Proves itself, whoever passes it on."""
+
+    KIND: ClassVar[str] = "celluler/rounds/equivocation/1"
+    run: Bytes32
+    round: Round
+    first: Annotated[bytes, Length(1, MAX_PROOF_BYTES)]
+    second: Annotated[bytes, Length(1, MAX_PROOF_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Fraud:
+    """An accusation: this signed result is not what the rule gives for these inputs. Whoever has them sees for itself.
+
+    statement: the reducer's envelope of a Reduced. entries: the set that it names. The commits are known by their
+    hashes; the inputs are content named by the hashes in them.
+    """
+
+    KIND: ClassVar[str] = "celluler/rounds/fraud/1"
+    run: Bytes32
+    round: Round
+    statement: Annotated[bytes, Length(1, 4096)]
+    entries: Annotated[tuple[Entry, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDraw:
+    """Signed and shown to nobody: our signature under it is the secret from which we draw the parts to check."""
+
+    KIND: ClassVar[str] = "celluler/rounds/check-draw/1"
+    run: Bytes32
+    view: U16
+    set_hash: Bytes32
+
+
+Message = Commit | SetProposal | Reduced | BodyProposal | Vote | Certificate | Status | Equivocation | Fraud
+MESSAGES: tuple[Any, ...] = (
+    Commit, SetProposal, Reduced, BodyProposal, Vote, Certificate, Status, Equivocation, Fraud,
+)  # fmt: skip
 _BY_KIND = {cls.KIND: cls for cls in MESSAGES}
 
 
@@ -242,21 +286,27 @@ def check_signature(roster: RosterView, member: int, record: Any, signature: byt
     return raw
 
 
-def check_quorum(roster: RosterView, round_number: int, phase: int, body: bytes, quorum: Quorum) -> None:
-    """Raises PeerViolation unless q members signed this vote."""
+def check_quorum(
+    roster: RosterView, round_number: int, phase: int, body: bytes, quorum: Quorum, *, expelled: int = 0
+) -> None:
+    """Raises PeerViolation unless q members of that round signed this vote. expelled: mask of those out before it."""
+    electorate = Electorate(roster, expelled)
     members = [mark.member for mark in quorum.marks]
-    if len(members) < roster.rules.q or any(one >= two for one, two in pairwise(members)):
-        raise ProtocolViolation(f"{len(members)} marks are no quorum of {roster.rules.q} members in order")
-    if members[-1] >= len(roster):
-        raise ProtocolViolation(f"no member {members[-1]} in a roster of {len(roster)}")
+    if len(members) < electorate.q or any(one >= two for one, two in pairwise(members)):
+        raise ProtocolViolation(f"{len(members)} marks are no quorum of {electorate.q} members in order")
+    if not electorate.has(mask(members)):
+        raise ProtocolViolation(f"a mark of a member that is not among the {len(electorate)} of this round")
     vote = Vote(roster.run, round_number, quorum.view, phase, body, 0)
     for mark in quorum.marks:
         check_signature(roster, mark.member, vote, mark.signature)
 
 
-def check_certificate(roster: RosterView, certificate: Certificate) -> None:
-    """Raises PeerViolation unless the certificate is of this run and its quorum is one. Says nothing of `prev`."""
+def check_certificate(roster: RosterView, certificate: Certificate, *, expelled: int = 0) -> None:
+    """Raises PeerViolation unless the certificate is of this run and its quorum is one. Says nothing of `prev`.
+
+    expelled: mask of those whom the bodies before it have expelled.
+    """
     if certificate.run != roster.run:
         raise ProtocolViolation("certificate of another run")
     body = certificate.body
-    check_quorum(roster, body.round, 2, record_hash(body), certificate.quorum)
+    check_quorum(roster, body.round, 2, record_hash(body), certificate.quorum, expelled=expelled)

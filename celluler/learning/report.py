@@ -7,20 +7,24 @@ from dataclasses import dataclass, field
 
 from celluler.identity import PeerId
 from celluler.learning.messages import Body, places
-from celluler.learning.roster import RosterView
+from celluler.learning.roster import Electorate
 
 MAX_FAULTS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """views: how many were needed, 1 when all went well. no_weight: contributed, and the rule counted none of it."""
+    """views: how many were needed, 1 when all went well. no_weight: contributed, and the rule counted none of it.
+
+    expelled: by this round, so from the next one on.
+    """
 
     round: int
     views: int
     contributed: tuple[PeerId, ...]
     no_weight: tuple[PeerId, ...]
     absent: tuple[PeerId, ...]
+    expelled: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,13 @@ class Finding:
 
 @dataclass(slots=True)
 class RunReport:
-    """Grows with the run. excluded: with proof; faults: without."""
+    """Grows with the run. excluded: with proof that we hold; expelled: by whom all agree, and the round after which;
+    faults: without proof."""
 
     rule: str
     rounds: list[RoundReport] = field(default_factory=list)
     excluded: dict[PeerId, str] = field(default_factory=dict)
+    expelled: dict[PeerId, int] = field(default_factory=dict)
     _faults: Counter[tuple[PeerId, str]] = field(default_factory=Counter)
 
     def fault(self, peer: PeerId, reason: str) -> None:
@@ -55,8 +61,9 @@ class RunReport:
         return (*proofs, *faults, *ignored)
 
 
-def report_of(roster: RosterView, body: Body, view: int) -> RoundReport:
-    """Read from the certified body alone, so every member reports the same."""
+def report_of(electorate: Electorate, body: Body, view: int) -> RoundReport:
+    """Read from the certified bodies alone, so every member reports the same."""
+    roster = electorate.roster
     inside = places(body.members)
     unweighted = [
         member for place, member in enumerate(inside) if body.parts and not any(p.weights[place] for p in body.parts)
@@ -66,5 +73,6 @@ def report_of(roster: RosterView, body: Body, view: int) -> RoundReport:
         views=view + 1,
         contributed=tuple(roster.members[place].peer for place in inside),
         no_weight=tuple(roster.members[place].peer for place in unweighted),
-        absent=tuple(member.peer for member in roster.members if member.index not in inside),
+        absent=tuple(roster.members[place].peer for place in electorate.places if place not in inside),
+        expelled=tuple(roster.members[place].peer for place in places(body.expelled)),
     )

@@ -103,6 +103,50 @@ class RosterView:
         return next((member.index for member in self.members if member.peer == peer), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Electorate:
+    """Who takes part in one round: the roster less those whom the bodies certified before have expelled.
+
+    b and q follow from how many are left; everybody keeps its place. expelled: mask.
+    """
+
+    roster: RosterView
+    expelled: int = 0
+
+    def __len__(self) -> int:
+        return len(self.roster) - self.expelled.bit_count()
+
+    def __contains__(self, place: int) -> bool:
+        return 0 <= place < len(self.roster) and not self.expelled >> place & 1
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        return tuple(place for place in range(len(self.roster)) if not self.expelled >> place & 1)
+
+    @property
+    def b(self) -> int:
+        return tolerated(len(self))
+
+    @property
+    def q(self) -> int:
+        return quorum(len(self))
+
+    def has(self, members: int) -> bool:
+        """Whether a mask names nobody but those who take part."""
+        return not members >> len(self.roster) and not members & self.expelled
+
+    def may_expel(self, members: int) -> bool:
+        """Whether a body may expel these: they take part, and are with those before no more than b of the roster.
+
+        Whoever proves more liars than that has shown that nothing here can be relied upon, least of all an expulsion.
+        """
+        return self.has(members) and (self.expelled | members).bit_count() <= self.roster.rules.b
+
+    def after(self, expelled: int) -> Electorate:
+        """Those of the round after a body that expels these."""
+        return Electorate(self.roster, self.expelled | expelled)
+
+
 def tolerated(members: int) -> int:
     """b: how many members may do anything at all. None of fewer than four."""
     return (members - 1) // 3

@@ -6,6 +6,10 @@ phase 1 lock a member on a body, q votes of phase 2 are the certificate, and a l
 only when shown a later phase-1 quorum for it. Source: Buchman, Kwon, Milosevic 2018, algorithm 1; here the value is
 not known to the leader when the view opens, so the set comes first and the body after the exchange.
 
+Between exchange and vote each member computes some parts anew and votes only for what came out the same. It needs
+nobody's word for that either; a part that did not is shown to the others with the reducer's signature, and they look
+for themselves. Whom enough of them have seen lie is expelled by the body.
+
 Two things turn with the view beside the leader: who reduces what, and whom the leader bars from reducing because
 its part did not come. Nobody's word is needed for that: an honest leader bars those who failed it.
 
@@ -21,15 +25,20 @@ from typing import Any, Final
 
 from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.identity import Record, Signed
-from celluler.learning.effects import Diverged, Effect, Exchange, Exclude, Fault, Fetch, Send
+from celluler.learning.checks import Case, CheckOutcome, Checks, Verdict, draw, inputs_for
+from celluler.learning.effects import Check, Diverged, Effect, Exchange, Exclude, Fault, Fetch, Send
+from celluler.learning.evidence import fraud_evidence, open_accusation
 from celluler.learning.inputs import Inputs, check_part, inputs_of
 from celluler.learning.ledger import Ledger, Setting
 from celluler.learning.messages import (
     Body,
     BodyProposal,
     Certificate,
+    CheckDraw,
     Commit,
     Entry,
+    Equivocation,
+    Fraud,
     Part,
     Quorum,
     Reduced,
@@ -39,9 +48,11 @@ from celluler.learning.messages import (
     check_signature,
     mask,
     open_message,
+    places,
     record_hash,
     signature_of,
 )
+from celluler.learning.roster import MAX_MEMBERS
 from celluler.learning.tally import Tally
 
 
@@ -50,6 +61,8 @@ class Step(Enum):
     """Fewer than q commits from one state: no clock runs."""
     SET = auto()
     EXCHANGE = auto()
+    CHECK = auto()
+    """The leader's body is what was signed and all of it is here; what we drew of it is still being computed anew."""
     VOTE_1 = auto()
     VOTE_2 = auto()
     DECIDED = auto()
@@ -79,18 +92,21 @@ class Height:
         self.certificate: Certificate | None = None
         self.diverged = False
         self._rules = setting.roster.rules
-        self._size = len(setting.roster)
+        self._electorate = setting.electorate
         self._delta_s = self._rules.delta_ms / 1000
         self._exchange_s = self._rules.exchange_ms / 1000
         self._now = now
         self._out: list[Effect] = []
         self._ledger = Ledger(setting, self._equivocated)
+        self._checks = Checks()
         self._held: set[bytes] = set()
         self._locked: Lock | None = None
         self._valid: tuple[Lock, Quorum] | None = None
         self._inputs: Inputs | None = None  # of this view
         self._bad_set = False
-        self._sound: bool | None = None  # whether the leader's fresh body was checked, and how it came out
+        self._sound: bool | None = None  # whether the leader's fresh body was compared, and how it came out
+        self._drawn: tuple[int, ...] = ()  # the parts that are ours to check in this view
+        self._objections: float | None = None  # until when others are waited for that may have found a wrong part
         self._exchanging = False
         self._lacking = 0
         self._grace = self._deadline = now
@@ -137,6 +153,35 @@ class Height:
             self._state_results(inputs, results)
         self._advance()
 
+    def checked(self, results: Sequence[CheckOutcome], now: float) -> None:
+        """What came of a Check."""
+        self._now = now
+        self._checks.answer(results, self.view)
+        self._advance()
+
+    def accuse(self, accuser: int, signed: Signed[Fraud], now: float) -> bool:
+        """A member says that another reduced wrongly. True if it is new to us and worth looking into.
+
+        Raises PeerViolation, the accuser's, for what is no accusation by its form.
+        """
+        self._now = now
+        setting, accusation = self.setting, open_accusation(self.setting.roster, signed.record)
+        accused, statement, docket = accusation.accused, accusation.statement, self.setting.docket
+        reduced = statement.record
+        key = (reduced.set_hash, reduced.part, reduced.result)
+        if accused == accuser:
+            raise ProtocolViolation("an accusation of oneself")
+        if not setting.checks or accused not in self._electorate or {accused, accuser} & docket.proven.keys():
+            return False
+        checks = self._checks
+        if checks.has_accused(accuser, key) or checks.open_accusations(accuser) >= max(1, self._electorate.b):
+            return False
+        checks.accuse(accuser, signed.raw, accused, statement, accusation.entries)
+        if self.step is Step.CHECK:  # what is said of the body before us may need a look before we vote
+            self._deadline = max(self._deadline, self._now + (self._exchange_s + self._delta_s) * (1 + self.view))
+        self._advance()
+        return True
+
     def fetched(self, digest: bytes, now: float) -> None:
         """A reduced part that hashes to this digest is here."""
         self._now = now
@@ -167,6 +212,8 @@ class Height:
         match self.step:
             case Step.SET | Step.EXCHANGE:
                 times += [self._deadline, self._grace if self._now < self._grace and self._leading else None]
+            case Step.CHECK:
+                times += [self._deadline, self._objections]
             case Step.VOTE_1 | Step.VOTE_2:
                 times.append(self._timer)
         return min((time for time in times if time is not None), default=None)
@@ -178,7 +225,7 @@ class Height:
 
     # --- what we tell each other -------------------------------------------------------------------------------
 
-    def status(self, incarnation: int, sequence: int, heard: int) -> Status:
+    def status(self, incarnation: int, sequence: int, heard: int, proven: int) -> Status:
         return Status(
             run=self.setting.roster.run,
             round=self.round,
@@ -193,7 +240,9 @@ class Height:
             votes_1=self._ledger.tally(self.view, 1).mask,
             votes_2=self._ledger.tally(self.view, 2).mask,
             heard=heard,
-            wanted=self._ledger.missing_commits(self.view),
+            wanted=tuple(dict.fromkeys((*self._ledger.missing_commits(self.view), *self._ledger.wanted)))[:MAX_MEMBERS],
+            checked=self.has_checked,
+            proven=proven,
         )
 
     def answer(self, status: Status) -> list[bytes]:
@@ -206,21 +255,25 @@ class Height:
         match self.step:
             case Step.COMMITS:
                 return (
-                    f"{where}: {len(self._ledger.largest_group())} of the {self._rules.q} updates needed from one state"
+                    f"{where}: {len(self._ledger.largest_group())} of the {self._electorate.q} "
+                    "updates needed from one state"
                 )
             case Step.SET:
                 return f"{where}: no set of inputs from the leader {self._nickname(self.setting.leader(self.view))}"
             case Step.EXCHANGE:
                 return f"{where}: {self._lacking_now().bit_count()} of {self.setting.parts} parts missing"
+            case Step.CHECK:
+                return f"{where}: parts of the result are still being computed anew"
             case Step.DECIDED:
                 return f"{where}: decided, but {len(self._fetching)} of its parts could not be fetched"
             case _:
                 votes = self._ledger.tally(self.view, 1 if self.step is Step.VOTE_1 else 2).votes
-                return f"{where}: {len(votes)} votes without a quorum of {self._rules.q} for one result"
+                return f"{where}: {len(votes)} votes without a quorum of {self._electorate.q} for one result"
 
     # --- the machine: rules tried in order until none applies --------------------------------------------------
 
     def _advance(self) -> None:
+        self._act_on_news()
         rules = (
             self._count_decision, self._open, self._jump, self._propose_set, self._accept_set, self._propose_body,
             self._vote_1, self._lock, self._give_up_phase_1, self._give_up_phase_2,
@@ -228,10 +281,11 @@ class Height:
         while self.step is not Step.DECIDED and any(rule() for rule in rules):
             pass
         self._fetch()
+        self._ask_checks()
 
     def _open(self) -> bool:
         """View 0 opens with the q-th commit: how long training takes is nobody's fault before that."""
-        if self.step is not Step.COMMITS or len(self._ledger.largest_group()) < self._rules.q:
+        if self.step is not Step.COMMITS or len(self._ledger.largest_group()) < self._electorate.q:
             return False
         self._enter(0)
         return True
@@ -239,9 +293,9 @@ class Height:
     def _jump(self) -> bool:
         """b+1 members in a later view hold an honest one: follow."""
         ahead = sorted((view for view in self._ledger.claims.values() if view > self.view), reverse=True)
-        if len(ahead) <= self._rules.b:
+        if len(ahead) <= self._electorate.b:
             return False
-        self._enter(ahead[self._rules.b])
+        self._enter(ahead[self._electorate.b])
         return True
 
     def _enter(self, view: int) -> None:
@@ -249,7 +303,8 @@ class Height:
             self._note_suspects()
         self.view, self.step = view, Step.SET
         self._inputs, self._exchanging, self._lacking, self._bad_set = None, False, 0, False
-        self._timer = self._sound = None
+        self._timer = self._sound = self._objections = None
+        self._drawn = ()
         self._grace = self._now + (self._delta_s / 2 if view == 0 else 0.0)
         self._deadline = self._now + self._delta_s * (1 + view)
 
@@ -260,7 +315,7 @@ class Height:
         complaints = [signed.record.lacking for signed in self._ledger.tally(self.view, 1).votes.values()]
         for part, reducer in enumerate(self._inputs.reducers):
             told = sum(lacking >> part & 1 for lacking in complaints)
-            if (self._lacking >> part & 1 or told > self._rules.b) and reducer != self.setting.me:
+            if (self._lacking >> part & 1 or told > self._electorate.b) and reducer != self.setting.me:
                 self.setting.suspects.pop(reducer, None)
                 self.setting.suspects[reducer] = None
 
@@ -287,13 +342,13 @@ class Height:
 
     def _chosen(self) -> tuple[int, ...] | None:
         """Whose commits to propose; None while it is worth waiting for more."""
-        group, quorum = self._ledger.largest_group(), self._rules.q
+        group, quorum = self._ledger.largest_group(), self._electorate.q
         if len(group) < quorum:
             return None
-        missing = [m for m in range(self._size) if m not in self._ledger.commits and self.setting.expected(m)]
+        missing = [m for m in self._electorate.places if m not in self._ledger.commits and self.setting.expected(m)]
         if missing and self._now < self._grace:
             return None
-        trusted = [member for member in group if member not in self.setting.excluded]
+        trusted = [member for member in group if member not in self.setting.docket.proven]
         chosen = trusted if len(trusted) >= quorum else group
         if self.view > 0:  # the view before failed: do without those that have fallen silent since they committed
             present = [member for member in chosen if self.setting.present(member)]
@@ -302,15 +357,15 @@ class Height:
 
     def _barred(self, members: tuple[int, ...]) -> int:
         """At most b, so that a lying leader cannot keep the work among its friends."""
-        latest_first = [*sorted(self.setting.excluded), *reversed(self.setting.suspects)]
-        return mask(list(dict.fromkeys(member for member in latest_first if member in members))[: self._rules.b])
+        latest_first = [*sorted(self.setting.docket.proven), *reversed(self.setting.suspects)]
+        return mask(list(dict.fromkeys(member for member in latest_first if member in members))[: self._electorate.b])
 
     def _accept_set(self) -> bool:
         signed = self._ledger.sets.get(self.view)
         if self.step is not Step.SET or signed is None or self._bad_set or self._ledger.missing_commits(self.view):
             return False
         proposal = signed.record
-        commits = [self._ledger.commits[entry.member][entry.commit] for entry in proposal.entries]
+        commits = self._ledger.commits_of(proposal.entries)
         try:
             self._inputs = inputs = inputs_of(self.setting.roster, proposal, commits, self.setting.parts)
         except ProtocolViolation as error:
@@ -318,13 +373,17 @@ class Height:
             return True
         self._compare_state(inputs.state_root)
         self.step = Step.EXCHANGE
+        self._drawn = self._draw(inputs)
         wait_s = self._exchange_s * (1 + self.view)
         self._deadline = self._now + wait_s + (0.0 if self._leading else self._delta_s * (1 + self.view))
         if inputs.reducers and self.setting.me in inputs.members and self._may_sign:
             self._exchanging = True
             self._out.append(
-                Exchange(self.round, self.view, inputs.hash, inputs.members, inputs.commits, inputs.reducers, wait_s)
-            )
+                Exchange(
+                    self.round, self.view, inputs.hash, inputs.members, inputs.commits, inputs.reducers, wait_s,
+                    least=max(1, len(inputs.members) - self._electorate.b),
+                )
+            )  # fmt: skip
         return True
 
     def _state_results(self, inputs: Inputs, results: Sequence[Part | None]) -> None:
@@ -335,7 +394,7 @@ class Height:
 
     def _sensible(self, result: Part, inputs: Inputs) -> bool:
         try:
-            check_part(result, len(inputs.members), self._rules.b)
+            check_part(result, len(inputs.members), self._electorate.b)
         except ProtocolViolation:
             return False
         return True
@@ -358,24 +417,29 @@ class Height:
         stated = [signed for part in range(self.setting.parts) if (signed := self._stated(part)) is not None]
         if len(stated) < self.setting.parts or any(s.record.result.digest not in self._held for s in stated):
             return False
+        if self._known_bad():
+            return False
         body = Body(
             self.round, self.setting.prev, inputs.hash, inputs.mask, inputs.state_root,
-            tuple(signed.record.result for signed in stated),
+            tuple(signed.record.result for signed in stated), self._to_expel(),
         )  # fmt: skip
         signatures = tuple(signature_of(signed.raw) for signed in stated)
         self._broadcast(BodyProposal(self.setting.roster.run, self.round, self.view, body, signatures, None))
         return True
 
     def _vote_1(self) -> bool:
-        if self.step not in (Step.SET, Step.EXCHANGE):
+        if self.step not in (Step.SET, Step.EXCHANGE, Step.CHECK):
             return False
         signed = self._ledger.proposals.get(self.view)
         choice = WAIT if signed is None else self._judge(signed.record)
+        if signed is not None and isinstance(choice, bytes) and signed.record.proof is None:
+            choice = self._examine(signed.record.body, choice)
         if choice is WAIT:
             if self._now < self._deadline and not self._leader_failed():
                 return False
             choice = None
         self._lacking = self._lacking_now() if choice is None else 0
+        self._note_tardy()
         self.step = Step.VOTE_1
         self._cast(1, choice, self._lacking)
         return True
@@ -397,6 +461,8 @@ class Height:
         )
         if not free or self.diverged:
             return None
+        if proof is None and not all(self.setting.condemned(member) for member in places(proposal.body.expelled)):
+            return WAIT
         return name if all(part.digest in self._held for part in proposal.body.parts) else WAIT
 
     def _from_inputs(self, proposal: BodyProposal, inputs: Inputs) -> bool:
@@ -416,7 +482,7 @@ class Height:
 
     def _lock(self) -> bool:
         """A phase-1 quorum: lock, and say so in phase 2. The parts need not be here: b+1 honest voters hold them."""
-        name = self._ledger.tally(self.view, 1).body_with(self._rules.q)
+        name = self._ledger.tally(self.view, 1).body_with(self._electorate.q)
         if self.step not in (Step.VOTE_1, Step.VOTE_2) or name is None or name not in self._ledger.bodies:
             return False
         lock = Lock(self.view, name)
@@ -446,15 +512,15 @@ class Height:
 
     def _time_is_up(self, tally: Tally) -> bool:
         """No body can win any more, or a quorum has voted and the rest had their time."""
-        if tally.hopeless(self._size, self._rules.q):
+        if tally.hopeless(len(self._electorate), self._electorate.q):
             return True
-        if self._timer is None and len(tally.votes) >= self._rules.q:
+        if self._timer is None and len(tally.votes) >= self._electorate.q:
             self._timer = self._now + self._delta_s * (1 + self.view)
         return self._timer is not None and self._now >= self._timer
 
     def _count_decision(self) -> bool:
         for (_, phase), tally in self._ledger.tallies.items():
-            name = tally.body_with(self._rules.q) if phase == 2 else None
+            name = tally.body_with(self._electorate.q) if phase == 2 else None
             if name is not None and name in self._ledger.bodies:
                 self._decide(Certificate(self.setting.roster.run, self._ledger.bodies[name], tally.proof(name)))
                 return True
@@ -489,7 +555,7 @@ class Height:
         inputs = b""
         if self.certificate is not None:
             inputs, parts = self.certificate.body.set_hash, self.certificate.body.parts
-            holders = [*(mark.member for mark in self.certificate.quorum.marks), *range(self._size)]
+            holders = [*(mark.member for mark in self.certificate.quorum.marks), *self._electorate.places]
         elif self.step in (Step.SET, Step.EXCHANGE) and not self._exchanging:
             signed = self._ledger.proposals.get(self.view)
             if signed is not None:
@@ -503,6 +569,233 @@ class Height:
                 holders = list(self._inputs.reducers)
         lacking = tuple((n, p) for n, p in enumerate(parts) if p is not None and p.digest not in self._held)
         return inputs, lacking, [place for place in dict.fromkeys(holders) if place != self.setting.me]
+
+    # --- checks ------------------------------------------------------------------------------------------------
+
+    def _draw(self, inputs: Inputs) -> tuple[int, ...]:
+        """Parts of others. Seeded by the view too: asking for inputs in one view betrays nothing of the next."""
+        setting = self.setting
+        candidates = [part for part, reducer in enumerate(inputs.reducers) if reducer != setting.me]
+        if not setting.checks or not candidates or not self._may_sign:
+            return ()
+        if len(candidates) <= setting.checks:
+            return tuple(candidates)
+        secret = signature_of(setting.seal(CheckDraw(setting.roster.run, self.view, inputs.hash)))
+        return draw(secret, candidates, setting.checks)
+
+    def _to_check(self) -> list[int]:
+        """The parts that we drew, and those of proven liars: the leader may not have known, or be one itself."""
+        inputs, me = self._inputs, self.setting.me
+        if inputs is None or not self.setting.checks or not self._may_sign:
+            return []
+        return [
+            part for part, reducer in enumerate(inputs.reducers)
+            if part in self._drawn or (reducer != me and self.setting.condemned(reducer))
+        ]  # fmt: skip
+
+    def _ask_checks(self) -> None:
+        """Have computed anew what is stated of what we drew, and what others say is wrong."""
+        inputs = self._inputs
+        if not self.setting.checks or not self._may_sign:
+            return
+        if inputs is not None and not self._exchanging and self.step in (Step.EXCHANGE, Step.CHECK):
+            entries = self._ledger.sets[self.view].record.entries
+            for part in self._to_check():
+                for signed in self._statements_on(part):
+                    self._note_check(inputs, entries, signed)
+        self._resolve_accusations()
+        groups: dict[tuple[bytes, int], list[Case]] = {}
+        for case in self._checks.unasked(self.view):
+            assert case.inputs is not None
+            case.asked, case.pending = self.view, case.pending + 1
+            groups.setdefault((case.inputs.hash, case.inputs.view), []).append(case)
+        for cases in groups.values():
+            self._ask_check(cases)
+
+    def _ask_check(self, cases: list[Case]) -> None:
+        inputs = cases[0].inputs
+        assert inputs is not None
+        parts = tuple(case.as_check for case in cases)
+        self._out.append(
+            Check(
+                self.round, inputs.view, inputs.hash, inputs.members, inputs.commits, inputs.reducers, parts,
+                self._exchange_s * (1 + self.view),
+            )
+        )  # fmt: skip
+
+    def _statements_on(self, part: int) -> list[Signed[Reduced]]:
+        """What this view's reducer signed: to us, and under the leader's body, should that be another thing."""
+        stated, signed = self._stated(part), self._ledger.proposals.get(self.view)
+        found = [] if stated is None else [stated]
+        inputs = self._inputs
+        if signed is None or signed.record.proof is not None or not self._sound or inputs is None:
+            return found
+        result, reducer = signed.record.body.parts[part], inputs.reducers[part]
+        if stated is None or stated.record.result != result:
+            record = inputs.states(self.setting.roster, self.round, part, result)
+            found.append(
+                open_message(check_signature(self.setting.roster, reducer, record, signed.record.statements[part]))
+            )
+        return found
+
+    def _note_check(self, inputs: Inputs, entries: tuple[Entry, ...], signed: Signed[Reduced]) -> None:
+        reduced = signed.record
+        key = (reduced.set_hash, reduced.part, reduced.result)
+        reducer = inputs.reducers[reduced.part]
+        case = self._checks.cases.get(key)
+        if case is None or case.noted < self.view or reducer not in case.statements:
+            self._checks.note(inputs, entries, reducer, signed)
+
+    def _resolve_accusations(self) -> None:
+        """Those whose commits are all here can be looked into; the others' commits are asked for."""
+        wanted: list[Entry] = []
+        for case in self._checks.unresolved():
+            absent = self._ledger.absent(case.entries)
+            wanted += absent
+            if not absent:
+                commits = tuple(signed.record for signed in self._ledger.commits_of(case.entries))
+                reducer, statement = next(iter(case.statements.items()))
+                case.inputs = inputs_for(reducer, case.entries, commits, statement.record)
+        self._ledger.wanted = tuple(wanted)
+
+    def _act_on_news(self) -> None:
+        """Convict whose result was found to be another, and those who said so of a right one."""
+        news, self._checks.news = self._checks.news, {}
+        for key in news:
+            case = self._checks.cases[key]
+            if case.verdict is Verdict.DIFFERENT:
+                for reducer, statement in case.statements.items():
+                    self._convict_reducer(case, reducer, statement)
+            elif case.verdict is Verdict.SAME:
+                for accuser, raw in case.accusers.items():
+                    self._note_false(accuser, key, raw)
+
+    def _convict_reducer(self, case: Case, reducer: int, statement: Signed[Reduced]) -> None:
+        setting, part = self.setting, statement.record.part
+        if reducer in setting.docket.proven or reducer not in self._electorate:
+            return
+        accusation = setting.seal(Fraud(setting.roster.run, self.round, statement.raw, case.entries))
+        commits = tuple(signed.raw for signed in self._ledger.commits_of(case.entries))
+        evidence = fraud_evidence(setting.roster.run, statement.raw, commits)
+        self._convict(reducer, f"reduced part {part} wrongly in round {self.round}", (evidence,), (accusation,))
+
+    def _note_false(self, accuser: int, key: Any, raw: bytes) -> None:
+        docket = self.setting.docket
+        if accuser in docket.proven or key in docket.false.get(accuser, {}):
+            return
+        proof = docket.accused_falsely(accuser, key, raw)
+        if proof is None:
+            reason = "accused a reducer that had reduced rightly"
+            self._out.append(Fault(self.setting.roster.members[accuser].peer, reason))
+        else:
+            self._convict(accuser, "accused reducers that had reduced rightly", proof, proof)
+
+    def _convict(self, member: int, reason: str, evidence: tuple[bytes, ...], words: tuple[bytes, ...]) -> None:
+        """words: what makes the others see it too."""
+        self.setting.docket.proven[member] = words
+        self._out.append(Exclude(self.setting.roster.members[member].peer, reason, evidence))
+        self._out += [Send(None, word) for word in words]
+
+    def _examine(self, body: Body, name: bytes) -> bytes | _Wait | None:
+        """Whether checks allow to vote for this body: WAIT while they are under way."""
+        if not self.setting.checks or not body.parts:
+            return name
+        verdicts = [self._checks.verdict((body.set_hash, n, part), self.view) for n, part in enumerate(body.parts)]
+        if any(verdict in (Verdict.DIFFERENT, Verdict.UNSERVED) for verdict in verdicts):
+            return None
+        if all(verdicts[n] is Verdict.SAME for n in self._needed(body)) and not self._await_objections(verdicts):
+            return name
+        if self.step is not Step.CHECK:
+            self.step = Step.CHECK
+            self._deadline = self._now + (self._exchange_s + self._delta_s) * (1 + self.view)
+        return WAIT
+
+    def _needed(self, body: Body) -> list[int]:
+        """The parts that are ours to check, and those that somebody accuses."""
+        cases = [self._checks.cases.get((body.set_hash, n, part)) for n, part in enumerate(body.parts)]
+        ours = self._to_check()
+        return [n for n, case in enumerate(cases) if n in ours or (case is not None and case.accusers)]
+
+    def _await_objections(self, verdicts: Sequence[Verdict | None]) -> bool:
+        """Where nobody checks everything: whether somebody who is there has yet to say that it found nothing wrong.
+
+        So that one honest member that did find something is heard before the others vote. Who holds this up once is
+        not waited for until it was in time again.
+        """
+        inputs = self._inputs
+        assert inputs is not None
+        if all(v is Verdict.SAME or r == self.setting.me for v, r in zip(verdicts, inputs.reducers, strict=True)):
+            return False
+        if self._objections is None:
+            self._objections = self._now + self._delta_s * (1 + self.view)
+            if self.step is Step.CHECK:
+                self._deadline = max(self._deadline, self._objections)
+        return self._now < self._objections and any(
+            member not in self.setting.tardy and self.setting.present(member) for member in self._unheard()
+        )
+
+    def _unheard(self) -> list[int]:
+        """Members that have not said that they checked, nor voted, in this view."""
+        setting, voted = self.setting, self._ledger.tally(self.view, 1).votes
+        return [
+            member for member in self._electorate.places
+            if member not in voted and member not in setting.docket.proven and member != setting.me
+            and not setting.has_checked(member, self.view)
+        ]  # fmt: skip
+
+    def _note_tardy(self) -> None:
+        if self._objections is not None:
+            unheard = self._unheard()
+            self.setting.tardy.difference_update(set(self._electorate.places) - set(unheard))
+            if self._now >= self._objections:
+                self.setting.tardy.update(unheard)
+
+    @property
+    def has_checked(self) -> bool:
+        """What we drew in this view is judged, so whatever is wrong with it we have said."""
+        if self.step in (Step.COMMITS, Step.SET) or not self.setting.checks:
+            return False
+        inputs, voted = self._inputs, self.setting.me in self._ledger.tally(self.view, 1).votes
+        if inputs is None or voted:
+            return voted
+        stated = [self._stated(part) for part in self._to_check()]
+        return all(
+            signed is not None
+            and self._checks.verdict((inputs.hash, signed.record.part, signed.record.result), self.view) is not None
+            for signed in stated
+        )
+
+    @property
+    def others_wait(self) -> bool:
+        """Whether what we checked matters to others because nobody checks everything."""
+        inputs = self._inputs
+        return inputs is not None and len(self._drawn) < sum(place != self.setting.me for place in inputs.reducers)
+
+    def _known_bad(self) -> int:
+        """Mask of the parts whose stated result we found wrong, or could not check in this view."""
+        if self._inputs is None:
+            return 0
+        stated = [self._stated(part) for part in range(self.setting.parts)]
+        verdicts = [
+            None if s is None else self._checks.verdict((self._inputs.hash, n, s.record.result), self.view)
+            for n, s in enumerate(stated)
+        ]
+        return mask(n for n, v in enumerate(verdicts) if v in (Verdict.DIFFERENT, Verdict.UNSERVED))
+
+    def _to_expel(self) -> int:
+        """Those against whom a quorum says it holds proof: so all honest members hear of b+1 that do."""
+        if not self.setting.checks:
+            return 0
+        found = 0
+        for member in self._electorate.places:
+            more = found | 1 << member
+            if (
+                self.setting.condemned(member)
+                and self.setting.proofs(member) >= self._electorate.q
+                and self._electorate.may_expel(more)
+            ):
+                found = more
+        return found
 
     # --- small parts -------------------------------------------------------------------------------------------
 
@@ -528,12 +821,17 @@ class Height:
         leader = self.setting.leader(self.view)
         vote = self._ledger.tally(self.view, 1).votes.get(leader)
         gone = self.step is Step.SET and leader != self.setting.me and not self.setting.expected(leader)
-        return self._bad_set or gone or (vote is not None and vote.record.body is None)
+        resigns = leader == self.setting.me and self.step is Step.EXCHANGE and bool(self._known_bad())
+        return self._bad_set or gone or resigns or (vote is not None and vote.record.body is None)
 
     def _equivocated(self, member: int, what: str, first: Signed[Any], second: Signed[Any]) -> None:
-        if member not in self.setting.excluded:
-            self.setting.excluded.add(member)
-            self._out.append(Exclude(self.setting.roster.members[member].peer, what, (first.raw, second.raw)))
+        setting = self.setting
+        if member in setting.docket.proven:
+            return
+        words: tuple[bytes, ...] = ()
+        if setting.checks:
+            words = (setting.seal(Equivocation(setting.roster.run, self.round, first.raw, second.raw)),)
+        self._convict(member, what, (first.raw, second.raw), words)
 
     def _blame_leader(self, error: PeerViolation) -> None:
         self._bad_set = True
@@ -549,7 +847,8 @@ class Height:
         if self._inputs is None:
             return 0
         stated = [self._stated(part) for part in range(self.setting.parts)]
-        return mask(n for n, s in enumerate(stated) if s is None or s.record.result.digest not in self._held)
+        absent = mask(n for n, s in enumerate(stated) if s is None or s.record.result.digest not in self._held)
+        return absent | self._known_bad()
 
     def _reduced_mask(self) -> int:
         return mask(part for part in range(self.setting.parts) if self._stated(part) is not None)

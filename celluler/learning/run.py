@@ -7,6 +7,9 @@ and is sent what it lacks. What is new is passed on once to everybody else, so t
 A member killed and started again has forgotten what it signed. With a higher `incarnation` it follows
 without signing until it knows that its new signatures cannot contradict its old ones.
 
+Who a certified body has expelled takes no part from the next round on: it is not listened to, waited for or counted,
+and b and q are those of the members that are left. All agree on that, because it is read from the chain.
+
 Knows nothing of sockets, workers or arrays.
 """
 
@@ -17,6 +20,7 @@ from typing import Any
 
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import Identity, PeerId, Record, Signed, seal
+from celluler.learning.checks import CheckOutcome
 from celluler.learning.effects import (
     Apply,
     Certified,
@@ -28,9 +32,12 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
+from celluler.learning.evidence import Docket, check_equivocation
 from celluler.learning.ledger import Setting
 from celluler.learning.messages import (
     Certificate,
+    Equivocation,
+    Fraud,
     Part,
     Status,
     check_certificate,
@@ -40,7 +47,7 @@ from celluler.learning.messages import (
     record_hash,
 )
 from celluler.learning.report import RunReport, report_of
-from celluler.learning.roster import RosterView
+from celluler.learning.roster import Electorate, RosterView
 from celluler.learning.round import Height
 
 INACTIVE_ROUNDS = 3
@@ -55,8 +62,11 @@ Effects = tuple[Effect, ...]
 class Run:
     """One member's half of a run."""
 
-    def __init__(self, roster: RosterView, identity: Identity, *, state_root: bytes, incarnation: int = 0) -> None:
-        """state_root: of the state before round 0.
+    def __init__(
+        self, roster: RosterView, identity: Identity, *, state_root: bytes, incarnation: int = 0, checks: int = 0
+    ) -> None:
+        """state_root: of the state before round 0. checks: how many parts to compute anew in each view, `checks_for`
+        says how many are due; with 0 nothing is checked, and nobody accused or expelled at our instance.
 
         incarnation: 0 at this key's first start in this run; a later start passes a higher number than the one before
         (the seconds since the epoch will do).
@@ -73,15 +83,16 @@ class Run:
         self._state_root = state_root
         self._places = {member.peer: member.index for member in roster.members}
         self._rules = roster.rules
-        self._size = len(roster)
+        self._checks = checks
         self._period_s = roster.rules.delta_ms / 1000 / STATUSES_PER_DELTA
         self._silence_s = roster.rules.delta_ms / 1000
         self._stall_s = roster.rules.stall_ms / 1000
         self._patience_s = (roster.rules.train_ms + roster.rules.exchange_ms + roster.rules.stall_ms) / 1000
-        self._mute_before: int | None = None if incarnation and self._size > 1 else 0
+        self._mute_before: int | None = None if incarnation and len(roster) > 1 else 0
         self._incarnation = incarnation
         self._suspects: dict[int, None] = {}
-        self._excluded: set[int] = set()
+        self._tardy: set[int] = set()
+        self._docket = Docket()
         self._heard: dict[int, float] = {}
         self._statuses: dict[int, Status] = {}
         self._answered: dict[int, float] = {}
@@ -90,9 +101,11 @@ class Run:
         self._train_at: float | None = None
         self._status_at = self._began = self._now = 0.0
         self._few_since: float | None = None
+        self._told: tuple[int, int] | None = None  # round and view of which we last said at once that we had checked
         self._sequence = 0
         self._out: list[Effect] = []
         self._height: Height | None = None
+        self._previous: Height | None = None  # for checks and accusations that come late
 
     # --- what happens ------------------------------------------------------------------------------------------
 
@@ -106,10 +119,10 @@ class Run:
         if not self.finished:
             return False
         done = {m for m, s in self._statuses.items() if s.certified and s.round == self._rules.rounds}
-        return all(place in done for place in range(self._size) if place != self.me and self._alive(place))
+        return all(place in done for place in self._electorate.places if place != self.me and self._alive(place))
 
     def start(self, now: float) -> Effects:
-        self._heard = dict.fromkeys(range(self._size), now)
+        self._heard = dict.fromkeys(range(len(self.roster)), now)
         self._status_at = now
         self._enter(now)
         return self.tick(now)
@@ -160,6 +173,14 @@ class Run:
         height.exchanged(view, results, now)
         return self._drain()
 
+    def checked(self, round_number: int, view: int, results: Sequence[CheckOutcome], now: float) -> Effects:
+        """The answer to a Check of this round and view. Late ones still convict whoever is still to be convicted."""
+        self._now = now
+        height = self._height_of(round_number)
+        if height is not None and self.stalled is None:
+            height.checked(results, now)
+        return self._drain()
+
     def fetched(self, round_number: int, digest: bytes, now: float) -> Effects:
         """A reduced part was fetched, and hashes to this digest."""
         self._now = now
@@ -199,6 +220,14 @@ class Run:
         record, here = signed.record, self._at.round
         if isinstance(record, Certificate):
             self._on_certificate(record)
+        elif author not in self._electorate:
+            self._tell_expelled(author, record)
+        elif isinstance(record, Equivocation):
+            self._note(sender, author, signed, self._on_equivocation(record))
+        elif isinstance(record, Fraud):
+            height = self._height_of(record.round)
+            new = height is not None and height.accuse(author, signed, self._now)
+            self._note(sender, author, signed, new)
         elif isinstance(record, Status):
             self._on_status(author, record)
         elif record.round == here:
@@ -214,13 +243,31 @@ class Run:
         """What is new shows its author alive, and goes on to everybody else."""
         if new:
             self._heard[author] = self._now
-            if self._size > 2:
+            if len(self._electorate) > 2:
                 self._out.append(Send(None, signed.raw, skip=(sender, signed.signer)))
 
     def _on_certificate(self, certificate: Certificate) -> None:
         if certificate.body.round == self._at.round and self._at.certificate is None:
-            check_certificate(self.roster, certificate)
+            check_certificate(self.roster, certificate, expelled=self._electorate.expelled)
             self._at.certify(certificate, self._now)
+
+    def _on_equivocation(self, record: Equivocation) -> bool:
+        """True if it tells us of a liar that we did not know."""
+        member, what = check_equivocation(self.roster, record)
+        if member in self._docket.proven or member not in self._electorate:
+            return False
+        words = (self._seal(record),) if self._checks else ()
+        self._docket.proven[member] = words
+        self._out.append(Exclude(self.roster.members[member].peer, what, (record.first, record.second)))
+        return True
+
+    def _tell_expelled(self, place: int, record: Any) -> None:
+        """Nothing it says counts any more; it may be told so, should it not know."""
+        if not isinstance(record, Status) or record.certified or record.round >= len(self.certificates):
+            return
+        if self._now - self._answered.get(place, -self._period_s) >= self._period_s / 2:
+            self._answered[place] = self._now
+            self._out.append(Send(self.roster.members[place].peer, self._seal(self.certificates[record.round])))
 
     def _on_status(self, author: int, status: Status) -> None:
         known = self._statuses.get(author)
@@ -246,12 +293,21 @@ class Run:
             return []
         if status.round < len(self.certificates):
             return [self._seal(self.certificates[status.round])]
-        return self._at.answer(status)
+        return [*self._at.answer(status), *self._proofs_for(status)]
+
+    def _proofs_for(self, status: Status) -> list[bytes]:
+        """What proves those to be liars of whom this member does not know it yet. An accusation serves two rounds."""
+        words = [
+            word for member, words in self._docket.proven.items() for word in words
+            if member in self._electorate and not status.proven >> member & 1
+        ]  # fmt: skip
+        return [word for word in words if _serves(open_message(word).record, self._at.round)]
 
     def _status(self) -> bytes:
         self._sequence += 1
         heard = mask(place for place, at in self._heard.items() if self._now - at <= self._silence_s)
-        return self._seal(self._at.status(self._incarnation, self._sequence, heard | 1 << self.me))
+        proven = mask(place for place in self._electorate.places if self._condemned(place)) if self._checks else 0
+        return self._seal(self._at.status(self._incarnation, self._sequence, heard | 1 << self.me, proven))
 
     # --- heights -----------------------------------------------------------------------------------------------
 
@@ -261,27 +317,47 @@ class Run:
             raise LocalError("the run was not started")
         return self._height
 
+    @property
+    def _electorate(self) -> Electorate:
+        return Electorate(self.roster) if self._height is None else self._height.setting.electorate
+
+    def _height_of(self, round_number: int) -> Height | None:
+        """This round's or the one before, of which things are still said."""
+        heights = (self._at, self._previous)
+        return next((height for height in heights if height is not None and height.round == round_number), None)
+
     def _enter(self, now: float) -> None:
         """Open the height after the last certificate."""
         number = len(self.certificates)
+        electorate = self._electorate.after(self.certificates[-1].body.expelled if self.certificates else 0)
+        if self.me not in electorate:
+            self._stall(f"expelled by the others in round {number - 1}")
+            return
         closing = number == self._rules.rounds
         self._applying, self._train_at, self._began = False, None, now
         setting = Setting(
             roster=self.roster,
+            electorate=electorate,
             me=self.me,
             round=number,
             prev=record_hash(self.certificates[-1].body) if self.certificates else self.roster.digest,
             state_root=self._state_root,
             parts=0 if closing else self._rules.parts,
-            leaders=self._active(),
+            leaders=self._active(electorate),
             mute=self._mute_before is None or number < self._mute_before,
+            checks=self._checks,
             seal=self._seal,
             expected=self._expected,
             present=self._present,
+            has_checked=self._has_checked,
+            proofs=self._proofs,
+            condemned=self._condemned,
             suspects=self._suspects,
-            excluded=self._excluded,
+            tardy=self._tardy,
+            docket=self._docket,
         )
-        self._height = height = Height(setting, now)
+        self._previous, self._height = self._height, Height(setting, now)
+        height = self._height
         self._unmute()
         if closing:
             height.commit((), (), False, now)
@@ -291,6 +367,8 @@ class Run:
             self._train()
         early, self._early = self._early, {}
         for author, kept in early.items():
+            if author not in electorate:
+                continue
             for signed in kept.values():
                 self._replay(author, signed)
 
@@ -310,21 +388,26 @@ class Run:
         """Whether our last update was left out, so that nobody knows the momentum it would carry."""
         return not self.certificates or not self.certificates[-1].body.members >> self.me & 1
 
-    def _active(self) -> tuple[int, ...]:
+    def _active(self, electorate: Electorate) -> tuple[int, ...]:
         """Who takes turns in leading: read from the chain alone, so that all agree."""
         recent = [certificate.body.members for certificate in self.certificates[-INACTIVE_ROUNDS:]]
         if len(recent) < INACTIVE_ROUNDS:
-            return tuple(range(self._size))
-        return places(recent[0] | recent[1] | recent[2])
+            return electorate.places
+        return places((recent[0] | recent[1] | recent[2]) & ~electorate.expelled)
 
     def _after(self) -> None:
         """What a change in the height means for the run."""
         height = self._at
+        if self._checks and self._told != (height.round, height.view) and height.has_checked and height.others_wait:
+            self._told = height.round, height.view
+            self._out.append(Send(None, self._status()))
         if height.certificate is not None and len(self.certificates) == height.round:
             self.certificates.append(height.certificate)
-            report = report_of(self.roster, height.certificate.body, height.certificate.quorum.view)
+            report = report_of(self._electorate, height.certificate.body, height.certificate.quorum.view)
             if height.setting.parts:
                 self.report.rounds.append(report)
+            for peer in report.expelled:
+                self.report.expelled[peer] = report.round
             self._out.append(Certified(height.certificate, report))
             self._train_at = None
         if not height.complete or self._applying or self.finished or height.diverged:
@@ -344,8 +427,11 @@ class Run:
         fresh = self._now - self._silence_s
         if place == self.me or self._heard[place] >= fresh:
             return True
-        witnesses = [m for m, s in self._statuses.items() if s.heard >> place & 1 and self._heard[m] >= fresh]
-        return len(witnesses) > self._rules.b
+        witnesses = [
+            m for m, s in self._statuses.items()
+            if s.heard >> place & 1 and self._heard[m] >= fresh and m in self._electorate
+        ]  # fmt: skip
+        return len(witnesses) > self._electorate.b
 
     def _expected(self, place: int) -> bool:
         return place in self._at.setting.leaders and self._alive(place)
@@ -355,8 +441,30 @@ class Run:
         return place == self.me or self._now - self._heard[place] <= 2 * self._period_s
 
     def _behind(self) -> bool:
-        ahead = sum(status.round > len(self.certificates) for status in self._statuses.values())
-        return ahead > self._rules.b
+        ahead = sum(s.round > len(self.certificates) for m, s in self._statuses.items() if m in self._electorate)
+        return ahead > self._electorate.b
+
+    def _has_checked(self, place: int, view: int) -> bool:
+        """Whether it says so of this round and view, and everybody of whom it says to hold proof is known to us too:
+        the proof may still be under way."""
+        status = self._statuses.get(place)
+        if status is None or (status.round, status.view) != (self._at.round, view) or not status.checked:
+            return False
+        return all(self._condemned(member) for member in places(status.proven) if member in self._electorate)
+
+    def _proofs(self, place: int) -> int:
+        """How many members say that they hold proof against one, ourselves included."""
+        return self._witnesses(place) + self._condemned(place)
+
+    def _condemned(self, place: int) -> bool:
+        """We hold proof, or so many say they do that one of them is honest: should its inputs be kept from us alone."""
+        return place in self._docket.proven or self._witnesses(place) > self._electorate.b
+
+    def _witnesses(self, place: int) -> int:
+        return sum(
+            status.proven >> place & 1
+            for member, status in self._statuses.items() if member != place and member in self._electorate
+        )  # fmt: skip
 
     def _unmute(self) -> None:
         """A rejoined member signs again two heights after it has caught up with a quorum of the others.
@@ -365,23 +473,25 @@ class Run:
         before, at least one honest member is among those heard from.
         """
         if self._mute_before is None:
-            level = sum(status.round <= self._at.round for status in self._statuses.values())
-            if level >= min(self._rules.q, self._size - 1):
+            electorate = self._electorate
+            level = sum(s.round <= self._at.round for member, s in self._statuses.items() if member in electorate)
+            if level >= min(electorate.q, len(electorate) - 1):
                 self._mute_before = self._at.round + 2
 
     def _watch(self) -> None:
         """Give up in bounded time, with the reason."""
         if self.finished:
             return
-        present = [place for place in range(self._size) if self._alive(place)]
-        if len(present) >= self._rules.q:
+        electorate = self._electorate
+        present = [place for place in electorate.places if self._alive(place)]
+        if len(present) >= electorate.q:
             self._few_since = None
         elif self._few_since is None:
             self._few_since = self._now
         elif self._now - self._few_since >= self._stall_s:
-            silent = ", ".join(self._names(set(range(self._size)) - set(present)))
+            silent = ", ".join(self._names(set(electorate.places) - set(present)))
             self._stall(
-                f"{len(present)} of {self._size} members are alive, {self._rules.q} are needed; silent: {silent}"
+                f"{len(present)} of {len(electorate)} members are alive, {electorate.q} are needed; silent: {silent}"
             )
             return
         if not self._applying and self._now - self._began >= self._patience_s:
@@ -397,6 +507,8 @@ class Run:
 
     def _drain(self) -> Effects:
         """Collect what the height and the run want done, and write down what is held against whom."""
+        if self._previous is not None:
+            self._out += self._previous.take()
         self._out += self._at.take()
         self._after()
         self._out += self._at.take()
@@ -407,3 +519,8 @@ class Run:
             elif isinstance(effect, Fault):
                 self.report.fault(effect.peer, effect.reason)
         return effects
+
+
+def _serves(record: Any, round_number: int) -> bool:
+    """Whether a member in this round can still make something of a proof: an accusation needs that round's inputs."""
+    return not isinstance(record, Fraud) or record.round + 1 >= round_number

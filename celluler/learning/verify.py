@@ -32,7 +32,7 @@ from celluler.learning.messages import (
     record_hash,
     set_hash,
 )
-from celluler.learning.roster import RosterView
+from celluler.learning.roster import Electorate, RosterView
 from celluler.learning.transcript import HeightRecord, Signatures, Transcript, TranscriptWriter
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class Link:
     """One height, verified. name: the hash that the next one names as `prev`. voters: roster places of the quorum.
 
     commits: in the order of the set; none when they are not here. reducers: who signed which part, as far as known.
+    electorate: who took part, those before having expelled the rest.
     """
 
     round: int
@@ -80,6 +81,7 @@ class Link:
     reducers: Mapping[int, int]
     certificate: Certificate
     signed: Signatures
+    electorate: Electorate
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -239,15 +241,16 @@ class Archive:
     def _link(self, number: int, previous: Link | None) -> Link:
         records = [record for file in self._files if (record := file.height(number)) is not None]
         certificates = [record.certificate for record in records]
-        certificate = _first(certificates, lambda one: self._check_certificate(one, number, previous))
+        electorate = Electorate(self.roster) if previous is None else previous.electorate.after(previous.body.expelled)
+        certificate = _first(certificates, lambda one: self._check_certificate(one, number, previous, electorate))
         body = certificate.body
-        if any(self._is_fork(other, certificate) for other in certificates):
+        if any(self._is_fork(other, certificate, electorate) for other in certificates):
             raise ProtocolViolation("two different results were certified: more members lied than the run could bear")
         commits, raw_commits = self._commits(records, body)
         statements = self._statements(records, body)
         signed = Signatures(
             raw_commits,
-            next((r.proposal for r in records if r.proposal and self._is_proposal(r.proposal, body)), None),
+            next((r.proposal for r in records if r.proposal and self._is_proposal(r.proposal, body, electorate)), None),
             tuple(raw for raw, _ in statements.values()),
         )
         return Link(
@@ -259,28 +262,33 @@ class Archive:
             {part: member for part, (_, member) in statements.items()},
             certificate,
             signed,
+            electorate,
         )
 
-    def _check_certificate(self, certificate: Certificate, number: int, previous: Link | None) -> Certificate:
+    def _check_certificate(
+        self, certificate: Certificate, number: int, previous: Link | None, electorate: Electorate
+    ) -> Certificate:
         roster, body = self.roster, certificate.body
-        check_certificate(roster, certificate)
+        check_certificate(roster, certificate, expelled=electorate.expelled)
         if body.round != number or body.prev != (roster.digest if previous is None else previous.name):
             raise ProtocolViolation("a certificate of another history")
         size = body.members.bit_count()
-        if size < roster.rules.q or body.members >> len(roster):
-            raise ProtocolViolation(f"certified from {size} members, a quorum is {roster.rules.q}")
+        if size < electorate.q or not electorate.has(body.members):
+            raise ProtocolViolation(f"certified from {size} members, a quorum is {electorate.q}")
+        if not electorate.may_expel(body.expelled):
+            raise ProtocolViolation("certified with an expulsion of strangers, or of more members than tolerated")
         closing = number == roster.rules.rounds
         if number > roster.rules.rounds or len(body.parts) != (0 if closing else roster.rules.parts):
             raise ProtocolViolation(f"certified in {len(body.parts)} parts")
         for part in body.parts:
-            check_part(part, size, roster.rules.b)
+            check_part(part, size, electorate.b)
         return certificate
 
-    def _is_fork(self, other: Certificate, certificate: Certificate) -> bool:
+    def _is_fork(self, other: Certificate, certificate: Certificate, electorate: Electorate) -> bool:
         if other.body == certificate.body:
             return False
         try:
-            check_certificate(self.roster, other)
+            check_certificate(self.roster, other, expelled=electorate.expelled)
         except PeerViolation:
             return False
         return True
@@ -330,12 +338,12 @@ class Archive:
                 found.setdefault(told.part, (raw, member))
         return dict(sorted(found.items()))
 
-    def _is_proposal(self, raw: bytes, body: Body) -> bool:
+    def _is_proposal(self, raw: bytes, body: Body, electorate: Electorate) -> bool:
         try:
             signed = open_message(raw)
             told = signed.record
             if isinstance(told, SetProposal):
-                check_set(self.roster, told)
+                check_set(self.roster, told, expelled=electorate.expelled)
         except PeerViolation:
             return False
         return (

@@ -10,9 +10,22 @@ from hypothesis import strategies as st
 
 from celluler.errors import PeerViolation
 from celluler.identity import seal
-from celluler.learning.effects import Apply, Fault, Send, Stalled, Train
+from celluler.learning.checks import checks_for, draw
+from celluler.learning.effects import Apply, Check, Exclude, Fault, Send, Stalled, Train
 from celluler.learning.inputs import assign_reducers
-from celluler.learning.messages import Commit, Entry, SetProposal, Status, Vote, mask, open_message, places
+from celluler.learning.messages import (
+    Commit,
+    Entry,
+    Equivocation,
+    Fraud,
+    SetProposal,
+    Status,
+    Vote,
+    mask,
+    open_message,
+    places,
+)
+from celluler.learning.roster import Electorate, tolerated
 from celluler.learning.run import Run
 from celluler_protocols.rounds_messages import frames
 from simulations.rounds import GENESIS, play, roster_of, signers_of
@@ -29,7 +42,7 @@ def test_a_schedule_keeps_every_promise(seed: int) -> None:
 
 
 def fresh_run() -> Run:
-    run = Run(ROSTER, signers_of(4)[ROSTER.members[0].peer], state_root=GENESIS)
+    run = Run(ROSTER, signers_of(4)[ROSTER.members[0].peer], state_root=GENESIS, checks=checks_for(4, 2))
     run.start(0.0)
     return run
 
@@ -51,8 +64,19 @@ def records() -> st.SearchStrategy[object]:
     statuses = st.builds(
         Status, st.just(ROSTER.run), rounds, views, BITS, st.integers(0, 9), st.booleans(), BITS, st.booleans(),
         st.booleans(), BITS, BITS, BITS, BITS, st.lists(st.integers(0, 63), max_size=3).map(_entries),
+        st.booleans(), BITS,
     )  # fmt: skip
-    return st.one_of(commits, votes, sets, statuses)
+    envelopes = st.sampled_from([seal(signers_of(4)[ROSTER.members[2].peer], _vote(phase)) for phase in (1, 2)])
+    frauds = st.builds(
+        Fraud, st.just(ROSTER.run), rounds, envelopes | st.binary(min_size=1, max_size=60),
+        st.lists(st.integers(0, 63), min_size=1, max_size=5).map(_entries),
+    )  # fmt: skip
+    contradictions = st.builds(Equivocation, st.just(ROSTER.run), rounds, envelopes, envelopes)
+    return st.one_of(commits, votes, sets, statuses, frauds, contradictions)
+
+
+def _vote(phase: int) -> Vote:
+    return Vote(ROSTER.run, 0, 0, phase, None, 0)
 
 
 def _entries(members: list[int]) -> tuple[Entry, ...]:
@@ -67,7 +91,7 @@ def test_nonsense_from_members_is_named_and_never_moves_a_run(said: list[tuple[i
         now += 0.01
         peer = ROSTER.members[place].peer
         for effect in run.receive(peer, seal(signers_of(4)[peer], record), now):
-            assert not isinstance(effect, Apply | Train | Stalled)
+            assert not isinstance(effect, Apply | Train | Stalled | Exclude | Check)
             assert not isinstance(effect, Fault) or effect.peer == peer
             assert not isinstance(effect, Send) or len(effect.data) < 1 << 16
     assert not run.certificates
@@ -124,3 +148,36 @@ def test_every_part_has_one_reducer_in_the_set_and_none_that_is_barred(data: st.
     reducers = assign_reducers(size, members, barred, round_number=3, view=view, parts=parts)
     assert len(reducers) == parts
     assert set(reducers) <= set(members) - set(places(barred))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(min_size=64, max_size=64), st.sets(st.integers(0, 63)), st.integers(0, 64))
+def test_a_draw_is_of_the_candidates_and_as_large_as_can_be(secret: bytes, candidates: set[int], count: int) -> None:
+    drawn = draw(secret, candidates, count)
+    assert set(drawn) <= candidates
+    assert len(drawn) == len(set(drawn)) == min(count, len(candidates))
+    assert drawn == draw(secret, sorted(candidates, reverse=True), count)
+
+
+def test_every_part_is_drawn_equally_often() -> None:
+    counts = [0] * 12
+    for number in range(3000):
+        for part in draw(number.to_bytes(64, "big"), range(12), checks_for(12, 12)):
+            counts[part] += 1
+    assert all(abs(count - 500) < 100 for count in counts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_after_expulsions_the_liars_that_are_left_are_still_tolerated(data: st.DataObject) -> None:
+    size = data.draw(st.integers(4, 10))
+    roster = roster_of(size, 2, 2)
+    liars = data.draw(st.sets(st.integers(0, size - 1), max_size=tolerated(size)))
+    out = data.draw(st.sets(st.sampled_from(sorted(liars)))) if liars else set()
+    electorate = Electorate(roster)
+    assert electorate.may_expel(mask(out))
+    left = electorate.after(mask(out))
+    assert len(liars - out) <= left.b
+    assert 2 * left.q - len(left) > left.b  # two quorums share an honest member
+    assert set(left.places) == set(range(size)) - out
+    assert not left.may_expel(mask(out)) or not out

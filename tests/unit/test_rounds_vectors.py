@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from celluler.identity import seal
 from celluler.learning.messages import (
     Body,
@@ -9,6 +11,8 @@ from celluler.learning.messages import (
     Certificate,
     Commit,
     Entry,
+    Equivocation,
+    Fraud,
     Mark,
     Part,
     Quorum,
@@ -50,7 +54,10 @@ def examples() -> list[object]:
         vote,
         Vote(RUN, 3, 1, 1, None, 0b10),
         Certificate(RUN, body, quorum),
-        Status(RUN, 3, 1, 0, 17, False, 0b101, True, False, 0b10, 0b1, 0, 0b111, entries),
+        Certificate(RUN, replace(body, expelled=0b10), quorum),
+        Status(RUN, 3, 1, 0, 17, False, 0b101, True, False, 0b10, 0b1, 0, 0b111, entries, True, 0b10),
+        Equivocation(RUN, 3, seal(BOB, vote), seal(BOB, replace(vote, body=None))),
+        Fraud(RUN, 3, seal(BOB, reduced), entries),
     ]
     sayings: list[object] = [Say(seal(ALICE, record)) for record in signed]
     return [Talk(RUN), *sayings, Want(RUN, ROOT), Have(5), Piece(b"hello"), Absent()]
