@@ -12,9 +12,12 @@ _KNOWN = {name: cls for name, cls in vars(errors).items() if isinstance(cls, typ
 
 
 def describe_error(error: CellulerError) -> dict[str, Any]:
-    """`{type, message, hint, exit_code}` and what else the error says in fields."""
+    """`{type, message, hint, exit_code}` and what else the error says in fields.
+
+    type: the nearest of `celluler.errors`; what is finer than that concerns nobody else.
+    """
     document: dict[str, Any] = {
-        "type": type(error).__name__,
+        "type": next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _KNOWN),
         "message": str(error),
         "hint": error.hint,
         "exit_code": error.exit_code,

@@ -52,6 +52,7 @@ class ModelFields(TypedDict, total=False):
     regions: Sequence[str]
     readers: Sequence[str]
     aliases: Sequence[str]
+    public: bool
 
 
 # --- models ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from celluler.errors import QuotaExceeded
+from celluler.quantities import format_bytes
 
 Result = TypeVar("Result")
 
@@ -24,7 +25,8 @@ class NoRoom(QuotaExceeded):
     def __init__(self, extra_bytes: int, used_bytes: int, quota_bytes: int) -> None:
         left = max(0, quota_bytes - used_bytes)
         super().__init__(
-            f"{extra_bytes} bytes are more than the {left} left of the quota of {quota_bytes}",
+            f"{format_bytes(extra_bytes)} are more than what is left of the quota: {format_bytes(left)} of "
+            f"{format_bytes(quota_bytes)}",
             hint="free some with `celluler blob gc`, or raise the quota",
         )
         self.short_bytes = used_bytes + extra_bytes - quota_bytes

@@ -18,7 +18,8 @@ class NewModel:
     `seed` gives, the same everywhere. category, tags: words to be found by. licence: as SPDX names it. card: Markdown,
     at most 256 KiB. copies: how many peers should hold it; 0 for the swarm's default. regions: where they should be.
     readers: peer ids, or nicknames that only one member bears; with any, the weights are encrypted for them and for
-    the author. aliases: names for this version, such as `stable`; they are moved here from the version that has them.
+    the author. public: must be said of a version without readers that follows an encrypted one. aliases: names for
+    this version, such as `stable`; they are moved here from the version that has them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class NewModel:
     regions: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)

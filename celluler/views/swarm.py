@@ -107,9 +107,10 @@ class ViolationReport:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding of `doctor`. hint: what to do when not ok."""
+    """One finding of `doctor` or `verify`. hint: what to do when not ok. skipped: it could not be looked into."""
 
     name: str
     ok: bool
     detail: str
     hint: str = ""
+    skipped: bool = False

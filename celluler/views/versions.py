@@ -85,7 +85,7 @@ class ModelDiff:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked of a model, one line each. ok: all of them hold."""
+    """What was checked of a model, one line each. ok: everything that could be looked into holds."""
 
     model: str
     cid: str

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
@@ -122,7 +123,8 @@ def _serve_protocols(host: Host, desk: TrainingDesk, server: ModelServer | None)
 
     async def answer_inference(peer: PeerId, stream: trio.abc.Stream) -> None:
         with slots.held(peer) as free:
-            await (inference.serve_inference(stream, server.predict) if free else inference.turn_away(stream))
+            predict = partial(server.predict, asker=peer)
+            await (inference.serve_inference(stream, predict) if free else inference.turn_away(stream))
 
     host.serve(inference.PROTOCOL_ID, answer_inference)
 

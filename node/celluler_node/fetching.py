@@ -161,6 +161,10 @@ class Fetcher:
         for digest in digests if self._provides else ():
             self._nursery.start_soon(self._provide, digest)
 
+    async def providers(self, digest: Digest) -> tuple[PeerId, ...]:
+        """Who is said to hold it; nobody when that cannot be found out in time."""
+        return await self._look_up(digest)
+
     def withdraw(self, *digests: Digest) -> None:
         """We serve these no more: tell it no longer. Records that are out expire by themselves."""
         for digest in digests:

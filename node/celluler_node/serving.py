@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import Busy, CellulerError, InvalidSpec, TimedOut, WorkerFailed
+from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, TimedOut, WorkerFailed
 from celluler.identity import PeerId
 from celluler.models.calls import check_call
 from celluler.models.manifest import OpenedManifest
@@ -75,13 +75,20 @@ class ModelServer:
     def loaded(self) -> tuple[OpenedManifest, ...]:
         return tuple(one.opened for one in self._loaded.values() if one.child is not None)
 
-    async def predict(self, request: Predict, *, hints: tuple[PeerId, ...] = ()) -> Predicted:
-        """Raises NotFound, InvalidSpec for another input than the model's, Denied for an encrypted one that is not for
-        us, Busy, TimedOut, WorkerFailed."""
+    async def predict(
+        self, request: Predict, *, asker: PeerId | None = None, hints: tuple[PeerId, ...] = ()
+    ) -> Predicted:
+        """asker: another peer that asks, None for our own user.
+
+        Raises NotFound, InvalidSpec for another input than the model's, Denied for an encrypted one that is not for us
+        or not for the asker, Busy, TimedOut, WorkerFailed.
+        """
         began = trio.current_time()
         if math.prod(request.shape) > MAX_BATCH_ITEMS:
             raise InvalidSpec("input.shape", f"{request.shape} has more than {MAX_BATCH_ITEMS} items")
         opened = await self._repository.resolve(request.model, hints=hints)
+        if asker is not None and opened.record.encrypted and asker not in opened.record.readers:
+            raise Denied("this model is encrypted, and its author has not named you among its readers")
         check_call(opened.architecture, request.dtype, request.shape, request.output)
         loaded = await self._load(opened, hints)
         assert loaded.child is not None

@@ -103,7 +103,7 @@ async def test_who_has_a_part_says_which_and_serves_it(tmp_path) -> None:
             await bob.grant(alice, root)  # it has taken note of nothing yet
         bob.store.placed(root, [1, 2])
         assert (await bob.grant(alice, root)).have == b"\x06"
-        file = tmp_path / "peer0" / "store" / "scrap"
+        file = tmp_path / "peer0" / "store" / "content" / "scrap"
         file.touch()
         async with alice.bulk.open_mover(bob.id, root, file) as mover:
             placed, lacking = await bring(mover, chunks)

@@ -15,7 +15,7 @@ from celluler.client import Client
 from celluler.content.digest import parse_cid
 from celluler.errors import Denied, InvalidSpec, NotFound
 from simulations.digits import MLP
-from simulations.swarm import Swarm, open_swarm
+from simulations.swarm import CommandFailed, Swarm, celluler, open_swarm
 from tests.support.waiting import eventually
 
 WIDE = {**MLP, "layers": [{"kind": "dense", "width": 2048}, *MLP["layers"]]}
@@ -30,6 +30,13 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
             swarm.launch(name, join=[alice.address])
         for node in swarm.nodes[1:]:
             swarm.await_ready(node)
+        yield swarm
+
+
+@pytest.fixture
+def own_swarm(tmp_path: Path) -> Iterator[Swarm]:
+    """Of a test that ends nodes."""
+    with open_swarm(tmp_path / "own") as swarm:
         yield swarm
 
 
@@ -161,6 +168,51 @@ def test_only_named_readers_read_an_encrypted_model(alice: Client, bob: Client, 
     assert carol.models.pull("alice/secret:1.0.1").local
     with pytest.raises(Denied):
         bob.models.pull("alice/secret:1.0.1")
+    with pytest.raises(InvalidSpec, match="everybody"):  # by leaving something out
+        alice.models.add("alice/secret:1.1.0", MLP)
+
+
+def test_a_reader_that_serves_does_not_answer_everybody(
+    swarm: Swarm, alice: Client, bob: Client, tmp_path: Path
+) -> None:
+    alice.models.add("alice/for-bob:1.0.0", MLP, readers=["bob"])
+    bob.models.pull("alice/for-bob")
+    np.save(tmp_path / "x.npy", np.zeros((1, 64), dtype=np.float32))
+    with pytest.raises(CommandFailed) as refused:
+        celluler(
+            "run",
+            "alice/for-bob",
+            str(tmp_path / "x.npy"),
+            "--join",
+            swarm.nodes[1].address,
+            home=tmp_path / "stranger",
+        )
+    assert refused.value.code == 5
+
+
+def test_an_upload_beyond_the_quota_is_refused_and_does_not_hang(own_swarm: Swarm, tmp_path: Path) -> None:
+    home = own_swarm.folder / "small"
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text('[store]\nquota = "8MiB"\n')
+    small, source = own_swarm.start("small"), tmp_path / "source"
+    source.write_bytes(os.urandom(40 << 20))
+    with pytest.raises(CommandFailed) as refused:
+        small.call("blob", "add", str(source))
+    assert refused.value.code == 8
+
+
+def test_card_log_and_name_outlive_the_author(own_swarm: Swarm) -> None:
+    alice = own_swarm.start("alice")
+    bob, carol = (own_swarm.start(name, join=[alice.address]) for name in ("bob", "carol"))
+    with Client(home=alice.home) as author, Client(home=bob.home) as keeper, Client(home=carol.home) as stranger:
+        author.models.add("alice/lasting:1.0.0", MLP, card="# Lasting")
+        author.models.add("alice/lasting:1.1.0", MLP, seed=1, card="# Lasting on")
+        keeper.models.pull("alice/lasting")
+        keeper.models.log("alice/lasting")
+        keeper.models.card("alice/lasting")
+        alice.kill()
+        assert stranger.models.card("alice/lasting") == "# Lasting on"
+        assert len(stranger.models.log("alice/lasting").entries) == 2
 
 
 def test_damage_on_the_disk_is_found_and_mended(alice: Client, bob: Client, swarm: Swarm) -> None:

@@ -46,6 +46,8 @@ class ContentAnswers(Answers):
                 providers = await self._core.directory.providers(root)
         except CellulerError:  # nobody to ask
             pass
+        if stat.complete and self._of.membership is not None:
+            providers = (self._core.identity.peer_id, *providers)
         return blob_view(stat, received=self._core.fetcher.moved(root), providers=providers)
 
     async def transfers(self) -> tuple[Transfer, ...]:

@@ -76,7 +76,7 @@ class ModelAnswers(Answers):
         )
         if self._of.membership is None:
             return await self._model_view(await self._core.repository.keep(described))
-        held = await self._core.repository.publish(described, aliases=model.aliases)
+        held = await self._core.repository.publish(described, aliases=model.aliases, public=model.public)
         return await self._model_view(held)
 
     def _readers(self, named: Iterable[str]) -> tuple[PeerId, ...]:
@@ -135,7 +135,9 @@ class ModelAnswers(Answers):
         opened = await self._looked_up(ref)
         if opened.record.card is None:
             raise NotFound(f"{ref} has no card")
-        hints = (*self._hints(), *self._core.repository.resolver.announcers(opened.digest), opened.signed.signer)
+        keepers = await self._core.fetcher.providers(Digest(opened.record.weights))
+        announcers = self._core.repository.resolver.announcers(opened.digest)
+        hints = (*self._hints(), *announcers, opened.signed.signer, *keepers)
         return (await self._core.fetcher.block(Digest(opened.record.card), hints=hints)).decode("utf-8", "replace")
 
     async def _looked_up(self, ref: str) -> OpenedManifest:

@@ -41,7 +41,7 @@ class VersionAnswers(Answers):
             raise NotFound(f"{ref} here", hint=f"celluler model pull {ref}")
         checks = await self._core.repository.checks.of(opened)
         cid = cid_of(opened.digest, Codec.MANIFEST)
-        return Verification(name_of(opened), cid, checks, all(check.ok for check in checks))
+        return Verification(name_of(opened), cid, checks, all(check.ok or check.skipped for check in checks))
 
     async def model_log(self, ref: str) -> ModelLog:
         opened = await self._core.repository.resolve(ref, hints=self._hints(), retracted=True)

@@ -27,6 +27,6 @@ def close(store: Path, scratch: Path) -> bool:
     code += [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     rules = dict.fromkeys(code, landlock.READ)  # what is imported late, such as the words for an error
     rules |= {Path("/dev/urandom"): landlock.READ, Path("/dev/null"): landlock.WRITE_DEVICE}
-    rules |= {scratch: landlock.SCRATCH, store: landlock.READ | landlock.WRITE_FILE}
+    rules |= {scratch: landlock.SCRATCH, store: landlock.READ, store / "content": landlock.READ | landlock.WRITE_FILE}
     landlock.restrict(rules, network=True)
     return True

@@ -9,7 +9,7 @@ import typer
 
 from celluler.errors import IntegrityError, Unavailable
 from celluler.quantities import format_bytes
-from celluler.views import Blob, Model, ModelQuery, Verification, Versions, to_json
+from celluler.views import Blob, Check, Model, ModelQuery, Verification, Versions, to_json
 from celluler_node.cli import version_commands
 from celluler_node.cli.output import Output, printable, say
 from celluler_node.cli.progress import with_bars
@@ -49,6 +49,9 @@ def add(
     reader: Annotated[
         list[str], typer.Option(metavar="PEER", help="Encrypt the weights for this peer. May be repeated.")
     ] = NOBODY,
+    public: Annotated[
+        bool, typer.Option("--public", help="For everybody, though the version before was encrypted.")
+    ] = False,
     alias: Annotated[
         list[str], typer.Option(help="A name for this version, such as `stable`. May be repeated.")
     ] = NOBODY,
@@ -76,6 +79,7 @@ def add(
                 regions=region,
                 readers=reader,
                 aliases=alias,
+                public=public,
             )
         _show(Output(as_json=json), model)
 
@@ -194,7 +198,7 @@ def verify(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
     if json:
         output.document(found)
     else:
-        rows = [("ok" if check.ok else "WRONG", check.name, check.detail, check.hint) for check in found.checks]
+        rows = [(_verdict(check), check.name, check.detail, check.hint) for check in found.checks]
         output.table(("", "check", "found", "do"), rows)
     if not found.ok:
         raise typer.Exit(IntegrityError.exit_code)
@@ -301,3 +305,7 @@ def _show(output: Output, model: Model, versions: Versions | None = None) -> Non
         "provided by": model.providers,
     }
     output.facts(model, lines)
+
+
+def _verdict(check: Check) -> str:
+    return "ok" if check.ok else "open" if check.skipped else "WRONG"

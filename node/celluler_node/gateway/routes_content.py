@@ -105,20 +105,27 @@ async def _spooled(request: Request, spool: Path | None, limit: int) -> AsyncIte
 
 
 async def _fill(descriptor: int, request: Request, limit: int) -> None:
-    """Write the body. Raises QuotaExceeded above the limit, and when the disk is full: that is not a bug."""
-    written = 0
+    """Write the body. Raises QuotaExceeded above the limit, and when the disk is full: that is not a bug.
+
+    What comes after that is read all the same, and dropped: a client listens to the answer when it has sent everything.
+    """
+    written, failure = 0, None
     with os.fdopen(descriptor, "wb") as file:
         async for chunk in request.stream():
             written += len(chunk)
-            if written > limit:
-                raise QuotaExceeded(f"an upload has at most {format_bytes(limit)}", hint="celluler blob gc")
-            try:
-                await trio.to_thread.run_sync(_write, file, chunk)
-            except OSError as error:
-                raise QuotaExceeded(f"cannot keep an upload: {error.strerror}", hint="celluler blob gc") from None
+            if failure is None and written > limit:
+                failure = QuotaExceeded(f"an upload has at most {format_bytes(limit)}", hint="celluler blob gc")
+            if failure is None:
+                failure = await trio.to_thread.run_sync(_write, file, chunk)
+        if failure is not None:
+            raise failure
 
 
-def _write(file: BinaryIO, chunk: bytes) -> None:
+def _write(file: BinaryIO, chunk: bytes) -> QuotaExceeded | None:
     """Flushed at once: so that a full disk shows here, and not when the file is closed."""
-    file.write(chunk)
-    file.flush()
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:
+        return QuotaExceeded(f"cannot keep an upload: {error.strerror}", hint="celluler blob gc")
+    return None

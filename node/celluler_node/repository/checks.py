@@ -1,6 +1,7 @@
 """What can be said of a model's integrity: each claim looked into, and told whether it holds.
 
-A check that fails is an answer, not an error; what cannot be looked into (nobody answers) says so and counts as failed.
+A check that fails is an answer, not an error; what cannot be looked into (nobody answers, or it is encrypted and not
+for us) says so and counts neither way.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import trio
 
-from celluler.content.digest import Codec, cid_of
+from celluler.content.digest import Codec, Digest, cid_of
 from celluler.content.store import Store
-from celluler.errors import CellulerError, IntegrityError, NotFound, ProtocolViolation
-from celluler.identity import short
+from celluler.errors import CellulerError, Denied, IntegrityError, ProtocolViolation, Retracted, Unavailable
+from celluler.identity import PeerId, short
 from celluler.models.manifest import OpenedManifest
 from celluler.models.provenance import Chain, LogEntry, check_agrees
 from celluler.models.weights import check_weights
@@ -53,6 +54,7 @@ class Checks:
         """
         author, name = opened.signed.signer, opened.record.name
         index, holders = await self._resolver.index(author, name)
+        holders = (*holders, *await self._keepers(opened))
         if index.record.log is None:
             return ()
         chain = Chain(author, name, index.record.log)
@@ -64,6 +66,13 @@ class Checks:
         check_agrees(index.record, reversed(entries))
         return entries
 
+    async def _keepers(self, opened: OpenedManifest) -> tuple[PeerId, ...]:
+        """Who holds the weights keeps the small things beside them; nobody, when nobody can be asked."""
+        try:
+            return await self._fetcher.providers(Digest(opened.record.weights))
+        except CellulerError:
+            return ()
+
     async def _index(self, opened: OpenedManifest) -> str:
         record = opened.record
         index, _ = await self._resolver.index(opened.signed.signer, record.name)
@@ -74,7 +83,7 @@ class Checks:
                 if entry.retracted:
                     raise IntegrityError(f"its author has retracted it: {entry.retracted}")
                 return f"number {index.record.number} of {short(opened.signed.signer)} lists {record.version} as this"
-        raise NotFound(f"version {record.version} in the author's index")
+        raise IntegrityError(f"its author's index lists no version {record.version}")
 
     async def _log(self, opened: OpenedManifest) -> str:
         entries = await self.log(opened)
@@ -105,5 +114,9 @@ class Checks:
 async def _check(name: str, look: Callable[[OpenedManifest], Awaitable[str]], opened: OpenedManifest) -> Check:
     try:
         return Check(name, True, await look(opened))
+    except Retracted as error:
+        return Check(name, False, str(error), error.hint or "")
+    except (Unavailable, Denied) as error:
+        return Check(name, False, f"not checked: {error}", error.hint or "", skipped=True)
     except CellulerError as error:
         return Check(name, False, str(error), error.hint or "")

@@ -83,9 +83,12 @@ class Publisher:
         self._state, self._remember, self._clock = state, remember, clock
         self._changing = trio.Lock()
 
-    async def model(self, manifest: ModelManifest, *, aliases: tuple[str, ...] = (), note: str = "") -> OpenedManifest:
+    async def model(
+        self, manifest: ModelManifest, *, aliases: tuple[str, ...] = (), note: str = "", public: bool = False
+    ) -> OpenedManifest:
         """Sign a version of a model and make it resolvable. Its weights are in the store already.
 
+        public: it may be, though the version before was encrypted.
         Raises InvalidSpec for a version that says less than changed, LocalError for one that is taken,
         Unavailable when the DHT took no head.
         """
@@ -93,7 +96,9 @@ class Publisher:
             index = await self._own_index(manifest.name, MODEL)
             before = await self._version_before(index, manifest.version)
             if before is not None:
-                check_bump((await self._resolver.model(cid_of(before))).record, manifest)
+                earlier = (await self._resolver.model(cid_of(before))).record
+                check_bump(earlier, manifest)
+                _check_public(earlier, manifest, public)
             envelope = seal_manifest(self._identity, manifest)
             opened = open_manifest(envelope)
             await trio.to_thread.run_sync(self._store.put_block, envelope)
@@ -293,4 +298,14 @@ class Publisher:
             copies=record.copies,
             regions=record.regions,
             **self._gossip.stamp(life_s),
+        )
+
+
+def _check_public(earlier: ModelManifest, manifest: ModelManifest, public: bool) -> None:
+    """What was for a few is not given to all by leaving something out."""
+    if earlier.encrypted and not manifest.encrypted and not public:
+        raise InvalidSpec(
+            "readers",
+            f"{earlier.version} is encrypted, and {manifest.version} would be for everybody",
+            hint="name its readers (--reader PEER), or say --public",
         )

@@ -21,10 +21,11 @@ from celluler.identity import Identity, PeerId, Signed, short
 from celluler.models.index import VersionIndex
 from celluler.models.manifest import ModelManifest, OpenedManifest
 from celluler.models.names import ModelName, parse_reference
+from celluler.models.provenance import open_entry
 from celluler.models.select import pieces_of, tensors_of_layers
 from celluler_node.fetching import Fetcher
 from celluler_node.repository.catalogue import Catalogue
-from celluler_node.repository.checks import Checks
+from celluler_node.repository.checks import MAX_LOG_ENTRIES, Checks
 from celluler_node.repository.held import Held, HeldDataset, name_of
 from celluler_node.repository.publisher import Publisher
 from celluler_node.repository.resolver import Resolver
@@ -77,12 +78,12 @@ class Repository:
 
     # --- publishing --------------------------------------------------------------------------------------------
 
-    async def publish(self, manifest: ModelManifest, *, aliases: tuple[str, ...] = (), note: str = "") -> Held:
+    async def publish(self, manifest: ModelManifest, *, aliases: tuple[str, ...] = (), public: bool = False) -> Held:
         """Sign a model of ours and make it resolvable. Its weights are in the store already.
 
         Raises InvalidSpec, LocalError for a version that is taken, Unavailable when the DHT took no head.
         """
-        return self.held(await self.publisher.model(manifest, aliases=aliases, note=note))
+        return self.held(await self.publisher.model(manifest, aliases=aliases, public=public))
 
     async def keep(self, manifest: ModelManifest) -> Held:
         """Sign a model of ours and tell nobody: it can be named by its CID, and fetched from us while we are there."""
@@ -208,6 +209,19 @@ class Repository:
             index, _ = await self.resolver.index(author, name)
             self._fetcher.announce(digest_of(index.raw))
             self._directory.keep_head(author, name)
+            await self._keep_papers(announcement, index.record)
+
+    async def _keep_papers(self, announcement: Signed[ModelAnnouncement], index: VersionIndex) -> None:
+        """The card and the log, so that they outlive their author too."""
+        author = announcement.signer
+        opened = await trio.to_thread.run_sync(self.shelf.either, Digest(announcement.record.manifest))
+        hints = [author, *await self._fetcher.providers(Digest(announcement.record.root))]
+        if opened is not None and opened.record.card is not None:
+            await self._fetcher.block(Digest(opened.record.card), hints=hints)
+        at, kept = index.log, 0
+        while at is not None and kept < MAX_LOG_ENTRIES:
+            at = open_entry(await self._fetcher.block(Digest(at), hints=hints), signer=author).record.previous
+            kept += 1
 
     async def providers(self, opened: Opened) -> tuple[PeerId, ...]:
         """Who serves the content, ourselves included."""
@@ -255,6 +269,8 @@ class Repository:
 
     async def _weights(self, opened: OpenedManifest, hints: Sequence[PeerId]) -> Path:
         root = Digest(opened.record.weights)
+        if opened.record.sealed:
+            self.vault.check_reader(opened)  # before anything is fetched
         content = await self._fetcher.content(root, hints=self._hints(opened, hints), name=name_of(opened))
         try:
             return await trio.to_thread.run_sync(self.checks.weights, opened, content)

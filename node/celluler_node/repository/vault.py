@@ -20,6 +20,10 @@ class Vault:
     def __init__(self, identity: Identity, folder: Path) -> None:
         self._identity, self._folder = identity, folder
 
+    def check_reader(self, opened: OpenedManifest) -> None:
+        """Raises Denied when we are no reader."""
+        open_key(self._identity, opened.record.sealed)
+
     def open(self, opened: OpenedManifest, ciphertext: Path) -> Path:
         """The plaintext of a model, decrypted if it was not yet. Valid until `forget`.
 
