@@ -105,6 +105,8 @@ class Population:
         self.updates = 0
         """Those that certified sets name."""
         self.replayable: list[Replayable] = []
+        self.sound = 0
+        """Those that carried momentum exactly when they had some."""
         self.odd: list[str] = []
         """Updates that carried momentum where there was none, or left out what there was."""
 
@@ -126,6 +128,7 @@ class Population:
             what = "left its momentum out" if carries else "carried momentum that nobody knows"
             self.odd.append(f"round {link.round}: {self._archive.name_of(member)} {what}")
             return
+        self.sound += 1
         parts = self._archive.held(link.round, member)
         if carries and before is not None:
             parts = parts & self._archive.held(before.round, member) if before.commits else frozenset()

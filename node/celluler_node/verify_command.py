@@ -7,10 +7,11 @@ What it finds wrong, and what it could not look at, stands in the report: it rai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import trio
 
@@ -27,6 +28,7 @@ from celluler.learning.audit import (
     draw,
     odds,
 )
+from celluler.learning.messages import places
 from celluler.learning.roster import RosterView, bad_updates, open_roster
 from celluler.learning.transcript import Opening, Transcript
 from celluler.learning.verify import Archive, Link
@@ -56,6 +58,22 @@ class Papers:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What a published model says of itself. spec: its architecture, as parsed from JSON."""
+
+    job: Digest | None
+    parents: tuple[bytes, ...]
+    weights: Digest
+    spec: Any
+
+
+def claim_of(model: OpenedManifest) -> Claim:
+    record = model.record
+    job = None if record.job is None else Digest(record.job)
+    return Claim(job, record.parents, Digest(record.weights), json.loads(record.spec))
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """replays: updates to draw. seed: chosen after the run was made, or whoever chose it before could evade it."""
 
@@ -71,7 +89,7 @@ async def verify_training(
     worker: Program,
     limits: Limits,
     scratch: Path,
-    model: OpenedManifest | None = None,
+    model: Claim | None = None,
     on_round: Callable[[int, int], None] = lambda number, of: None,
 ) -> TrainingReport:
     """files: transcripts of one run, each perhaps with gaps. model: what is said to have come of the run, if anything.
@@ -92,7 +110,7 @@ async def verify_training(
     return verification.report()
 
 
-def open_papers(opening: Opening, model: OpenedManifest | None) -> Papers:
+def open_papers(opening: Opening, model: Claim | None) -> Papers:
     """Order, base model and roster, each signed, each naming the next. Raises PeerViolation when they do not."""
     order, base = open_order(opening.order), open_manifest(opening.base)
     roster = open_roster(opening.roster, order.signed.record.coordinator)
@@ -104,9 +122,9 @@ def open_papers(opening: Opening, model: OpenedManifest | None) -> Papers:
         raise ProtocolViolation(f"updates of {opening.dimension} values for {base.architecture.dimension} parameters")
     _check_rules(order, roster)
     if model is not None:
-        if model.record.job != order.job:
+        if model.job != order.job:
             raise ProtocolViolation("the model names another job than this run's")
-        if base.digest not in model.record.parents or model.record.spec != base.record.spec:
+        if base.digest not in model.parents or model.spec != json.loads(base.record.spec):
             raise ProtocolViolation("the model is not the one that the run began from, trained further")
     return Papers(order, base, roster)
 
@@ -141,7 +159,7 @@ _CHECKS = ("papers", "certificates", "commits", "updates", "aggregates", "rule",
 
 
 class _Verification:
-    def __init__(self, sample: Sample, model: OpenedManifest | None, on_round: Callable[[int, int], None]) -> None:
+    def __init__(self, sample: Sample, model: Claim | None, on_round: Callable[[int, int], None]) -> None:
         self._sample, self._model, self._on_round = sample, model, on_round
         self._lines = {check: _Line(of=1) for check in (*_CHECKS, "training")}
         self._replayable: list[Replayable] = []
@@ -182,12 +200,13 @@ class _Verification:
         """The chain, every byte, the rule. False when the chain is broken: then nothing after it means anything."""
         rounds = archive.roster.rules.rounds
         self._expect(rounds, archive.roster.rules.parts)
-        population = Population(archive)
+        population, expelled = Population(archive), list[str]()
         try:
             for link in archive.walk():
                 self.ok("certificates", 1)
                 population.add(link)
                 self._examine(archive, link)
+                expelled += [f"{archive.name_of(one)} in round {link.round}" for one in places(link.body.expelled)]
                 self._on_round(link.round, 2 * rounds)
         except PeerViolation as error:
             self.wrong("certificates", str(error))
@@ -195,10 +214,12 @@ class _Verification:
         finally:
             self._updates, self._replayable = population.updates, population.replayable
             self._lines["updates"].of = self._lines["training"].of = population.updates
-        if not archive.complete:
-            self._lines["certificates"].detail = "the run is not finished in this transcript"
+        told = [f"each by a quorum of {len(archive.roster)} members"]
+        told += [] if archive.complete else ["the run is not finished in this transcript"]
+        told += [f"expelled: {', '.join(expelled)}"] if expelled else []
+        self._lines["certificates"].detail = "; ".join(told)
         self._lines["momentum"].of = population.updates
-        self.ok("momentum", len(population.replayable))
+        self.ok("momentum", population.sound)
         self._lines["momentum"].wrong += population.odd
         chosen = draw(population.replayable, self._sample.replays, self._sample.seed)
         for one in population.replayable:
@@ -303,7 +324,7 @@ class _Verification:
         self._weights = cid_of(root, Codec.MANIFEST)
         if self._model is None:
             self._lines["result"].detail = f"no model to compare with; the run ends in weights {self._weights}"
-        elif self._model.record.weights == root:
+        elif self._model.weights == root:
             self.ok("result", 1, f"the model's weights are those that the run ends in: {self._weights}")
         else:
             self.wrong("result", f"the run ends in weights {self._weights}, and these are not the model's")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
@@ -19,10 +20,12 @@ from celluler.content.digest import Codec, Digest, cid_of
 from celluler.content.manifest import describe
 from celluler.errors import NotFound, WorkerFailed
 from celluler.learning.audit import TOLERANCE, Outcome, TrainingReport
+from celluler.learning.transcript import Transcript
+from celluler_node.cli.root import run
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER, ApplyRound, Replay, Replayed, StartRun, TrainRound
-from celluler_node.verify_command import Sample, verify_training
+from celluler_node.verify_command import Sample, claim_of, verify_training
 from tests.support.specs import as_bytes
 from tests.support.transcripts import BATCH, SPEC, STEPS, Member, Played, Update, honest, play
 
@@ -66,7 +69,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
 
 
 async def test_an_honest_run_passes_and_every_replay_gives_the_same_bits(played: Played) -> None:
-    report = await verify(played, model=played.model())
+    report = await verify(played, model=claim_of(played.model()))
     assert report.ok
     assert set(outcomes(report).values()) == {Outcome.OK}
     assert all(finding.checked == finding.of for finding in report.findings)
@@ -76,13 +79,71 @@ async def test_an_honest_run_passes_and_every_replay_gives_the_same_bits(played:
     assert {one.caught for one in report.odds} == {1.0}
 
 
-async def test_one_members_file_alone_lets_its_own_updates_be_replayed(played: Played) -> None:
-    report = await verify(played, played.transcripts[:1], Sample(2, b"seed" * 4))
-    assert report.ok
-    assert (report.updates, report.replayable, len(report.replays)) == (12, 3, 2)
-    assert outcomes(report)["rule"] is Outcome.OPEN
-    assert outcomes(report)["states"] is Outcome.OK
-    assert outcomes(report)["result"] is Outcome.OPEN
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No node runs here."""
+    monkeypatch.setenv("CELLULER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CELLULER_CONFIG", raising=False)
+
+
+def command(played: Played, *arguments: str, files: Sequence[Path] | None = None) -> list[str]:
+    return ["verify", *map(str, files or played.transcripts[:1]), *arguments]
+
+
+def given(played: Played) -> list[str]:
+    return ["--weights", str(played.weights), "--data", str(played.data)]
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_command_verifies_one_members_file_without_a_node(
+    played: Played, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seed = "00112233"
+    assert run(command(played, *given(played), "--rounds", "1", "--peers", "2", "--seed", seed, "--json")) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["schema"], told["ok"], told["seed"]) == ("celluler/v1", True, seed)
+    assert (told["updates"], told["replayable"], len(told["replays"])) == (12, 3, 2)
+    found = {finding["check"]: finding for finding in told["findings"]}
+    assert found["rule"]["outcome"] == found["result"]["outcome"] == "not checked"
+    assert found["states"]["outcome"] == found["training"]["outcome"] == "ok"
+    assert all(replay["deviation"] == 0 for replay in told["replays"])
+    assert told["odds"][2] == {"share": 0.1, "caught": pytest.approx(1 - 0.9**2)}
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_command_says_when_no_training_could_be_looked_at(
+    played: Played, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(played)) == 6
+    out, err = capfd.readouterr()
+    assert "not checked\ttraining\t0 of 12\tno node runs" in out
+    assert "0 of 3 updates that can be replayed were" in err
+    assert "9 updates cannot be replayed" in err
+    assert run(command(played, "--weights", str(played.data), "--data", str(played.data))) == 6
+    assert "is not the weights of this run" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_command_fails_with_7_when_a_signature_does_not_hold(
+    played: Played, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with played.transcripts[0].open("rb") as file:
+        transcript = Transcript(file)
+        transcript.scan(played.roster.rules.parts)
+        last = transcript.height(3)
+    assert last is not None
+    data = bytearray(played.transcripts[0].read_bytes())
+    data[data.index(last.certificate.quorum.marks[0].signature)] ^= 1
+    (tmp_path / "torn").write_bytes(data)
+    assert run(command(played, *given(played), files=[tmp_path / "torn"])) == 7
+    assert "wrong\tcertificates\t3 of 4\tround 3:" in capfd.readouterr().out
+    (tmp_path / "none").write_bytes(b"not a transcript at all")
+    assert run(command(played, files=[tmp_path / "none"])) == 7
+    assert run(command(played, "--seed", "xyz")) == 2
+    assert run(["verify", "neither-a-file-nor-a-cid"]) == 2
 
 
 # --- members that do not do their work ------------------------------------------------------------------------------
