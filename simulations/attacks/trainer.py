@@ -9,12 +9,13 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trio
 from safetensors.numpy import load_file, save_file
 
 from celluler.aggregation.digests import mantissas_of, wire_bytes
@@ -23,7 +24,7 @@ from celluler.learning.roster import bad_updates
 from celluler_node.training.trainer import RunSetup, Trainer, TrainerFactory, Update
 from simulations.attacks.updates import PAST_ROUNDS, Scene, UpdateAttack, Wire, forged
 
-WATCHED = 3
+WATCHED = 2
 """In the place of how many others a colluder trains, unless told otherwise."""
 
 
@@ -41,8 +42,15 @@ class LyingTrainer:
         return getattr(self._honest, name)
 
     async def train(self, round_number: int, *, fresh: bool) -> Update:
-        update = await self._honest.train(round_number, fresh=fresh)
-        others = [await trainer.train(round_number, fresh=False) for trainer in self._watched]
+        sent = dict[int, Update]()
+
+        async def train(place: int, trainer: Trainer) -> None:
+            sent[place] = await trainer.train(round_number, fresh=fresh and place == 0)
+
+        async with trio.open_nursery() as nursery:  # side by side: who is late is absent, and lies to nobody
+            for place, trainer in enumerate((self._honest, *self._watched)):
+                nursery.start_soon(train, place, trainer)
+        update, *others = (sent[place] for place in sorted(sent))
         lie = forged(self._attack, self._scene(round_number, update, others))
         self._past.append(_wire(update).values())
         return replace(update, exponents=lie.exponents, mantissas=bytes(wire_bytes(lie.mantissas)))
@@ -76,17 +84,34 @@ def lying(honest: TrainerFactory, attack: UpdateAttack, *, liars: int = 1, watch
 
     @asynccontextmanager
     async def open_lying(setup: RunSetup) -> AsyncIterator[Any]:
-        async with AsyncExitStack() as stack:
-            own = setup
-            if attack.flips_labels:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="celluler-liar-"))
-                own = replace(setup, data=_flipped(setup, Path(folder)))
-            trainer = await stack.enter_async_context(honest(own))
-            others = _others(setup, watched) if attack.knows_others else ()
-            known = [await stack.enter_async_context(honest(replace(setup, index=other))) for other in others]
-            yield LyingTrainer(trainer, known, attack, setup, liars=liars)
+        others = _others(setup, watched) if attack.knows_others else ()
+        with tempfile.TemporaryDirectory(prefix="celluler-liar-") as folder:
+            own = replace(setup, data=_flipped(setup, Path(folder))) if attack.flips_labels else setup
+            async with _all_open(honest, (own, *(replace(setup, index=other) for other in others))) as trainers:
+                yield LyingTrainer(trainers[0], trainers[1:], attack, setup, liars=liars)
 
     return open_lying
+
+
+@asynccontextmanager
+async def _all_open(honest: TrainerFactory, setups: Sequence[RunSetup]) -> AsyncIterator[list[Trainer]]:
+    """Trainers of these setups, opened side by side: a worker takes seconds to start, and a round does not wait."""
+    opened = dict[int, Trainer]()
+
+    async def hold(
+        place: int, setup: RunSetup, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        async with honest(setup) as trainer:
+            opened[place] = trainer
+            task_status.started()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as holding:
+        async with trio.open_nursery() as opening:
+            for place, setup in enumerate(setups):
+                opening.start_soon(holding.start, hold, place, setup)
+        yield [opened[place] for place in sorted(opened)]
+        holding.cancel_scope.cancel()
 
 
 def _others(setup: RunSetup, count: int) -> tuple[int, ...]:
