@@ -51,7 +51,7 @@ class Scenario:
     share_that_stores: float = 0.9
     share_that_is_full: float = 0.1
     rate_bytes_s: int = 20 * MIB
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from celluler.engines.build import build
 from celluler.errors import InvalidSpec, ProtocolViolation
-from celluler.models.layers import Budget
 from celluler.models.index import open_index
+from celluler.models.layers import Budget
 from celluler.models.manifest import open_manifest
 from celluler.models.names import parse_reference
 from celluler.models.spec import Architecture, format_spec, parse_spec

@@ -25,7 +25,7 @@ from celluler.identity import Envelope, Identity, PeerId, seal
 from celluler.wire import Frames, pack, unpack
 from celluler_protocols import bulk, catalogue, content, inference, jobs_messages, rounds_messages
 from celluler_protocols.gossip import TOPIC
-from celluler_protocols.host import Handler, Host, HostLimits, open_host
+from celluler_protocols.host import Handler, Host, open_host
 from celluler_protocols.host.kad import PROTOCOL_ID as KAD
 from celluler_protocols.membership import messages as swim
 from simulations.swarm import NodeProcess
@@ -224,21 +224,22 @@ async def hung_up_on(host: Host, node: NodeProcess) -> AsyncIterator[None]:
 
 
 async def throw_each(node: NodeProcess, protocol: str, attacks: Sequence[bytes]) -> Counter[str]:
-    """Every attack, by strangers that come back until just before they would be banned. Returns attacks by peer."""
+    """Every attack, each by a stranger of its own: what one says while the node hangs up on it is not heard.
+
+    Returns attacks by peer.
+    """
     thrown: Counter[str] = Counter()
-    share = HostLimits().violations_before_ban - 1
     room = trio.CapacityLimiter(STRANGERS_AT_ONCE)
 
-    async def attack(some: Sequence[bytes]) -> None:
+    async def attack(data: bytes) -> None:
         async with room, stranger(node) as mallory:
-            for data in some:
-                thrown[mallory.peer_id] += 1
-                async with hung_up_on(mallory, node):
-                    await throw(mallory, node, protocol, data)
+            thrown[mallory.peer_id] += 1
+            async with hung_up_on(mallory, node):
+                await throw(mallory, node, protocol, data)
 
     async with trio.open_nursery() as nursery:
-        for start in range(0, len(attacks), share):
-            nursery.start_soon(attack, attacks[start : start + share])
+        for data in attacks:
+            nursery.start_soon(attack, data)
     return thrown
 
 
