@@ -19,6 +19,7 @@ from celluler.content.digest import Codec, Digest, cid_of, digest_of
 from celluler.content.manifest import describe
 from celluler.errors import CellulerError, PeerViolation, ProtocolViolation
 from celluler.learning.audit import (
+    TOLERANCE,
     Finding,
     Outcome,
     Population,
@@ -75,10 +76,12 @@ def claim_of(model: OpenedManifest) -> Claim:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """replays: updates to draw. seed: chosen after the run was made, or whoever chose it before could evade it."""
+    """replays: updates to draw. seed: chosen after the run was made, or whoever chose it before could evade it.
+    tolerance: deviation up to which a replay is believed."""
 
     replays: int
     seed: bytes
+    tolerance: float = TOLERANCE
 
 
 async def verify_training(
@@ -191,6 +194,7 @@ class _Verification:
             replayable=len(self._replayable),
             odds=odds(len(self._replays), len(self._replayable)),
             seed=self._sample.seed.hex(),
+            tolerance=self._sample.tolerance,
             ok=all(finding.outcome is not Outcome.WRONG for finding in findings),
         )
 
@@ -299,13 +303,15 @@ class _Verification:
         )
         told = (await child.call(request, *blobs)).record
         member = archive.roster.members[one.member]
-        replayed = Replayed(link.round, member.peer, member.nickname, told.same, max(told.deviations))
+        deviation = max(told.deviations)
+        guilty = deviation > self._sample.tolerance
+        replayed = Replayed(link.round, member.peer, member.nickname, told.same, deviation, guilty)
         self._replays.append(replayed)
         same = sum(each.same for each in self._replays)
         worst = max(each.deviation for each in self._replays)
         self.ok("training", 1, f"{same} gave the same bits, the largest deviation is {worst:.2g}")
-        if replayed.guilty:
-            what = f"its steps give something else, by {replayed.deviation:.2g}"
+        if guilty:
+            what = f"its steps give something else, by {deviation:.2g}"
             self.wrong("training", f"round {link.round}: {archive.name_of(one.member)}: {what}")
 
     async def _apply(self, archive: Archive, child: Child, link: Link) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import trio
 import typer
@@ -18,7 +18,7 @@ import typer
 from celluler.client import AsyncClient
 from celluler.content.digest import Codec, Digest, cid_of, parse_cid
 from celluler.errors import IntegrityError, InvalidSpec, Unavailable
-from celluler.learning.audit import SEED_BYTES, Outcome, TrainingReport
+from celluler.learning.audit import SEED_BYTES, TOLERANCE, Outcome, TrainingReport
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import NOBODY, Join, Json, log_to, open_session, run
 
@@ -39,6 +39,9 @@ def verify(
     weights: Annotated[Path | None, typer.Option(help="File of the weights the run began from; else fetched.")] = None,
     data: Annotated[Path | None, typer.Option(help="File of the data it learnt from; else fetched.")] = None,
     seed: Annotated[str, typer.Option(metavar="HEX", help="Draw as an earlier verification did.")] = "",
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Deviation of a replay that is put down to another kind of machine.")
+    ] = TOLERANCE,
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
@@ -50,13 +53,14 @@ def verify(
     """
     given = {name: path for name, path in (("weights", weights), ("data", data)) if path is not None}
     log_to(None, "text", "warning")
-    chosen, named = _seed(seed), [_named(text) for text in transcript]
+    named = [_named(text) for text in transcript]
+    chosen = Draw(rounds * peers, _seed(seed), tolerance)
 
     async def main() -> TrainingReport:
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celluler-verify-")))
             source = _Source(stack, folder, join, given)
-            return await _verify(source, named, model, rounds * peers, chosen, stack, quiet=json)
+            return await _verify(source, named, model, chosen, stack, quiet=json)
 
     report = run(main)
     if json:
@@ -67,6 +71,14 @@ def verify(
         raise typer.Exit(IntegrityError.exit_code)
     if any(one.outcome is Outcome.OPEN for one in report.findings if one.check in ("states", "training")):
         raise typer.Exit(Unavailable.exit_code)
+
+
+class Draw(NamedTuple):
+    """What was asked for: fields of a `Sample`, which only a verification imports."""
+
+    replays: int
+    seed: bytes
+    tolerance: float
 
 
 class _Source:
@@ -102,8 +114,7 @@ async def _verify(
     source: _Source,
     transcripts: Sequence[Path | Digest],
     model: str,
-    replays: int,
-    seed: bytes,
+    chosen: Draw,
     stack: AsyncExitStack,
     *,
     quiet: bool,
@@ -125,7 +136,7 @@ async def _verify(
     return await verify_training(
         [stack.enter_context(path.open("rb")) for path in paths],
         source.fetch,
-        Sample(replays, seed),
+        Sample(chosen.replays, chosen.seed, chosen.tolerance),
         worker=replace(WORKER, confined=config.sandbox),
         limits=Limits(config.worker_memory_bytes, threads=config.worker_threads),
         scratch=scratch,
