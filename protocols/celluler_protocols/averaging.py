@@ -34,7 +34,7 @@ from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation, 
 from celluler.identity import Identity, public_key_of, short
 from celluler.wire import LENGTH_PREFIX_BYTES
 from celluler_protocols import p2pd_guard
-from celluler_protocols.averaging_exchange import Delivery, Exchange, Late, Slot, check_aggregate
+from celluler_protocols.averaging_exchange import Delivery, Exchange, Late, Slot, check_aggregate, is_committed
 from celluler_protocols.averaging_messages import (
     FRAME_LIMIT,
     MAX_MEMBERS,
@@ -210,8 +210,8 @@ class Averager:
     async def check(self, plan: Plan, result: PartOutcome) -> bool:
         """Fetch the inputs that the reducer says it used and reduce them anew: whether every bit is the same.
 
-        Inputs come from the reducer, else from the member itself. Raises Unavailable when one cannot be had,
-        ProtocolViolation when one is not what its member committed to; the caller sets the deadline.
+        Inputs come from the reducer, else from the member itself; one that is not what its member committed to counts
+        as not had. Raises Unavailable when one cannot be had; the caller sets the deadline.
         """
         reducer = next(each.reducer for each in plan.assignments if each.part == result.part)
         inputs: dict[int, bytes | bytearray | memoryview] = {}
@@ -290,7 +290,7 @@ class Averager:
     async def _input(self, plan: Plan, part: int, member: int, reducer: int) -> bytes | bytearray | memoryview:
         size = plan.values_in(part) * VALUE_BYTES
         for place in dict.fromkeys((reducer, member)):
-            if place == plan.me:
+            if plan.members[place].peer == self.peer_id:
                 kept = self._kept.get(plan.key)
                 held = kept.input_of(part, member) if kept is not None else None
                 if held is not None:
@@ -303,11 +303,8 @@ class Averager:
                         case Have(found) if found == size:
                             data = bytearray(size)
                             await stream.receive_into(memoryview(data))
-                            return data
-                        case Refused():
-                            continue
-                        case _:
-                            raise ProtocolViolation("an input of another size", peer=plan.members[place].peer)
+                            if await asyncio.to_thread(is_committed, plan, part, member, data):
+                                return data
         raise Unavailable(f"the input of member {member} for part {part}")
 
     @asynccontextmanager

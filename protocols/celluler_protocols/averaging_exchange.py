@@ -113,16 +113,7 @@ class Gathering:
 
     def finish(self, member: int) -> None:
         """All bytes of the row came. Raises ProtocolViolation when they are not what the member committed to."""
-        who = self._plan.members[member]
-        found = part_hash(
-            self._plan.run,
-            self._plan.round,
-            who.author,
-            part=self.part,
-            exponent=who.exponents[self.part],
-            mantissas=self.row(member),
-        )
-        if found != who.hashes[self.part]:
+        if not is_committed(self._plan, self.part, member, self.row(member)):
             self._rows[member] = _Row.SHUT
             raise ProtocolViolation("bytes other than those committed to")
         self._rows[member] = _Row.THERE
@@ -389,6 +380,15 @@ class _Wrong(ProtocolViolation):
     def __init__(self, kind: FaultKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def is_committed(plan: Plan, part: int, member: int, mantissas: bytes | bytearray | memoryview) -> bool:
+    """Whether these are the bytes that the member committed to for this part."""
+    who = plan.members[member]
+    if not who.hashes:
+        return False
+    found = part_hash(plan.run, plan.round, who.author, part=part, exponent=who.exponents[part], mantissas=mantissas)
+    return found == who.hashes[part]
 
 
 def check_aggregate(plan: Plan, result: PartOutcome, inputs: dict[int, bytes | bytearray | memoryview]) -> bool:

@@ -13,13 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from celluler.aggregation.q16 import part_slices
+from celluler.errors import WorkerFailed
 from celluler.identity import PeerId, public_key_of
-from celluler.learning.effects import Exchange
+from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
+from celluler.learning.effects import Check, Exchange
 from celluler.learning.messages import Part
 from celluler.learning.roster import RosterMember, RosterView
 from celluler_node.processes import averager_words as words
 from celluler_node.processes.supervisor import Child, open_process
-from celluler_protocols.averaging_messages import VALUE_BYTES, Assignment, Fault, FaultKind, Member, Outcome, Plan
+from celluler_protocols.averaging_messages import (
+    VALUE_BYTES,
+    Assignment,
+    Fault,
+    FaultKind,
+    Member,
+    Outcome,
+    PartOutcome,
+    Plan,
+)
 
 LINK_FAULTS = frozenset({FaultKind.MISSING, FaultKind.UNREACHABLE, FaultKind.NOT_REDUCED})
 """Faults of a link, so of either end; every other one is the member's own doing."""
@@ -77,6 +88,16 @@ class Averaging:
             tuple(_blame(roster, effect.members, fault) for fault in outcome.faults),
         )
 
+    async def check(self, roster: RosterView, me: int, effect: Check, part: CheckPart, dimension: int) -> CheckOutcome:
+        """Reduce one part anew from its inputs. Never raises for what others do or fail to do."""
+        claimed = part.claimed
+        result = PartOutcome(part.part, claimed.exponent, claimed.used, claimed.weights, claimed.digest)
+        try:
+            reply = await self._child.call(words.Check(plan_of(roster, me, effect, dimension), result))
+        except WorkerFailed as error:
+            return CheckOutcome(part, Verdict.UNSERVED, str(error).encode()[:200])
+        return CheckOutcome(part, Verdict.SAME if reply.record.equal else Verdict.DIFFERENT)
+
     async def drain(self, within_s: float) -> None:
         """After the last round: send on what others still lack, then stop listening."""
         await self._child.call(words.Close(within_s))
@@ -100,8 +121,11 @@ async def open_averaging(listen: Sequence[str], scratch: Path) -> AsyncIterator[
         yield Averaging(child, PeerId(opened.peer), opened.addresses)
 
 
-def plan_of(roster: RosterView, me: int, effect: Exchange, dimension: int) -> Plan:
-    """The exchange as all members of the set must see it: places in the plan are places in the set."""
+def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: int) -> Plan:
+    """The exchange as all members of the set must see it: places in the plan are places in the set.
+
+    Whoever only checks need not be of the set, and stands at no place of its own then.
+    """
     rules = roster.rules
     members = zip(effect.members, effect.commits, strict=True)
     return Plan(
@@ -109,7 +133,7 @@ def plan_of(roster: RosterView, me: int, effect: Exchange, dimension: int) -> Pl
         round=effect.round,
         view=effect.view,
         set_hash=effect.set_hash,
-        me=effect.members.index(me),
+        me=effect.members.index(me) if me in effect.members else 0,
         members=tuple(_member(roster.members[place], c.hashes, c.exponents) for place, c in members),
         dimension=dimension,
         parts=rules.parts,

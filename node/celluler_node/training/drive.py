@@ -3,6 +3,7 @@
 streams ─ receive ─▶ ┌─────┐ ─ Send ────▶ streams to the members
 worker ── trained ─▶ │ Run │ ─ Train ───▶ worker
 averager  exchanged▶ │     │ ─ Exchange ▶ averager
+averager ─ checked ▶ │     │ ─ Check ───▶ averager
 members ─ fetched ─▶ │     │ ─ Fetch ───▶ a member that holds the part
 worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
 """
@@ -20,9 +21,11 @@ from celluler.aggregation.digests import mantissas_of, part_hash, reduced_digest
 from celluler.aggregation.q16 import part_slices
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation, Unavailable
 from celluler.identity import PeerId, public_key_of, short
+from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
 from celluler.learning.effects import (
     Apply,
     Certified,
+    Check,
     Diverged,
     Effect,
     Exchange,
@@ -169,6 +172,8 @@ class Driver:
                 self._nursery.start_soon(self._train, number, fresh)
             case Exchange():
                 self._begin(self._exchange, effect)
+            case Check():
+                self._nursery.start_soon(self._examine, effect)
             case Fetch(_, _, parts, _):
                 for number, part in parts:
                     if part.digest not in self._fetching:
@@ -236,6 +241,23 @@ class Driver:
                 self._reduced.keep(effect.round, one.part.digest, one.mantissas)
         parts = tuple(None if one is None else one.part for one in exchanged.results)
         self._perform(run.exchanged(effect.round, effect.view, parts, trio.current_time()))
+
+    async def _examine(self, effect: Check) -> None:
+        """Compute others' parts anew. What is not answered in time was not served."""
+        run, found = self._run, dict[int, CheckOutcome]()
+
+        async def one(place: int, part: CheckPart) -> None:
+            found[place] = await self._averaging.check(run.roster, run.me, effect, part, self._trainer.dimension)
+
+        with trio.move_on_after(effect.within_s):
+            async with trio.open_nursery() as nursery:
+                for place, part in enumerate(effect.parts):
+                    nursery.start_soon(one, place, part)
+        results = [found.get(place, CheckOutcome(part, Verdict.UNSERVED)) for place, part in enumerate(effect.parts)]
+        for result in results:
+            if result.outcome is not Verdict.SAME:
+                log.info("part_not_confirmed", round=effect.round, part=result.part.part, outcome=result.outcome.value)
+        self._perform(run.checked(effect.round, effect.view, results, trio.current_time()))
 
     async def _fetch(self, effect: Fetch, number: int, part: Part) -> None:
         """From one holder after the other. What hashes to the digest is the part, whoever sent it."""

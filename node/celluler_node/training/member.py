@@ -18,6 +18,7 @@ from celluler.content.digest import Digest
 from celluler.errors import CellulerError, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import PeerId, seal
 from celluler.jobs.states import JobState
+from celluler.learning.checks import checks_for
 from celluler.learning.roster import RosterEntry, RosterView
 from celluler.learning.run import Run
 from celluler.models.manifest import Metric, OpenedManifest, open_manifest
@@ -93,7 +94,8 @@ async def _train(
     material: Material,
     meter: _Meter,
 ) -> None:
-    run = Run(roster, site.identity, state_root=trainer.state_root)
+    checks = checks_for(len(roster), roster.rules.parts)
+    run = Run(roster, site.identity, state_root=trainer.state_root, checks=checks)
     record.report = run.report
     finished = trio.Event()
     members = tuple(member.peer for member in roster.members)
