@@ -44,7 +44,7 @@ def inputs(draw: st.DrawFn) -> tuple[NDArray[np.int16], NDArray[np.int16], int]:
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=inputs(), width=st.integers(1, 64))
 def test_a_rule_equals_its_slow_reference_bit_for_bit(name: str, case, width: int) -> None:
     exponents, matrix, f = case
@@ -71,7 +71,7 @@ def edges(draw: st.DrawFn) -> tuple[NDArray[np.int16], NDArray[np.int16], int]:
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=edges())
 def test_a_rule_equals_its_slow_reference_at_the_edges_too(name: str, case) -> None:
     exponents, matrix, f = case
@@ -81,7 +81,7 @@ def test_a_rule_equals_its_slow_reference_at_the_edges_too(name: str, case) -> N
     )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=edges())
 def test_nk_equals_its_slow_reference_at_many_edges(case) -> None:
     exponents, matrix, f = case
@@ -92,7 +92,7 @@ def test_nk_equals_its_slow_reference_at_many_edges(case) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=inputs())
 def test_a_rule_gives_what_the_wire_can_carry(name: str, case) -> None:
     exponents, matrix, f = case
