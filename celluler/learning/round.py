@@ -54,6 +54,7 @@ from celluler.learning.messages import (
 )
 from celluler.learning.roster import MAX_MEMBERS
 from celluler.learning.tally import Tally
+from celluler.learning.transcript import Signatures, signatures_of
 
 
 class Step(Enum):
@@ -244,6 +245,11 @@ class Height:
             checked=self.has_checked,
             proven=proven,
         )
+
+    def signatures(self) -> Signatures:
+        """Who signed what of the body that was certified, as far as it came here. Once decided."""
+        assert self.certificate is not None
+        return signatures_of(self._ledger, self.certificate.body)
 
     def answer(self, status: Status) -> list[bytes]:
         """Everything we hold that a member of this round and view says it lacks."""

@@ -49,6 +49,7 @@ from celluler.learning.messages import (
 from celluler.learning.report import RunReport, report_of
 from celluler.learning.roster import Electorate, RosterView
 from celluler.learning.round import Height
+from celluler.learning.transcript import Signatures
 
 INACTIVE_ROUNDS = 3
 """Rounds in a row without an update after which nobody waits for a member, nor lets it lead."""
@@ -187,6 +188,10 @@ class Run:
         if round_number == self._at.round and self.stalled is None:
             self._at.fetched(digest, now)
         return self._drain()
+
+    def signatures(self) -> Signatures:
+        """What was signed in the newest certified height, for a transcript; before `applied` opens the next one."""
+        return self._at.signatures()
 
     def applied(self, round_number: int, state_root: bytes, now: float) -> Effects:
         """The certified round is applied; state_root is of the state that came out."""

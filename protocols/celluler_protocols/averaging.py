@@ -24,7 +24,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,6 +160,7 @@ class Averager:
         self._admitted: dict[str, tuple[str, ...]] = {}
         self._running: dict[Key, _Running] = {}
         self._kept: OrderedDict[Key, Exchange] = OrderedDict()
+        self._salvaged: dict[tuple[bytes, int, int, int], bytes | bytearray | memoryview] = {}
         self._waiting: dict[Key, _Waiting] = {}
         self._newest: Key | None = None
         self._held: Counter[str] = Counter()
@@ -215,10 +216,21 @@ class Averager:
         """
         reducer = next(each.reducer for each in plan.assignments if each.part == result.part)
         inputs: dict[int, bytes | bytearray | memoryview] = {}
-        for member in range(len(plan.members)):
-            if result.used >> member & 1:
-                inputs[member] = await self._input(plan, result.part, member, reducer)
+        used = [member for member in range(len(plan.members)) if result.used >> member & 1]
+        try:
+            for member in used:
+                key = (plan.run, plan.round, result.part, member)
+                inputs[member] = self._salvaged.pop(key, None) or await self._input(plan, result.part, member, reducer)
+        except Unavailable:
+            self._salvage(plan, result.part, inputs)
+            raise
         return await asyncio.to_thread(check_aggregate, plan, result, inputs)
+
+    def _salvage(self, plan: Plan, part: int, inputs: Mapping[int, bytes | bytearray | memoryview]) -> None:
+        """What was had of a check that could not be finished: it may come again, and nobody serves an input for ever."""
+        for old in [key for key in self._salvaged if key[:2] != (plan.run, plan.round)]:
+            del self._salvaged[old]
+        self._salvaged |= {(plan.run, plan.round, part, member): data for member, data in inputs.items()}
 
     # --- sending ---
 

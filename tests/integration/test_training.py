@@ -64,6 +64,11 @@ def submit(client: Client, digits: Digits, members: int, **train: Any) -> Job:
     )
 
 
+def transcript_in(reason: str) -> str:
+    """The CID of a member's transcript, from what it says of its end."""
+    return reason.rpartition("transcript ")[2]
+
+
 def await_round(job: Job, number: int) -> None:
     for line in job.logs(follow=True):
         if line.metrics.get("round", 0) >= number:
@@ -82,11 +87,16 @@ def test_five_members_learn_although_one_of_them_lies(swarm: Swarm, digits: Digi
         result = job.results()
         answer = alice.predict(result.model, digits.x)
         assert digits.accuracy(answer.outputs.numpy()) >= 0.85
+    transcripts = [transcript_in(ended.reason)]
     for node in (nodes[1], nodes[2], nodes[4]):
         with Client(home=node.home) as client:
             told = client.jobs.get(job.id)
-            assert told.wait(TRAIN_S).state == "Succeeded"
+            own = told.wait(TRAIN_S)
+            assert own.state == "Succeeded"
             assert told.results().weights == result.weights
+            transcripts.append(transcript_in(own.reason))
+    verified = nodes[1].call("verify", *transcripts, "--model", result.model, "--rounds", "3", "--peers", "2")
+    assert verified["ok"], verified
 
 
 def test_a_member_killed_in_mid_round_does_not_end_the_job(swarm: Swarm, digits: Digits) -> None:

@@ -36,6 +36,10 @@ LINK_FAULTS = frozenset({FaultKind.MISSING, FaultKind.UNREACHABLE, FaultKind.NOT
 """Faults of a link, so of either end; every other one is the member's own doing."""
 
 
+NO_PLACE = 255
+"""Of whoever checks an exchange without having been of its set."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reduction:
     """One reduced part as it came. mantissas: its little-endian int16."""
@@ -133,14 +137,14 @@ def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: in
         round=effect.round,
         view=effect.view,
         set_hash=effect.set_hash,
-        me=effect.members.index(me) if me in effect.members else 0,
+        me=effect.members.index(me) if me in effect.members else NO_PLACE,
         members=tuple(_member(roster.members[place], c.hashes, c.exponents) for place, c in members),
         dimension=dimension,
         parts=rules.parts,
         assignments=tuple(Assignment(j, effect.members.index(place)) for j, place in enumerate(effect.reducers)),
         rule=rules.rule,
         f=rules.f,
-        quorum=max(1, len(effect.members) - rules.b),
+        quorum=effect.least if isinstance(effect, Exchange) else 1,
         gather_s=effect.within_s / 2,
         deadline_s=effect.within_s,
     )

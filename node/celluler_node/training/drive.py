@@ -37,11 +37,12 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
-from celluler.learning.messages import Part
+from celluler.learning.messages import Certificate, Part
 from celluler.learning.report import RoundReport
 from celluler.learning.run import Run
 from celluler_node.bounded import bounded, plain
 from celluler_node.training.averaging import Averaging
+from celluler_node.training.chronicle import Chronicle
 from celluler_node.training.trainer import Trainer, Update
 from celluler_protocols.averaging_messages import VALUE_BYTES
 from celluler_protocols.rounds import Rounds
@@ -102,11 +103,12 @@ class Driver:
         trainer: Trainer,
         averaging: Averaging,
         *,
+        chronicle: Chronicle | None,
         on_progress: Callable[[Progress], None],
         on_violation: Callable[[PeerId, Exception], None],
     ) -> None:
         self._run, self._members, self._trainer, self._averaging = run, members, trainer, averaging
-        self._reduced = reduced
+        self._reduced, self._chronicle = reduced, chronicle
         self._on_progress, self._on_violation = on_progress, on_violation
         self._update: tuple[int, Update] | None = None
         self._losses: dict[int, float] = {}
@@ -190,8 +192,8 @@ class Driver:
                 self._on_violation(peer, ProtocolViolation(reason, peer=peer))
             case Diverged(number, own, agreed):
                 self._stalled = f"in round {number} our state {own.hex()[:8]} was not the others' {agreed.hex()[:8]}"
-            case Finished():
-                self._done.set()
+            case Finished(certificate, _):
+                self._nursery.start_soon(self._close, certificate)
             case Stalled(reason):
                 self._stalled = reason
 
@@ -299,5 +301,20 @@ class Driver:
         mantissas = b"".join(self._reduced.of(part.digest) for part in effect.parts)
         exponents = tuple(part.exponent for part in effect.parts)
         root = await self._trainer.apply(effect.round, exponents, mantissas)
-        self._reduced.forget_before(effect.round + 1 - KEPT_ROUNDS)
-        self._perform(self._run.applied(effect.round, root, trio.current_time()))
+        with trio.CancelScope(shield=True):  # written down and applied, or neither
+            await self._write_down(effect)
+            self._reduced.forget_before(effect.round + 1 - KEPT_ROUNDS)
+            self._perform(self._run.applied(effect.round, root, trio.current_time()))
+
+    async def _write_down(self, effect: Apply) -> None:
+        if self._chronicle is None:
+            return
+        aggregate = {number: self._reduced.of(part.digest) for number, part in enumerate(effect.parts)}
+        ours = self._run.me in effect.members and self._update is not None and self._update[0] == effect.round
+        update = self._update[1] if ours and self._update is not None else None
+        await self._chronicle.applied(self._run, aggregate, update)
+
+    async def _close(self, certificate: Certificate) -> None:
+        if self._chronicle is not None:
+            await self._chronicle.closed(self._run, certificate)
+        self._done.set()

@@ -6,24 +6,27 @@ The same at the coordinator, which is a member like the others and only hands it
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 import trio
 
-from celluler.content.digest import Digest
+from celluler.content.digest import Codec, Digest, cid_of
 from celluler.errors import CellulerError, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import PeerId, seal
 from celluler.jobs.states import JobState
 from celluler.learning.checks import checks_for
 from celluler.learning.roster import RosterEntry, RosterView
 from celluler.learning.run import Run
+from celluler.learning.transcript import Opening
 from celluler.models.manifest import Metric, OpenedManifest, open_manifest
 from celluler_node.bounded import plain
 from celluler_node.training.averaging import Averaging, open_averaging
+from celluler_node.training.chronicle import MAX_BYTES, Chronicle, expected_bytes
 from celluler_node.training.drive import Driver, Progress, Reductions
 from celluler_node.training.publish import REPLICAS, replicated, settle
 from celluler_node.training.record import JobRecord
@@ -60,7 +63,8 @@ async def take_part(site: Site, record: JobRecord, offer: Offer) -> None:
             await averaging.admit(roster)
             record.move(JobState.FETCHING, site.clock(), "starting the worker")
             trainer = await stack.enter_async_context(_trainer(site, record, roster, material, scratch))
-            await _train(site, record, roster, trainer, averaging, material, meter)
+            chronicle = await stack.enter_async_context(_chronicle(record, roster, material, trainer, scratch))
+            await _train(site, record, roster, trainer, averaging, material, meter, chronicle)
     except Exception as raised:  # whatever a job does, the node stays up: this is where a job ends
         error = plain(raised)
         ours = isinstance(error, CellulerError)
@@ -93,6 +97,7 @@ async def _train(
     averaging: Averaging,
     material: Material,
     meter: _Meter,
+    chronicle: Chronicle | None,
 ) -> None:
     checks = checks_for(len(roster), roster.rules.parts)
     run = Run(roster, site.identity, state_root=trainer.state_root, checks=checks)
@@ -107,6 +112,7 @@ async def _train(
             reduced,
             trainer,
             averaging,
+            chronicle=chronicle,
             on_progress=lambda progress: _measure(site, record, progress),
             on_violation=site.host.penalise,
         )
@@ -114,7 +120,7 @@ async def _train(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_drive, driver, finished)
             await finished.wait()
-            await _finish(site, record, trainer, material, meter)
+            await _finish(site, record, trainer, material, meter, chronicle)
             with trio.move_on_after(LINGER_S):
                 await driver.settled.wait()
                 await averaging.drain(DRAIN_S)
@@ -125,7 +131,14 @@ async def _drive(driver: Driver, finished: trio.Event) -> None:
     await driver.run(finished=finished)
 
 
-async def _finish(site: Site, record: JobRecord, trainer: Trainer, material: Material, meter: _Meter) -> None:
+async def _finish(
+    site: Site,
+    record: JobRecord,
+    trainer: Trainer,
+    material: Material,
+    meter: _Meter,
+    chronicle: Chronicle | None,
+) -> None:
     record.move(JobState.VERIFYING, site.clock(), "publishing the result")
     weights = await trainer.export()
     losses = record.life.metrics
@@ -135,7 +148,18 @@ async def _finish(site: Site, record: JobRecord, trainer: Trainer, material: Mat
     wanted = min(REPLICAS, len(record.roster))
     found = await replicated(site, Digest(record.outcome.weights), wanted)
     record.moved[site.peer_id] = meter.moved()
-    record.move(JobState.SUCCEEDED, site.clock(), f"{record.outcome.model} is held by {found} peers")
+    reason = f"{record.outcome.model} is held by {found} peers"
+    if chronicle is not None:
+        reason += f"; transcript {await _hand_in(site, chronicle)}"
+    record.move(JobState.SUCCEEDED, site.clock(), reason)
+
+
+async def _hand_in(site: Site, chronicle: Chronicle) -> str:
+    """The transcript as content, for whoever wants to verify the run; not pinned. Returns its CID."""
+    add = partial(site.store.add, chronicle.path, "blob", pin=False, move=True)
+    root = await trio.to_thread.run_sync(add)
+    site.fetcher.announce(root)
+    return cid_of(root, Codec.MANIFEST)
 
 
 def _measure(site: Site, record: JobRecord, progress: Progress) -> None:
@@ -213,6 +237,21 @@ async def _trainer(site: Site, record: JobRecord, roster: RosterView, material: 
     )
     async with site.make_trainer(site.worker, site.worker_limits, folder)(setup) as trainer:
         yield trainer
+
+
+@asynccontextmanager
+async def _chronicle(
+    record: JobRecord, roster: RosterView, material: Material, trainer: Trainer, scratch: Path
+) -> AsyncIterator[Chronicle | None]:
+    """Where this run is written down; None when that would take too much."""
+    if expected_bytes(len(roster), trainer.dimension, roster.rules.rounds) > MAX_BYTES:
+        log.info("no_transcript", job=record.order.id[-8:], dimension=trainer.dimension)
+        yield None
+        return
+    path, parts = scratch / "transcript", roster.rules.parts
+    opening = Opening(record.order.signed.raw, material.base.signed.raw, roster.raw, trainer.dimension)
+    with path.open("wb") as file:
+        yield Chronicle(file, path, opening, parts)
 
 
 def _before_roster(site: Site, record: JobRecord, state: JobState, reason: str) -> None:

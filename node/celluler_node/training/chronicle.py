@@ -1,0 +1,55 @@
+"""Writes a run down as one member saw it, so that a stranger can check it afterwards.
+
+Each member keeps the certificates, what was signed, the aggregates and its own updates: the others' it never has whole.
+The file is content like any other once the run is over; `celluler verify` reads several of them together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import trio
+
+from celluler.aggregation.q16 import part_slices
+from celluler.learning.messages import Certificate
+from celluler.learning.run import Run
+from celluler.learning.transcript import Opening, TranscriptWriter
+from celluler_node.training.trainer import Update
+from celluler_protocols.averaging_messages import VALUE_BYTES
+
+MAX_BYTES = 1 << 30
+"""A run of which more would be written keeps no transcript."""
+
+
+def expected_bytes(members: int, dimension: int, rounds: int) -> int:
+    """About what one member's file takes: its own updates and the aggregates; what is signed weighs little."""
+    return rounds * (2 * dimension * VALUE_BYTES + members * members * 128)
+
+
+class Chronicle:
+    """One run's file. One height at a time, in their order."""
+
+    def __init__(self, file: BinaryIO, path: Path, opening: Opening, parts: int) -> None:
+        """file: empty, at `path`; the caller closes it."""
+        self.path = path
+        self._pieces = part_slices(opening.dimension, parts)
+        self._writer = TranscriptWriter(file, opening, parts=parts)
+
+    async def applied(self, run: Run, aggregate: dict[int, bytes], update: Update | None) -> None:
+        """The height that was just applied. update: ours, if it was among the inputs."""
+        own = {} if update is None else {run.me: self._cut(update)}
+        certificate, signed = run.certificates[-1], run.signatures()
+        await trio.to_thread.run_sync(lambda: self._writer.add(certificate, signed, aggregate=aggregate, wires=own))
+
+    async def closed(self, run: Run, certificate: Certificate) -> None:
+        """The closing height, which certifies the final state."""
+        signed = run.signatures()
+        await trio.to_thread.run_sync(self._writer.add, certificate, signed)
+
+    def _cut(self, update: Update) -> dict[int, bytes]:
+        whole = memoryview(update.mantissas)
+        return {
+            part: bytes(whole[piece.start * VALUE_BYTES : piece.stop * VALUE_BYTES])
+            for part, piece in enumerate(self._pieces)
+        }
