@@ -220,14 +220,15 @@ class Averager:
         try:
             for member in used:
                 key = (plan.run, plan.round, result.part, member)
-                inputs[member] = self._salvaged.pop(key, None) or await self._input(plan, result.part, member, reducer)
+                had = self._salvaged.pop(key) if key in self._salvaged else None
+                inputs[member] = had or await self._input(plan, result.part, member, reducer)
         except Unavailable:
             self._salvage(plan, result.part, inputs)
             raise
         return await asyncio.to_thread(check_aggregate, plan, result, inputs)
 
     def _salvage(self, plan: Plan, part: int, inputs: Mapping[int, bytes | bytearray | memoryview]) -> None:
-        """What was had of a check that could not be finished: it may come again, and nobody serves an input for ever."""
+        """What was had for a check that could not be finished: it may come again, and no input is served for ever."""
         for old in [key for key in self._salvaged if key[:2] != (plan.run, plan.round)]:
             del self._salvaged[old]
         self._salvaged |= {(plan.run, plan.round, part, member): data for member, data in inputs.items()}

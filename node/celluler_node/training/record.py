@@ -17,6 +17,7 @@ from celluler.learning.roster import RosterView
 from celluler_protocols.jobs_messages import Excluded, Facts, Moved, OpenedOrder, Outcome
 
 MAX_EXCLUDED = 64
+PICKING = frozenset({"krum", "multi-krum"})
 LEAST_ROUNDS = 3
 """Fewer say nothing about a member."""
 _REASON_CHARACTERS = 200
@@ -87,6 +88,8 @@ class JobRecord:
 def excluded(report: RunReport) -> tuple[Excluded, ...]:
     """Members whose work did not count: with proof, or because every update of theirs was given no weight.
 
+    By a rule that picks a few updates no weight means nothing: an honest member may never be among them.
+
     A member that the rule passes over in some rounds is none of them: it always leaves the farthest out, and among
     five members with f = 2 that is an honest one too. Absence is no offence, but is told.
     """
@@ -96,7 +99,7 @@ def excluded(report: RunReport) -> tuple[Excluded, ...]:
     ignored = Counter(peer for one in report.rounds for peer in one.no_weight)
     absent = Counter(peer for one in report.rounds for peer in one.absent)
     for peer, count in ignored.items():
-        if count == sent[peer] >= LEAST_ROUNDS:
+        if report.rule not in PICKING and count == sent[peer] >= LEAST_ROUNDS:
             reasons.setdefault(peer, f"given no weight by rule {report.rule} in {count} of {rounds} rounds")
     for peer, count in absent.items():
         if 2 * count > rounds:
