@@ -188,7 +188,7 @@ class Download:
     def switch(self, source: str, transport: Transport) -> None:
         """What is asked of this source from now on goes another way."""
         if window := self._sources.get(source):
-            window.transport = transport
+            window.switch(transport)
 
     def forgo(self, source: str, digests: Iterable[Digest]) -> None:
         """What carried these requests is gone, the source is not: others, or it again, may be asked for them."""

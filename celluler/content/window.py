@@ -14,7 +14,7 @@ from celluler.content.digest import Digest
 from celluler.content.progress import Transport
 
 WINDOW_S = 0.25
-FIRST_WINDOW_BYTES = 4 << 20
+FIRST_WINDOW_BYTES = {Transport.STREAM: 4 << 20, Transport.BULK: 16 << 20}
 MIN_WINDOW_BYTES = 2 << 20
 MAX_WINDOW_BYTES = {Transport.STREAM: 16 << 20, Transport.BULK: 64 << 20}  # a mover's bytes do not pass our memory
 MAX_ASKED = 128
@@ -46,11 +46,16 @@ class Window:
 
         With half of it, a source a tenth of a second away ran dry between two batches of a window it had earned so far.
         """
-        window = FIRST_WINDOW_BYTES if self.rate is None else int(self.rate * WINDOW_S)
+        window = FIRST_WINDOW_BYTES[self.transport] if self.rate is None else int(self.rate * WINDOW_S)
         window = max(MIN_WINDOW_BYTES, min(MAX_WINDOW_BYTES[self.transport], window))
         size, count = window - self.owed_bytes, MAX_ASKED - len(self.asked) - len(self.keeping)
         enough = size >= window // 4 and count >= MAX_ASKED // 4
         return (size, count) if enough else (0, 0)
+
+    def switch(self, transport: Transport) -> None:
+        """Its bytes go another way from now on: how fast, is to be seen."""
+        if transport is not self.transport:
+            self.transport, self.rate = transport, None
 
     def may_have(self, digest: Digest, now: float) -> bool:
         return self.lacks.get(digest, now) <= now
@@ -69,7 +74,7 @@ class Window:
         elapsed = now - self.interval_start_s
         if elapsed >= WINDOW_S:
             rate = self.interval_bytes / elapsed
-            self.rate = rate if self.rate is None else (self.rate + rate) / 2
+            self.rate = rate if self.rate is None or rate > self.rate else (self.rate + rate) / 2
             self.interval_start_s, self.interval_bytes = now, 0
 
     def forgive(self, digest: Digest) -> None:

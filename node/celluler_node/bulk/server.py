@@ -32,7 +32,7 @@ from celluler_node.bulk.words import MAX_SERVED, MAX_SERVED_A_PEER, Admitted, De
 
 SPARE_IDLE_S = 1.0
 """When all places are taken, a connection that was asked nothing for so long makes room."""
-AHEAD = 2
+AHEAD = 4
 """Chunks read while earlier ones are sent."""
 
 
