@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test check lint bench simulate test-large clean help
+.PHONY: setup demo test check quick lint bench simulate test-large clean help
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,10 @@ demo: $(READY)   ## the main job for real: five nodes, one of them lying, train,
 test: lint       ## everything that must hold
 	$(BIN)/python -m pytest -m "not large"
 
-check: lint      ## the quick part of it: style, types, layers, unit and property tests
+check: $(READY)  ## the quick part of it: style, types, layers, unit and property tests, side by side
+	$(MAKE) --no-print-directory -j2 lint quick
+
+quick: $(READY)
 	$(BIN)/python -m pytest -q tests/unit tests/property
 
 lint: $(READY)

@@ -32,7 +32,7 @@ class ContentAnswers(Answers):
         return await self._blob(root)
 
     async def read_blob(self, cid: str) -> Path:
-        return await self._core.fetcher.content(parse_cid(cid), name=cid)
+        return await self._core.fetcher.content(parse_cid(cid))
 
     async def blob_stat(self, cid: str) -> Blob:
         root = parse_cid(cid)
