@@ -140,7 +140,7 @@ def test_two_who_get_the_same_content_at_one_node_share_a_transfer_that_can_be_w
     seen = moving(bob, cid, 4 * MIB, by="bulk")
     with Client(home=bob.home) as client:
         assert len(client.transfers()) == 1
-    assert (seen.wanted_bytes, seen.name) == (len(data), cid)
+    assert (seen.wanted_bytes, seen.cid) == (len(data), cid)
     assert [(source.peer, source.transport) for source in seen.sources] == [(alice.peer_id, "bulk")]
     assert seen.sources[0].received_bytes == seen.kept_bytes
     assert seen.rate_bytes_s > 0
