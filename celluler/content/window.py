@@ -38,6 +38,7 @@ class Window:
     denials: int = 0  # in a row
     rest_until_s: float = 0.0
     rate: float | None = None  # bytes a second over the latest intervals
+    anew: bool = False  # that was of another transport
     interval_start_s: float = 0.0
     interval_bytes: int = 0
 
@@ -46,7 +47,8 @@ class Window:
 
         With half of it, a source a tenth of a second away ran dry between two batches of a window it had earned so far.
         """
-        window = FIRST_WINDOW_BYTES[self.transport] if self.rate is None else int(self.rate * WINDOW_S)
+        unknown = self.rate is None or self.anew
+        window = FIRST_WINDOW_BYTES[self.transport] if unknown else int((self.rate or 0.0) * WINDOW_S)
         window = max(MIN_WINDOW_BYTES, min(MAX_WINDOW_BYTES[self.transport], window))
         size, count = window - self.owed_bytes, MAX_ASKED - len(self.asked) - len(self.keeping)
         enough = size >= window // 4 and count >= MAX_ASKED // 4
@@ -55,7 +57,7 @@ class Window:
     def switch(self, transport: Transport) -> None:
         """Its bytes go another way from now on: how fast, is to be seen."""
         if transport is not self.transport:
-            self.transport, self.rate = transport, None
+            self.transport, self.anew = transport, True
 
     def may_have(self, digest: Digest, now: float) -> bool:
         return self.lacks.get(digest, now) <= now
@@ -74,7 +76,8 @@ class Window:
         elapsed = now - self.interval_start_s
         if elapsed >= WINDOW_S:
             rate = self.interval_bytes / elapsed
-            self.rate = rate if self.rate is None or rate > self.rate else (self.rate + rate) / 2
+            known = None if self.anew else self.rate
+            self.rate, self.anew = rate if known is None or rate > known else (known + rate) / 2, False
             self.interval_start_s, self.interval_bytes = now, 0
 
     def forgive(self, digest: Digest) -> None:
