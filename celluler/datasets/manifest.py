@@ -7,7 +7,6 @@ nothing here reads it. Which versions there are stands in an index of kind `data
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -16,14 +15,12 @@ from celluler.content.digest import Digest, digest_of
 from celluler.datasets.schema import MAX_NAME_BYTES, Balance, Quality, RowCount, Schema, Summary, check_summary
 from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, Signed, open_envelope, seal
-from celluler.models.names import check_printable, check_word, check_words
+from celluler.models.names import check_licence, check_printable, check_word, check_words
 from celluler.models.version import MAX_VERSION_BYTES, check_step, parse_version
 from celluler.wire import U64, Bytes32, Length, Range
 
 MAX_MANIFEST_BYTES = 1 << 19
 MAX_CONTENT_BYTES = 1 << 44
-
-_LICENCE = re.compile(r"[A-Za-z0-9.+() -]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +128,7 @@ def check_dataset(manifest: DatasetManifest) -> None:
         check_word(manifest.nickname, "nickname")
     parse_version(manifest.version)
     check_summary(manifest.summary)
-    if not _LICENCE.fullmatch(manifest.licence):
-        raise InvalidSpec("licence", "must be an SPDX expression such as CC-BY-4.0")
+    check_licence(manifest.licence)
     check_words(manifest.tags, "tags")
     check_printable(manifest.description, "description")
     check_words(manifest.regions, "regions")

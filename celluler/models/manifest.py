@@ -8,7 +8,6 @@ moving bytes happen elsewhere.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -17,7 +16,7 @@ from celluler.content.digest import Digest, digest_of
 from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, PeerId, Signed, open_envelope, peer_id_of, seal
 from celluler.models.access import MAX_READERS, SealedKey
-from celluler.models.names import check_printable, check_word, check_words
+from celluler.models.names import check_licence, check_printable, check_word, check_words
 from celluler.models.spec import MAX_SPEC_BYTES, Architecture, Classification, parse_spec
 from celluler.models.version import MAX_VERSION_BYTES, parse_version
 from celluler.wire import U64, Bytes32, Length, Range
@@ -35,8 +34,6 @@ Word = Annotated[str, Length(1, 64)]
 VersionText = Annotated[str, Length(5, MAX_VERSION_BYTES)]
 Label = Annotated[str, Length(1, 128)]
 RegionWord = Annotated[str, Length(1, 32)]
-
-_LICENCE = re.compile(r"[A-Za-z0-9.+() -]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +247,7 @@ def _check_metadata(manifest: ModelManifest) -> None:
         raise InvalidSpec("format", f"is {manifest.format!r}, must be {' or '.join(FORMATS)}")
     if manifest.dtype not in DTYPES:
         raise InvalidSpec("dtype", f"is {manifest.dtype!r}, must be {' or '.join(DTYPES)}")
-    if not _LICENCE.fullmatch(manifest.licence):
-        raise InvalidSpec("licence", "must be an SPDX expression such as Apache-2.0")
+    check_licence(manifest.licence)
     check_words(manifest.tags, "tags")
     check_printable(manifest.description, "description")
     check_words(manifest.regions, "regions")

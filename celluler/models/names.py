@@ -17,8 +17,10 @@ from celluler.models.version import Version, parse_version
 
 MAX_REFERENCE_BYTES = 256
 
+_LICENCE = re.compile(r"[A-Za-z0-9.+() -]*", re.ASCII)
 _WORD = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?", re.ASCII)
-_PEER_ID_START = "12D3KooW"
+PEER_ID_START = "12D3KooW"
+"""Of every peer id with an Ed25519 key, and of no nickname."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class ModelName:
     @property
     def author_is_peer(self) -> bool:
         """True when the author is given by peer id, which cannot be mistaken for another's."""
-        return self.author.startswith(_PEER_ID_START)
+        return self.author.startswith(PEER_ID_START)
 
     def __str__(self) -> str:
         base = f"{self.author}/{self.name}"
@@ -87,9 +89,15 @@ def check_printable(text: str, path: str) -> None:
         raise InvalidSpec(path, "must be one line of printable text")
 
 
+def check_licence(text: str) -> None:
+    """What may be an SPDX expression, or empty. Raises InvalidSpec."""
+    if not _LICENCE.fullmatch(text):
+        raise InvalidSpec("licence", "must be an SPDX expression such as Apache-2.0 or CC-BY-4.0")
+
+
 def check_author(text: str) -> None:
     """A nickname or a peer id."""
-    if not text.startswith(_PEER_ID_START):
+    if not text.startswith(PEER_ID_START):
         return check_word(text, "author")
     try:
         public_key_of(text)

@@ -15,13 +15,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import structlog
 import trio
 
 from celluler.content.replication import Policy
 from celluler.identity import PeerId
 from celluler.views import Hardware
 from celluler_node.config import NodeConfig
+from celluler_node.content_plane import listen_hosts
 from celluler_node.core import Core, open_core
 from celluler_node.job_client import JobClient
 from celluler_node.node import Node, Services
@@ -40,12 +40,9 @@ from celluler_protocols.rounds import RoundsHub
 SAVE_S = 30.0
 REPLICATE_EVERY_S = 30.0
 SETTLE_S = 1.0
-JOIN_S = 15.0
 MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER = 64, 8
 """Predictions answered at once: in all, and of one peer; each may hold a request of 8 MiB still on its way."""
 AVERAGER_LISTEN = "/ip4/{host}/tcp/0"
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +147,8 @@ def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:
 
 
 def _averager_host(config: NodeConfig) -> str:
-    """The averager listens where the node does: whoever is closed to the network stays closed."""
-    for address in config.listen:
-        if address.startswith("/ip4/"):
-            return address.split("/")[2]
-    return "127.0.0.1"
+    """Its daemon takes one IPv4 address: the first that the node listens on, else this machine alone."""
+    return next((host for host in listen_hosts(config.listen) if "." in host), "127.0.0.1")
 
 
 def _capabilities(hardware: Hardware, roles: tuple[str, ...], region: str) -> Capabilities:
@@ -196,7 +190,4 @@ async def _keep_state(core: Core, membership: Membership) -> None:
 def _remember(core: Core, membership: Membership) -> None:
     told = membership.dump()
     core.state.incarnation, core.state.peers = told.incarnation, list(told.addresses)
-    try:
-        core.save()
-    except OSError as error:
-        log.warning("state_not_saved", error=str(error))
+    core.save()

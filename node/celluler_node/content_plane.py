@@ -8,10 +8,9 @@ nobody could reach its port.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import structlog
 import trio
@@ -23,6 +22,7 @@ from celluler.identity import PeerId, short
 from celluler_node.bulk.service import Bulk, open_bulk
 from celluler_node.config import NodeConfig
 from celluler_node.fetching import Fetcher
+from celluler_node.scratch import ScratchRoot
 from celluler_protocols import bulk as bulk_protocol
 from celluler_protocols import content
 from celluler_protocols.directory import Directory
@@ -31,8 +31,6 @@ from celluler_protocols.host import Host, Slots
 
 MAX_CONTENT_STREAMS, MAX_CONTENT_STREAMS_A_PEER = 64, 8
 """Requesters of content answered at once: in all, and of one peer, so that nobody takes the room of the others."""
-
-ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
 
 log = structlog.get_logger()
 
@@ -77,7 +75,7 @@ async def open_content_plane(
                 )
             )
         meter: Meter | None = bulk.meter if bulk else None
-        _serve(host, store, bulk, meter, grants=bool(bulk) and not light)
+        _serve(host, store, meter, None if light else bulk)
         yield ContentPlane(
             Fetcher(
                 host.peer_id,
@@ -103,7 +101,7 @@ def listen_hosts(addresses: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hosts)) or ("127.0.0.1",)
 
 
-def _serve(host: Host, store: Store, bulk: Bulk | None, meter: Meter | None, *, grants: bool) -> None:
+def _serve(host: Host, store: Store, meter: Meter | None, bulk: Bulk | None) -> None:
     slots = Slots(MAX_CONTENT_STREAMS, MAX_CONTENT_STREAMS_A_PEER)
 
     async def answer(peer: PeerId, stream: trio.abc.Stream) -> None:
@@ -111,7 +109,7 @@ def _serve(host: Host, store: Store, bulk: Bulk | None, meter: Meter | None, *, 
             await (content.serve_content(store, stream, meter=meter) if free else content.turn_away(stream))
 
     host.serve(content.PROTOCOL_ID, answer)
-    if bulk is not None and grants:
+    if bulk is not None:
         host.serve(bulk_protocol.PROTOCOL_ID, bulk.answer)
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+import structlog
 import trio
 
 from celluler.content.digest import Digest
@@ -33,13 +34,16 @@ from celluler_protocols.host import Host, open_host
 from celluler_protocols.membership import Member
 from celluler_protocols.nursery import own_nursery
 
+log = structlog.get_logger()
+
 WORKER_NICENESS = 5
 """A model at work must not make the node late: a peer that does not answer is taken for dead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """worker, limits: what a model or a file of data is run or read by. save: writes `state` down."""
+    """worker, limits: what a model or a file of data is run or read by. save: writes `state` down, as far as the disk
+    lets it."""
 
     config: NodeConfig
     identity: Identity
@@ -105,7 +109,10 @@ async def open_core(
             def save() -> None:
                 state.announcements = [raw.hex() for raw in gossip.dump()]
                 state.heads_seen = [raw.hex() for raw in heads.dump()]
-                save_state(config.state_file, state)
+                try:
+                    save_state(config.state_file, state)
+                except OSError as error:  # tried again soon, and what it says is found out anew without it
+                    log.warning("state_not_saved", error=str(error))
 
             yield Core(
                 config=config,

@@ -6,21 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 
-import trio
-
-from celluler.home import NodeFile
-from celluler.views import to_json
 from celluler_node.app import Parts
-from celluler_node.config import load_config
-from celluler_node.logs import LogConfig, set_up
-from celluler_node.running import run_node
 from celluler_node.training.worker_trainer import worker_trainer
 from simulations.attacks.catalogue import ATTACKS, parse_attack
 from simulations.attacks.trainer import WATCHED, lying
+from simulations.node import add_options, up
 
 
 def lying_parts(attack: str, *, liars: int = 1, watched: int = WATCHED) -> Parts:
@@ -31,25 +22,11 @@ def lying_parts(attack: str, *, liars: int = 1, watched: int = WATCHED) -> Parts
 def main() -> None:
     parser = argparse.ArgumentParser(prog="simulations.attacks.node", description=__doc__)
     parser.add_argument("attack", type=_checked, help=f"such as scale:-1000; there are {', '.join(ATTACKS)}")
-    parser.add_argument("command", choices=["up"])
+    add_options(parser)
     parser.add_argument("--liars", type=int, default=1, help="how many nodes attack alike")
     parser.add_argument("--watched", type=int, default=WATCHED, help="in the place of how many others to train as well")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--nickname")
-    parser.add_argument("--listen", action="append")
-    parser.add_argument("--join", action="append")
-    parser.add_argument("--api-port", type=int)
     given = parser.parse_args()
-    flags = {
-        "nickname": given.nickname,
-        "network.listen": given.listen,
-        "network.join": given.join,
-        "api.port": given.api_port,
-    }
-    config = load_config(os.environ, flags)
-    set_up(LogConfig())
-    parts = lying_parts(given.attack, liars=given.liars, watched=given.watched)
-    trio.run(lambda: run_node(config, parts=parts, on_ready=_announce))
+    up(given, lying_parts(given.attack, liars=given.liars, watched=given.watched))
 
 
 def _checked(attack: str) -> str:
@@ -57,11 +34,5 @@ def _checked(attack: str) -> str:
     return attack
 
 
-def _announce(node: NodeFile) -> None:
-    document = to_json(node)
-    del document["token"]
-    print(json.dumps({"ready": True, **document}), flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from celluler.content.digest import Codec, Digest, cid_of, parse_cid
-from celluler.content.store import ContentStat, Store, Verified
+from celluler.content.store import ContentStat, Verified
 from celluler.errors import BlockAbsent, CellulerError, NotFound
 from celluler.identity import PeerId
 from celluler.models.names import ModelName, parse_reference
@@ -74,7 +74,7 @@ class ContentAnswers(Answers):
         store, found = self._core.store, []
         for root in await trio.to_thread.run_sync(store.roots):
             try:
-                found.append(await trio.to_thread.run_sync(_verify, store, root, repair))
+                found.append(await trio.to_thread.run_sync(partial(store.verify, root, repair=repair)))
             except NotFound:  # evicted meanwhile
                 continue
         blocks = await trio.to_thread.run_sync(lambda: store.verify_blocks(repair=repair))
@@ -127,7 +127,3 @@ class ContentAnswers(Answers):
 
 def collected(gone: tuple[ContentStat, ...], dry_run: bool) -> Collected:
     return Collected(sum(stat.wanted_bytes for stat in gone), tuple(blob_view(stat) for stat in gone), dry_run)
-
-
-def _verify(store: Store, root: Digest, repair: bool) -> Verified:
-    return store.verify(root, repair=repair)

@@ -8,16 +8,11 @@ import trio
 
 from celluler.content.digest import Digest, parse_cid
 from celluler.datasets.manifest import OpenedDataset, describe_dataset
-from celluler.errors import NotFound, PeerViolation, Unavailable
-from celluler.identity import PeerId
 from celluler.views import Dataset, NewDataset
 from celluler_node.answers.services import Answers
-from celluler_node.bounded import bounded
 from celluler_node.model_views import announced_dataset_view, dataset_view
 from celluler_node.repository import HeldDataset
 from celluler_node.repository.resolver import DATASET
-
-ASK_S = 10.0
 
 
 class DatasetAnswers(Answers):
@@ -28,6 +23,7 @@ class DatasetAnswers(Answers):
         root = parse_cid(dataset.content)
         path = await self._core.fetcher.content(root, name=dataset.name)
         summary = await self._of.summarise(path, dataset.format, dataset.label)
+        await trio.to_thread.run_sync(self._core.store.pin, root)  # what we publish, we keep
         described = describe_dataset(
             name.name,
             str(name.version),
@@ -75,13 +71,5 @@ class DatasetAnswers(Answers):
 
     async def _dataset_view(self, held: HeldDataset) -> Dataset:
         """With columns, aliases and providers, as far as somebody can be asked."""
-        repository, author = self._core.repository, held.opened.signed.signer
-        providers: tuple[PeerId, ...] = ()
-        index = None
-        try:
-            with bounded(ASK_S, f"asking about {held.name}"):
-                providers = await repository.providers(held.opened)
-                index = (await repository.resolver.index(author, held.opened.record.name, hints=self._hints()))[0]
-        except (Unavailable, PeerViolation, NotFound):
-            pass
-        return dataset_view(held, providers=providers, in_full=True, index=None if index is None else index.record)
+        providers, index = await self._told_of(held)
+        return dataset_view(held, providers=providers, in_full=True, index=index)

@@ -11,7 +11,7 @@ import trio
 from blake3 import blake3
 
 from celluler.content.digest import Codec, Digest, cid_of, parse_cid
-from celluler.errors import CellulerError, NotFound, PeerViolation, Unavailable
+from celluler.errors import CellulerError, NotFound, Unavailable
 from celluler.identity import PeerId, Signed
 from celluler.models.access import SealedKey, encrypt_file, new_key, seal_key
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
@@ -22,7 +22,6 @@ from celluler.models.weights import initial_weights
 from celluler.tensors import Tensor
 from celluler.views import Model, ModelQuery, NewModel, Prediction
 from celluler_node.answers.services import Answers
-from celluler_node.bounded import bounded
 from celluler_node.model_views import announced_view, model_view
 from celluler_node.placement import ask_servers
 from celluler_node.repository import Held
@@ -32,7 +31,6 @@ from celluler_protocols.inference import Predict, Predicted
 
 MAX_SERVERS_ASKED = 8
 SWEEP_S = 10.0
-ASK_S = 10.0
 
 
 class _Weights(NamedTuple):
@@ -243,22 +241,9 @@ class ModelAnswers(Answers):
 
     async def _model_view(self, held: Held) -> Model:
         """With spec, aliases and providers, as far as somebody can be asked."""
-        repository, author, name = self._core.repository, held.opened.signed.signer, held.opened.record.name
-        providers: tuple[PeerId, ...] = ()
-        index = None
-        try:
-            with bounded(ASK_S, f"asking about {held.name}"):
-                providers = await repository.providers(held.opened)
-                index = (await repository.resolver.index(author, name, hints=self._hints()))[0].record
-        except (Unavailable, PeerViolation, NotFound):
-            pass
-        return model_view(
-            held,
-            providers=providers,
-            with_spec=True,
-            index=index,
-            equivocation=repository.equivocation(author, name),
-        )
+        providers, index = await self._told_of(held)
+        equivocation = self._core.repository.equivocation(held.opened.signed.signer, held.opened.record.name)
+        return model_view(held, providers=providers, with_spec=True, index=index, equivocation=equivocation)
 
 
 def _told(signed: Signed[ModelAnnouncement]) -> Entry:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import Denied, InvalidSpec, NotFound
+from celluler.errors import Denied, InvalidSpec, NotFound, PeerViolation, Unavailable
 from celluler.identity import PeerId
-from celluler.models.names import ModelName
+from celluler.models.index import VersionIndex
+from celluler.models.manifest import MAX_CARD_BYTES
+from celluler.models.names import PEER_ID_START, ModelName
+from celluler_node.bounded import bounded
 from celluler_node.core import Core
 from celluler_node.job_client import JobClient
+from celluler_node.repository import Held, HeldDataset
 from celluler_node.serving import ModelServer
 from celluler_node.summarising import Summariser
 from celluler_node.training.desk import TrainingDesk
@@ -38,8 +42,8 @@ class Services:
     started_s: float
 
 
-PEER_ID_START = "12D3KooW"
-MAX_CARD_BYTES = 256 << 10
+ASK_S = 10.0
+"""For what the swarm may add to an answer that can be given without it."""
 
 
 class Answers:
@@ -96,3 +100,16 @@ class Answers:
         digest = await trio.to_thread.run_sync(self._core.store.put_block, raw)
         self._announce(digest)
         return digest
+
+    async def _told_of(self, held: Held | HeldDataset) -> tuple[tuple[PeerId, ...], VersionIndex | None]:
+        """Who provides it, and the index of its name, as far as somebody can be asked."""
+        repository, author = self._core.repository, held.opened.signed.signer
+        providers: tuple[PeerId, ...] = ()
+        index = None
+        try:
+            with bounded(ASK_S, f"asking about {held.name}"):
+                providers = await repository.providers(held.opened)
+                index = (await repository.resolver.index(author, held.opened.record.name, hints=self._hints()))[0]
+        except (Unavailable, PeerViolation):
+            pass
+        return providers, None if index is None else index.record

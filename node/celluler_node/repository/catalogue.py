@@ -7,13 +7,14 @@ anybody, also after a restart and offline. What does not verify, or is not what 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 import trio
 
 from celluler.content.digest import Digest
 from celluler.content.store import Store
-from celluler.errors import CellulerError
+from celluler.errors import CellulerError, LocalError
 from celluler.identity import Signed, short
 from celluler_node.fetching import Fetcher
 from celluler_node.repository.resolver import Resolver
@@ -53,7 +54,10 @@ class Catalogue:
     async def watch(self) -> None:
         """Bring bodies in as they are announced, let go of the others; runs as long as the node."""
         while True:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except CellulerError as error:  # our store: what is wrong with an announcement is passed over below
+                log.warning("catalogue_not_kept", error=str(error))
             await trio.sleep(EVERY_S)
 
     async def sweep(self) -> None:
@@ -82,7 +86,7 @@ class Catalogue:
         opened = await trio.to_thread.run_sync(self.body, told)
         if opened is None or not _is(opened, signed):
             log.info("announcement_false", peer=short(signed.signer), name=told.name)
-            await trio.to_thread.run_sync(self._store.remove, told.manifest)
+            await trio.to_thread.run_sync(self._drop, told.manifest)
             return
         self._state.catalogue.append(told.manifest.hex())
 
@@ -92,9 +96,15 @@ class Catalogue:
         for text in gone:
             self._state.catalogue.remove(text)
             if text not in kept:
-                await trio.to_thread.run_sync(self._store.remove, bytes.fromhex(text))
+                await trio.to_thread.run_sync(self._drop, bytes.fromhex(text))
         for manifest in self._tried_s.keys() - announced:
             del self._tried_s[manifest]
+
+    def _drop(self, digest: bytes) -> None:
+        """Let go of a lone block. What an announcement names may have become part of a content here: that stays."""
+        if self._shelf.stat(digest) is None:
+            with suppress(LocalError):  # a leaf of one
+                self._store.remove(digest)
 
 
 def _is(opened: Opened, signed: Signed[ModelAnnouncement]) -> bool:

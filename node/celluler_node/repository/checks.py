@@ -14,7 +14,7 @@ import trio
 from celluler.content.digest import Codec, Digest, cid_of
 from celluler.content.store import Store
 from celluler.errors import CellulerError, Denied, IntegrityError, ProtocolViolation, Retracted, Unavailable
-from celluler.identity import PeerId, short
+from celluler.identity import short
 from celluler.models.manifest import OpenedManifest
 from celluler.models.provenance import Chain, LogEntry, check_agrees
 from celluler.models.weights import check_weights
@@ -54,24 +54,17 @@ class Checks:
         """
         author, name = opened.signed.signer, opened.record.name
         index, holders = await self._resolver.index(author, name)
-        holders = (*holders, *await self._keepers(opened))
         if index.record.log is None:
             return ()
+        keepers = await self._fetcher.providers(Digest(opened.record.weights))
         chain = Chain(author, name, index.record.log)
         while chain.wanted is not None:
             if len(chain.entries) == MAX_LOG_ENTRIES:
                 raise ProtocolViolation(f"the log of {name} has more than {MAX_LOG_ENTRIES} entries", peer=author)
-            chain.receive(await self._fetcher.block(chain.wanted, hints=[author, *holders]))
+            chain.receive(await self._fetcher.block(chain.wanted, hints=[author, *holders, *keepers]))
         entries = tuple(signed.record for signed in chain.entries)
         check_agrees(index.record, reversed(entries))
         return entries
-
-    async def _keepers(self, opened: OpenedManifest) -> tuple[PeerId, ...]:
-        """Who holds the weights keeps the small things beside them; nobody, when nobody can be asked."""
-        try:
-            return await self._fetcher.providers(Digest(opened.record.weights))
-        except CellulerError:
-            return ()
 
     async def _index(self, opened: OpenedManifest) -> str:
         record = opened.record

@@ -6,6 +6,7 @@ never one believed. Opened manifests are kept in memory, so that listing models 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -29,12 +30,13 @@ Opened = OpenedManifest | OpenedDataset
 
 
 class Shelf:
-    """Synchronous; called from one thread at a time."""
+    """Synchronous; `keep` and `forget` on the loop, the rest from any thread."""
 
     def __init__(self, store: Store, state: NodeState, remember: Callable[[], None]) -> None:
         """remember: writes `state` down."""
         self._store, self._state, self._remember = store, state, remember
         self._opened: OrderedDict[Digest, Opened] = OrderedDict()
+        self._lock = threading.Lock()  # of that alone
 
     def keep(self, opened: Opened) -> None:
         """From now on listed here, also after a restart."""
@@ -49,7 +51,8 @@ class Shelf:
         kept = self._kept(opened)
         if opened.digest.hex() in kept:
             kept.remove(opened.digest.hex())
-        self._opened.pop(opened.digest, None)
+        with self._lock:
+            self._opened.pop(opened.digest, None)
         self._store.remove(opened.digest)
         self._remember()
 
@@ -76,9 +79,10 @@ class Shelf:
 
     def either(self, digest: Digest) -> Opened | None:
         """The model or dataset whose manifest this is; None when it is not here, or is nothing of the kind."""
-        if digest in self._opened:
-            self._opened.move_to_end(digest)
-            return self._opened[digest]
+        with self._lock:
+            if digest in self._opened:
+                self._opened.move_to_end(digest)
+                return self._opened[digest]
         try:
             opened = _parse(self._store.get(digest))
         except NotFound:
@@ -103,9 +107,10 @@ class Shelf:
             return None
 
     def _note(self, opened: Opened) -> None:
-        self._opened[opened.digest] = opened
-        while len(self._opened) > MAX_OPENED:
-            self._opened.popitem(last=False)
+        with self._lock:
+            self._opened[opened.digest] = opened
+            while len(self._opened) > MAX_OPENED:
+                self._opened.popitem(last=False)
 
     def _kept(self, opened: Opened) -> list[str]:
         return self._state.models if isinstance(opened, OpenedManifest) else self._state.datasets
