@@ -47,7 +47,7 @@ prints.
 """
 
 _TAIL = """
-What is acted upon today: everything under `data`, `train`, `resources` and `result`, and `policy.deadline`.
+What is acted upon: everything under `data`, `train`, `resources`, `admission` and `result`, and `policy.deadline`.
 `policy.priority`, `preemptible` and `retries` are permissions, which a node may use and does not have to.
 
 ## States

@@ -18,7 +18,8 @@ from pydantic_core import ErrorDetails
 
 from celluler.content.digest import Digest, cid_of, digest_of, parse_cid
 from celluler.datasets.schema import MAX_COLUMNS, MAX_NAME_BYTES, Selection
-from celluler.errors import InvalidSpec, ProtocolViolation
+from celluler.errors import InvalidSpec, PeerViolation, ProtocolViolation
+from celluler.identity import public_key_of
 from celluler.models.names import check_word, parse_reference
 from celluler.models.version import parse_version
 from celluler.quantities import parse_bytes, parse_duration
@@ -27,6 +28,9 @@ MAX_SPEC_BYTES = 1 << 16
 MAX_NESTING = 16
 API_VERSION = "celluler/v1"
 PLANNED_KINDS = ("InferJob", "BatchJob")
+AUDITED = "proof-of-learning"
+USUAL_AUDITS = 2.0
+GOSSIP_ONLY = frozenset({"ring", "hierarchical"})
 
 
 def _checked(check: Callable[[str], object], wanted: str) -> Callable[[Any], str]:
@@ -59,6 +63,13 @@ def _check_column(text: str) -> None:
         raise InvalidSpec("", f"a column has a name of 1…{MAX_NAME_BYTES} bytes of printable text")
 
 
+def _check_peer(text: str) -> None:
+    try:
+        public_key_of(text)
+    except PeerViolation:
+        raise InvalidSpec("", f"{text!r} is no peer id") from None
+
+
 Cid = Annotated[str, BeforeValidator(_checked(parse_cid, "a CID"))]
 ModelReference = Annotated[str, BeforeValidator(_checked(parse_reference, "a model such as author/name:1.0.0"))]
 Word = Annotated[str, BeforeValidator(_checked(lambda text: check_word(text, ""), "a name"))]
@@ -67,6 +78,7 @@ DatasetReference = Annotated[str, BeforeValidator(_checked(parse_reference, "a d
 ColumnText = Annotated[str, BeforeValidator(_checked(_check_column, "the name of a column"))]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(le=1 << 50)]
 Seconds = Annotated[int, BeforeValidator(parse_duration), Field(le=30 * 86400)]
+PeerText = Annotated[str, BeforeValidator(_checked(_check_peer, "the id of a peer"))]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
@@ -135,7 +147,63 @@ class Train(_Part):
     parts: int | None = Field(
         default=None, ge=1, le=64, description="pieces an update is cut into; by default one a member"
     )
-    audits_per_round: int = Field(default=0, ge=0, le=0, description="replays of others' work; not built yet, so 0")
+    consensus: Literal["proof-of-learning", "byzantine", "gossip"] = Field(
+        default="proof-of-learning",
+        description="how members agree: on certified rounds whose training is audited; on certified rounds without "
+        "audits; or with neighbours alone, without certificates. See [consensus](../explanation/consensus.md)",
+    )
+    topology: Literal["mesh", "star", "ring", "hierarchical"] = Field(
+        default="mesh",
+        description="who averages with whom: everybody reduces a part; one member reduces all; with `gossip` also a "
+        "ring, or one aggregator a region",
+    )
+    audits_per_round: Number | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="replays of others' work, of all members together; with audits 2 by default",
+    )
+    tolerance: Number = Field(
+        default=1e-3, gt=0, le=1, description="deviation above which a replayed update was not worked for"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the local steps")
+    wire: Literal["q16", "q8", "q4"] = Field(default="q16", description="bits of a value that travels")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Train:
+        if self.topology in GOSSIP_ONLY and self.consensus != "gossip":
+            raise ValueError(f"the topology {self.topology} goes with the consensus gossip alone")
+        if self.audits_per_round and self.consensus != AUDITED:
+            raise ValueError(f"audits_per_round goes with the consensus {AUDITED} alone")
+        return self
+
+    @property
+    def audits(self) -> float:
+        """Replays expected in a round, of all members together."""
+        if self.consensus != AUDITED:
+            return 0.0
+        return USUAL_AUDITS if self.audits_per_round is None else self.audits_per_round
+
+
+class Admission(_Part):
+    mode: Literal["open", "listed"] = Field(
+        default="open", description="who may take part: whoever offers, or the peers listed"
+    )
+    peers: list[PeerText] = Field(default_factory=list, max_length=256, description="ids of those who may, if listed")
+    late: bool = Field(default=True, description="whether one may come when the training has begun")
+    probation: int = Field(default=1, ge=0, le=1024, description="rounds that a late one follows before it counts")
+    suspension: int = Field(
+        default=32, ge=0, le=1024, description="rounds that a member sits out whose links fail again and again"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Admission:
+        if self.peers and self.mode != "listed":
+            raise ValueError("peers goes with the mode listed")
+        return self
+
+    def admits(self, peer: str) -> bool:
+        return self.mode == "open" or peer in self.peers
 
 
 class Peers(_Part):
@@ -180,6 +248,7 @@ class TrainJob(_Part):
     data: Data
     train: Train
     resources: Resources = Field(default_factory=Resources)
+    admission: Admission = Field(default_factory=Admission)
     policy: Policy = Field(default_factory=Policy)
     result: Result = Field(default_factory=Result)
 
@@ -334,8 +403,6 @@ def _problem(error: ErrorDetails) -> str:
             return "missing"
         case "value_error":
             return str(error["ctx"]["error"])
-        case "less_than_equal" if error["loc"][-1] == "audits_per_round":
-            return "audits are not built yet; only 0 can be asked for"
     text = error["msg"][:1].lower() + error["msg"][1:]
     return f"{text.removeprefix('input ')}, not {repr(error['input'])[:60]}"
 

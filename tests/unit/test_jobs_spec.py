@@ -10,7 +10,9 @@ from celluler.content.digest import Codec, cid_of, digest_of, parse_cid
 from celluler.datasets.schema import Selection
 from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.jobs.spec import canonical_job, job_digest, parse_canonical_job, parse_job, with_data
-from tests.support.jobs import DATA_CID, JOB_YAML
+from tests.support.jobs import ALICE, DATA_CID, JOB_YAML
+
+PEER = ALICE.peer_id
 
 
 def test_the_same_job_in_yaml_and_json_has_one_digest() -> None:
@@ -38,7 +40,11 @@ def test_what_is_left_out_gets_the_documented_default() -> None:
         ("rounds: 20", "round: 20", "train.round", "unknown key"),
         ("rounds: 20", "rounds: true", "train.rounds", "integer"),
         ("rounds: 20", "rounds: '20'", "train.rounds", "integer"),
-        ("rounds: 20", "rounds: 20, audits_per_round: 2", "train.audits_per_round", "not built yet"),
+        ("rounds: 20", "rounds: 20, audits_per_round: 65", "train.audits_per_round", "less than or equal to 64"),
+        ("rounds: 20", "rounds: 20, audits_per_round: 1, consensus: byzantine", "train", "proof-of-learning alone"),
+        ("rounds: 20", "rounds: 20, topology: ring", "train", "gossip alone"),
+        ("partition: iid}", "partition: iid}\nadmission: {mode: listed, peers: [bob]}", "admission.peers.0", "peer id"),
+        ("partition: iid}", f"partition: iid}}\nadmission: {{peers: [{PEER}]}}", "admission", "mode listed"),
         ("1e-2", ".nan", "train.learning_rate", "not nan"),
         ("1e-2", "fast", "train.learning_rate", "number"),
         ("aggregator: nk", "aggregator: best", "train.aggregator", "'clipping' or 'mean'"),
