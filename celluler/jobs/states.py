@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from celluler.errors import LocalError
+from celluler.jobs.telemetry import RoundFigures
 
 MAX_EVENTS = 4096
 MAX_REASON_BYTES = 1024
@@ -51,13 +52,17 @@ NEEDS_REASON = frozenset({_S.QUEUED, _S.FAILED})
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """Something that happened. cursor: 1 for the first. state: the one after it. metrics: measured then (`loss`)."""
+    """Something that happened. cursor: 1 for the first. state: the one after it. metrics: measured then (`loss`).
+
+    round: of a training, what is told of the round that these metrics are of.
+    """
 
     cursor: int
     at_s: float
     state: JobState
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    round: RoundFigures | None = None
 
 
 class JobLife:
@@ -129,7 +134,7 @@ class JobLife:
         _check_move(self.state, state, reason)
         return self._append(state, now, _bounded(reason), {})
 
-    def measure(self, now: float, metrics: Mapping[str, float]) -> JobEvent:
+    def measure(self, now: float, metrics: Mapping[str, float], round_figures: RoundFigures | None = None) -> JobEvent:
         """Note figures without changing state. Raises LocalError when the job has ended or a figure is not finite."""
         if self.ended:
             raise LocalError(f"the job has ended as {self.state.value}")
@@ -137,10 +142,19 @@ class JobLife:
             raise LocalError(f"1 to {MAX_METRICS} finite figures at a time")
         if not all(1 <= len(name.encode("utf-8")) <= MAX_METRIC_NAME_BYTES for name in metrics):
             raise LocalError(f"a figure's name has 1 to {MAX_METRIC_NAME_BYTES} bytes")
-        return self._append(self.state, now, "", {name: float(value) for name, value in metrics.items()})
+        figures = {name: float(value) for name, value in metrics.items()}
+        return self._append(self.state, now, "", figures, round_figures)
 
-    def _append(self, state: JobState, now: float, reason: str, metrics: Mapping[str, float]) -> JobEvent:
-        event = JobEvent(self.cursor + 1, max(now, self.updated_s), state, reason, metrics)  # clocks are set back
+    def _append(
+        self,
+        state: JobState,
+        now: float,
+        reason: str,
+        metrics: Mapping[str, float],
+        round_figures: RoundFigures | None = None,
+    ) -> JobEvent:
+        at_s = max(now, self.updated_s)  # clocks are set back
+        event = JobEvent(self.cursor + 1, at_s, state, reason, metrics, round_figures)
         self._events.append(event)
         if len(self._events) > MAX_EVENTS:
             oldest = next((place for place, old in enumerate(self._events) if old.metrics), 1)
