@@ -109,6 +109,7 @@ def _metadata(manifest: ModelManifest) -> dict[str, Any]:
         "parents": [cid_of(parent) for parent in manifest.parents],
         "dataset": _cid(manifest.dataset),
         "job": _cid(manifest.job),
+        "transcripts": [cid_of(transcript) for transcript in manifest.transcripts],
         "category": manifest.category,
         "framework": manifest.framework,
         "format": manifest.format,

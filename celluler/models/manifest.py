@@ -27,6 +27,7 @@ MAX_CARD_BYTES = 1 << 18
 MAX_TAGS = 32
 MAX_REGIONS = 8
 MAX_COPIES = 64
+MAX_TRANSCRIPTS = 64
 FORMATS = ("safetensors",)
 DTYPES = ("float32",)
 
@@ -58,7 +59,8 @@ class ModelManifest:
 
     nickname: of the author, or empty. spec: the architecture's JSON. weights: root of the weights' content;
     weights_bytes: of the tensors in it. labels: name of each class, or none. parents: manifests of the models it was
-    made from. dataset, job: what it was trained on and by, when that is known. created_s: seconds since 1970.
+    made from. dataset, job: what it was trained on and by, when that is known. transcripts: contents in which members
+    of the job's run wrote it down, those that the author knew of. created_s: seconds since 1970.
 
     What follows is for people and for peers that keep copies; nothing is computed from it. category: of use
     (`vision`), or empty. licence: an SPDX expression, or empty. card: digest of a block of Markdown. copies: how many
@@ -84,6 +86,7 @@ class ModelManifest:
     parents: Annotated[tuple[Bytes32, ...], Length(0, 16)]
     dataset: Bytes32 | None
     job: Bytes32 | None
+    transcripts: Annotated[tuple[Bytes32, ...], Length(0, MAX_TRANSCRIPTS)]
     created_s: U64
     category: Annotated[str, Length(0, 64)]
     framework: Annotated[str, Length(1, 32)]
@@ -134,6 +137,7 @@ def describe_model(
     parents: tuple[bytes, ...] = (),
     dataset: bytes | None = None,
     job: bytes | None = None,
+    transcripts: Iterable[bytes] = (),
     category: str = "",
     framework: str = "celluler",
     licence: str = "",
@@ -147,7 +151,7 @@ def describe_model(
 ) -> ModelManifest:
     """A manifest with everything filled in that follows from the spec. Raises InvalidSpec.
 
-    tags, regions: in any order, repetitions allowed. sealed, plain: both or neither.
+    transcripts, tags, regions: in any order, repetitions allowed. sealed, plain: both or neither.
     """
     architecture = parse_spec(spec)
     manifest = ModelManifest(
@@ -165,6 +169,7 @@ def describe_model(
         parents=parents,
         dataset=dataset,
         job=job,
+        transcripts=tuple(sorted(set(transcripts))),
         created_s=created_s,
         category=category,
         framework=framework,
@@ -205,6 +210,7 @@ def check_manifest(manifest: ModelManifest) -> Architecture:
         raise InvalidSpec("labels", f"must be {classes} different names, or none")
     for place, metric in enumerate(manifest.metrics):
         check_word(metric.name, f"metrics[{place}].name")
+    _check_transcripts(manifest)
     _check_metadata(manifest)
     _check_access(manifest)
     return architecture
@@ -237,6 +243,13 @@ def _check_spec(spec: bytes) -> Architecture:
         return parse_spec(spec)
     except InvalidSpec as error:
         raise InvalidSpec(f"spec.{error.path}" if error.path else "spec", error.problem) from error
+
+
+def _check_transcripts(manifest: ModelManifest) -> None:
+    if manifest.transcripts and manifest.job is None:
+        raise InvalidSpec("transcripts", "are of the run of a job, and no job is named")
+    if list(manifest.transcripts) != sorted(set(manifest.transcripts)):
+        raise InvalidSpec("transcripts", "must ascend, each once")
 
 
 def _check_metadata(manifest: ModelManifest) -> None:

@@ -51,7 +51,8 @@ class Model:
     framework, format, dtype: of the weights, empty when only an announcement is known. card: CID of a Markdown text.
     copies: how many peers should hold it, 0 for the swarm's default. encrypted: only `readers` (peer ids) can use it.
     retracted: why its author took it back, or empty. aliases: of this version. equivocation: what is wrong when the
-    author signed two lists of versions under one number, else empty.
+    author signed two lists of versions under one number, else empty. job: that it came of. transcripts: CIDs of what
+    members of its run wrote down, as far as the author knew.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Model:
     retracted: str = ""
     aliases: tuple[str, ...] = ()
     have_bytes: int = 0
+    transcripts: tuple[str, ...] = ()
     equivocation: str = ""
 
     @property

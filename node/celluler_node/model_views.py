@@ -47,6 +47,7 @@ def model_view(
         parents=tuple(map(manifest_cid, record.parents)),
         dataset=None if record.dataset is None else manifest_cid(record.dataset),
         job=None if record.job is None else cid_of(Digest(record.job)),
+        transcripts=tuple(map(manifest_cid, record.transcripts)),
         providers=tuple(providers),
         spec=json.loads(record.spec) if with_spec else None,
         category=record.category,

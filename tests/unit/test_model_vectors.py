@@ -31,6 +31,7 @@ PUBLIC = describe_model(
     parents=(digest_of(b"parent"),),
     dataset=digest_of(b"dataset"),
     job=digest_of(b"job"),
+    transcripts=(digest_of(b"transcript"),),
     category="vision",
     licence="Apache-2.0",
     tags=("small", "toy"),

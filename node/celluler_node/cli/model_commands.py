@@ -298,6 +298,7 @@ def _show(output: Output, model: Model, versions: Versions | None = None) -> Non
         "made from": model.parents,
         "dataset": model.dataset,
         "job": model.job,
+        "transcripts": model.transcripts,
         "card": model.card and f"celluler model card {model.reference}",
         "aliases": model.aliases,
         "versions": [version_commands.brief(one) for one in versions.versions] if versions else (),
