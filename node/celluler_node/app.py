@@ -19,17 +19,20 @@ import trio
 
 from celluler.content.replication import Policy
 from celluler.identity import PeerId
+from celluler.learning.run import Run
 from celluler.views import Hardware
 from celluler_node.config import NodeConfig
 from celluler_node.content_plane import listen_hosts
 from celluler_node.core import Core, open_core
 from celluler_node.job_client import JobClient
 from celluler_node.node import Node, Services
+from celluler_node.processes.averager_words import AVERAGER
+from celluler_node.processes.words import Program
 from celluler_node.replicas import open_replicas
 from celluler_node.serving import ModelServer
 from celluler_node.summarising import summariser
 from celluler_node.training.desk import TrainingDesk
-from celluler_node.training.site import Site, TrainerMaker
+from celluler_node.training.site import RunMaker, Site, TrainerMaker
 from celluler_node.training.worker_trainer import worker_trainer
 from celluler_protocols import inference, jobs
 from celluler_protocols.host import Host, Slots
@@ -50,6 +53,8 @@ class Parts:
     """What a simulation may put in place of the shipped part. replicate_every_s, replication: a swarm in a hurry."""
 
     trainer: TrainerMaker = worker_trainer
+    make_run: RunMaker = Run
+    averager: Program = AVERAGER
     replicate_every_s: float = REPLICATE_EVERY_S
     replication: Policy = field(default_factory=Policy)
 
@@ -137,6 +142,8 @@ def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:
         gossip=core.gossip,
         rounds=RoundsHub(core.host),
         make_trainer=parts.trainer,
+        make_run=parts.make_run,
+        averager=parts.averager,
         device=core.hardware.device,
         worker=core.worker,
         worker_limits=core.limits,

@@ -21,6 +21,7 @@ from celluler.learning.messages import Part
 from celluler.learning.roster import RosterMember, RosterView
 from celluler_node.processes import averager_words as words
 from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.processes.words import Program
 from celluler_protocols.averaging_messages import (
     VALUE_BYTES,
     Assignment,
@@ -118,9 +119,11 @@ class Averaging:
 
 
 @asynccontextmanager
-async def open_averaging(listen: Sequence[str], scratch: Path) -> AsyncIterator[Averaging]:
+async def open_averaging(
+    listen: Sequence[str], scratch: Path, program: Program = words.AVERAGER
+) -> AsyncIterator[Averaging]:
     """Start an averager under a fresh key of its own. Raises WorkerFailed."""
-    async with open_process(words.AVERAGER, limits=words.AVERAGER_LIMITS, scratch=scratch) as child:
+    async with open_process(program, limits=words.AVERAGER_LIMITS, scratch=scratch) as child:
         opened = (await child.call(words.Open(os.urandom(32), tuple(listen)))).record
         yield Averaging(child, PeerId(opened.peer), opened.addresses)
 

@@ -21,7 +21,6 @@ from celluler.identity import PeerId, seal
 from celluler.jobs.states import JobState
 from celluler.learning.checks import checks_for
 from celluler.learning.roster import RosterEntry, RosterView
-from celluler.learning.run import Run
 from celluler.learning.transcript import Opening
 from celluler.models.manifest import Metric, OpenedManifest, open_manifest
 from celluler_node.bounded import plain
@@ -100,7 +99,7 @@ async def _train(
     chronicle: Chronicle | None,
 ) -> None:
     checks = checks_for(len(roster), roster.rules.parts)
-    run = Run(roster, site.identity, state_root=trainer.state_root, checks=checks)
+    run = site.make_run(roster, site.identity, state_root=trainer.state_root, checks=checks)
     record.report = run.report
     finished = trio.Event()
     members = tuple(member.peer for member in roster.members)
@@ -210,7 +209,7 @@ def _coordinator(record: JobRecord) -> PeerId:
 async def _averager(site: Site, scratch: Path) -> Any:
     folder = scratch / "averager"
     folder.mkdir()
-    async with open_averaging(site.averager_listen, folder) as averaging:
+    async with open_averaging(site.averager_listen, folder, site.averager) as averaging:
         yield averaging
 
 

@@ -12,7 +12,9 @@ import trio
 
 from celluler.content.store import Store
 from celluler.identity import Identity, PeerId
+from celluler.learning.run import Run
 from celluler_node.fetching import Fetcher
+from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.words import Limits, Program
 from celluler_node.repository import Repository
 from celluler_node.training.trainer import TrainerFactory
@@ -22,6 +24,9 @@ from celluler_protocols.rounds import RoundsHub
 
 TrainerMaker = Callable[[Program, Limits, Path], TrainerFactory]
 """From the worker's program, its limits and a scratch folder to trainers. The shipped one is `worker_trainer`."""
+
+RunMaker = Callable[..., Run]
+"""As `Run`, which is the shipped one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Site:
     scratch: Callable[[str], AbstractAsyncContextManager[Path]]
     nursery: trio.Nursery
     clock: Callable[[], float] = time.time
+    make_run: RunMaker = Run
+    averager: Program = AVERAGER
 
     @property
     def peer_id(self) -> PeerId:
