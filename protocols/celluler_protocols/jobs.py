@@ -8,7 +8,7 @@ decides nothing here: it parses, verifies signatures, and hands over to its desk
 from __future__ import annotations
 
 import itertools
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import trio
 
@@ -34,11 +34,21 @@ from celluler_protocols.jobs_messages import (
     MAX_WAIT_MS,
     PROTOCOL_ID,
     REFUSALS,
+    REQUESTS,
     Accepted,
     Answer,
+    Applied,
+    Apply,
+    AskChain,
+    AskState,
+    AskVouch,
     Cancel,
     Cancelled,
     CancelOrder,
+    ChainTold,
+    Checkpoint,
+    Checkpointed,
+    CheckpointOrder,
     Events,
     Facts,
     Listed,
@@ -51,7 +61,9 @@ from celluler_protocols.jobs_messages import (
     Request,
     RosterReady,
     RosterTaken,
+    StateTold,
     Submit,
+    Vouched,
     Watch,
     frames,
     from_event,
@@ -65,8 +77,13 @@ __all__ = [
     "PROTOCOL_ID",
     "Ask",
     "JobDesk",
+    "apply",
     "ask",
+    "ask_chain",
+    "ask_state",
+    "ask_vouch",
     "cancel",
+    "checkpoint",
     "list_jobs",
     "offer",
     "send_roster",
@@ -78,7 +95,7 @@ __all__ = [
 REQUEST_S = 20.0
 ANSWER_S = 20.0
 HANDOVER_S = 600.0
-"""How long a coordinator may fetch what a job needs before it answers a Submit."""
+"""How long a coordinator may fetch what a job needs before it answers a Submit, or a member publish a checkpoint."""
 
 A = TypeVar("A")
 
@@ -107,16 +124,16 @@ class Ask:
                 return None
             case [Refused(code, message, _)]:
                 raise _error_of(code, message)
-            case [Accepted() | Offered() | RosterTaken() | Events() | Cancelled() | Listing() as answer] if (
-                type(answer) is ANSWERS[type(self._request)]
-            ):
+            case [answer] if type(answer) is ANSWERS[type(self._request)]:
                 _check_answer(self._request, answer)
-                return answer
+                return cast(Answer, answer)
             case _:
                 raise ProtocolViolation(f"no answer to {type(self._request).__name__}")
 
 
 def _check_answer(request: Request, answer: Any) -> None:
+    if isinstance(request, AskChain) and len(answer.links) > max(0, answer.length - request.start):
+        raise ProtocolViolation("more of a chain than there is")
     if isinstance(request, Watch) and isinstance(answer, Events):
         cursors = [request.cursor, *(event.cursor for event in answer.events)]
         if any(later <= earlier for earlier, later in itertools.pairwise(cursors)):
@@ -161,6 +178,31 @@ async def cancel(stream: trio.abc.Stream, order: bytes) -> JobState:
     return state_of(_of(Cancelled, await ask(stream, Cancel(order))).state)
 
 
+async def ask_chain(stream: trio.abc.Stream, job: bytes, start: int) -> ChainTold:
+    """The roster of a run, and what was certified from height `start` on, as far as it fits one answer."""
+    return _of(ChainTold, await ask(stream, AskChain(job, start)))
+
+
+async def ask_vouch(stream: trio.abc.Stream, job: bytes, entry: bytes) -> bytes:
+    """A member's sealed Vouch for a sealed RosterEntry of ours."""
+    return _of(Vouched, await ask(stream, AskVouch(job, entry))).vouch
+
+
+async def apply(stream: trio.abc.Stream, job: bytes, admission: bytes) -> None:
+    """Hand in a sealed Admission of ours."""
+    await ask(stream, Apply(job, admission))
+
+
+async def ask_state(stream: trio.abc.Stream, job: bytes) -> StateTold:
+    """Where the newest state is to be had. Members only."""
+    return _of(StateTold, await ask(stream, AskState(job)))
+
+
+async def checkpoint(stream: trio.abc.Stream, order: bytes) -> Checkpointed:
+    """Have a member publish what there is, by a sealed CheckpointOrder."""
+    return _of(Checkpointed, await ask(stream, Checkpoint(order)))
+
+
 async def list_jobs(stream: trio.abc.Stream, *, before: int = 2**63) -> tuple[Listed, ...]:
     """A coordinator's jobs, newest first, at most MAX_LISTED."""
     return _of(Listing, await ask(stream, ListJobs(before))).jobs
@@ -197,6 +239,26 @@ class JobDesk(Protocol):
 
     async def listing(self, peer: PeerId, before_ms: int) -> tuple[Listed, ...]: ...
 
+    async def chain(self, peer: PeerId, job: Digest, start: int) -> ChainTold:
+        """Raises NotFound for a job that is not, or not yet, run here."""
+        ...
+
+    async def vouch(self, peer: PeerId, job: Digest, entry: bytes) -> bytes:
+        """Raises NotFound, Denied when it may not come, PeerViolation for an entry that is not the peer's own."""
+        ...
+
+    async def apply(self, peer: PeerId, job: Digest, admission: bytes) -> None:
+        """Raises NotFound, PeerViolation for an admission that nothing stands behind."""
+        ...
+
+    async def state(self, peer: PeerId, job: Digest) -> StateTold:
+        """Raises NotFound, Denied for strangers, Busy."""
+        ...
+
+    async def checkpoint(self, peer: PeerId, job: Digest, signer: PeerId) -> Checkpointed:
+        """Raises NotFound, Denied when the signer is not the submitter, Unavailable before the first round."""
+        ...
+
 
 async def serve_jobs(stream: trio.abc.Stream, peer: PeerId, desk: JobDesk) -> None:
     """Answer one request and close the stream.
@@ -227,14 +289,14 @@ async def _read_request(stream: trio.abc.Stream, words: Frames) -> Request:
         match words.feed(chunk):
             case []:
                 continue
-            case [Submit() | Offer() | RosterReady() | Watch() | Cancel() | ListJobs() as request]:
-                return request
+            case [request] if isinstance(request, REQUESTS):
+                return cast(Request, request)
             case _:
                 raise ProtocolViolation("not one request")
 
 
 async def _handle(request: Request, peer: PeerId, desk: JobDesk) -> Answer:
-    deadline_s = HANDOVER_S if isinstance(request, Submit) else ANSWER_S + MAX_WAIT_MS / 1000
+    deadline_s = HANDOVER_S if isinstance(request, Submit | Checkpoint) else ANSWER_S + MAX_WAIT_MS / 1000
     try:
         with trio.fail_after(deadline_s):
             return await _dispatch(request, peer, desk)
@@ -260,6 +322,18 @@ async def _dispatch(request: Request, peer: PeerId, desk: JobDesk) -> Answer:
             return Cancelled(place_of(await desk.cancel(peer, Digest(signed.record.job), signed.signer)))
         case ListJobs(before):
             return Listing((await desk.listing(peer, before))[:MAX_LISTED])
+        case AskChain(job, start):
+            return await desk.chain(peer, Digest(job), start)
+        case AskVouch(job, entry):
+            return Vouched(await desk.vouch(peer, Digest(job), entry))
+        case Apply(job, admission):
+            await desk.apply(peer, Digest(job), admission)
+            return Applied()
+        case AskState(job):
+            return await desk.state(peer, Digest(job))
+        case Checkpoint(order):
+            asked = open_envelope(CheckpointOrder, order, limit=MAX_CANCEL_BYTES)
+            return await desk.checkpoint(peer, Digest(asked.record.job), asked.signer)
 
 
 def _refusal(error: CellulerError) -> Refused:

@@ -37,6 +37,12 @@ MAX_WAIT_MS = 30_000
 MAX_FRAME_BYTES = 1 << 19
 MAX_LIFE_S = 31 * 86400
 CLOCK_SKEW_S = 300
+MAX_LINK_BYTES = 1 << 16
+MAX_LINKS_AN_ANSWER = 64
+MAX_CHAIN_BYTES = 200_000
+"""Of links in one answer, beside the roster."""
+MAX_VOUCH_BYTES = 1024
+MAX_ADMISSION_BYTES = 1 << 16
 
 
 # --- signed records ----------------------------------------------------------------------------------------------
@@ -65,6 +71,15 @@ class CancelOrder:
     """Signed by the job's submitter."""
 
     KIND: ClassVar[str] = "celluler/jobs/cancel/1"
+    job: Bytes32
+    issued_s: U64
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOrder:
+    """Signed by the job's submitter: publish what the rounds certified so far have come to."""
+
+    KIND: ClassVar[str] = "celluler/jobs/checkpoint/1"
     job: Bytes32
     issued_s: U64
 
@@ -121,6 +136,10 @@ def check_order(order: OpenedOrder, *, coordinator: str, now: float) -> None:
 
 def seal_cancel(identity: Identity, job: bytes, *, issued_s: int) -> bytes:
     return seal(identity, CancelOrder(job, issued_s))
+
+
+def seal_checkpoint(identity: Identity, job: bytes, *, issued_s: int) -> bytes:
+    return seal(identity, CheckpointOrder(job, issued_s))
 
 
 # --- messages ----------------------------------------------------------------------------------------------------
@@ -255,6 +274,84 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class AskChain:
+    """What the run's members have certified, from this height on; for whoever comes late or comes back."""
+
+    job: Bytes32
+    start: U16
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTold:
+    """roster: envelope of a Roster. links: packed certificates (rounds protocol), from `start` on, opaque here.
+
+    length: heights certified so far; ask again while there are more than were told.
+    """
+
+    roster: Annotated[bytes, Length(1, MAX_ROSTER_BYTES + 512)]
+    length: U16
+    links: Annotated[tuple[Annotated[bytes, Length(1, MAX_LINK_BYTES)], ...], Length(0, MAX_LINKS_AN_ANSWER)]
+
+
+@dataclass(frozen=True, slots=True)
+class AskVouch:
+    """Sign that I may take part although the run has begun. entry: envelope of a RosterEntry, opaque here."""
+
+    job: Bytes32
+    entry: Annotated[bytes, Length(1, MAX_ENTRY_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """vouch: envelope of a Vouch (rounds protocol), opaque here."""
+
+    vouch: Annotated[bytes, Length(1, MAX_VOUCH_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Have me admitted. admission: envelope of an Admission (rounds protocol), opaque here."""
+
+    job: Bytes32
+    admission: Annotated[bytes, Length(1, MAX_ADMISSION_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """It was handed to the run, whose members decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskState:
+    """The newest state, for a member that was left behind."""
+
+    job: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class StateTold:
+    """The state before `round` is the content `state`: a file of weights and velocity, whose BLAKE3 is its root."""
+
+    round: U16
+    state: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """order: envelope of a CheckpointOrder."""
+
+    order: Annotated[bytes, Length(1, MAX_CANCEL_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """Published: the state after so many rounds."""
+
+    rounds: U16
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
 class ListJobs:
     """The coordinator's jobs, newest first; `before`: of those older than this Unix time in milliseconds."""
 
@@ -289,8 +386,11 @@ class Refused:
     retry_s: U32 = 0
 
 
-Request = Submit | Offer | RosterReady | Watch | Cancel | ListJobs
-Answer = Accepted | Offered | RosterTaken | Events | Cancelled | Listing
+Request = Submit | Offer | RosterReady | Watch | Cancel | ListJobs | AskChain | AskVouch | Apply | AskState | Checkpoint
+Answer = (
+    Accepted | Offered | RosterTaken | Events | Cancelled | Listing | ChainTold | Vouched | Applied | StateTold
+    | Checkpointed
+)  # fmt: skip
 ANSWERS: Mapping[type, type] = {
     Submit: Accepted,
     Offer: Offered,
@@ -298,7 +398,13 @@ ANSWERS: Mapping[type, type] = {
     Watch: Events,
     Cancel: Cancelled,
     ListJobs: Listing,
+    AskChain: ChainTold,
+    AskVouch: Vouched,
+    Apply: Applied,
+    AskState: StateTold,
+    Checkpoint: Checkpointed,
 }
+REQUESTS: tuple[type, ...] = tuple(ANSWERS)
 REFUSALS: tuple[type[CellulerError], ...] = (
     LocalError,
     InvalidSpec,
@@ -318,6 +424,7 @@ def frames() -> Frames:
         (
             *(Submit, Accepted, Offer, Offered, RosterReady, RosterTaken, Watch, Events, Cancel, Cancelled),
             *(ListJobs, Listing, Refused),
+            *(AskChain, ChainTold, AskVouch, Vouched, Apply, Applied, AskState, StateTold, Checkpoint, Checkpointed),
         ),
         limit=MAX_FRAME_BYTES,
     )

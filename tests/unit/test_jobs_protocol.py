@@ -30,18 +30,24 @@ from celluler_protocols.jobs_messages import (
     MAX_EVENTS_AN_ANSWER,
     MAX_LIFE_S,
     Accepted,
+    AskChain,
+    ChainTold,
+    Checkpointed,
     Event,
     Events,
     Facts,
     JobOrder,
     Listed,
     OpenedOrder,
+    Outcome,
     Refused,
+    StateTold,
     Watch,
     check_order,
     frames,
     open_order,
     seal_cancel,
+    seal_checkpoint,
     to_listed,
 )
 from tests.support.jobs import ALICE, BOB, NOW_S, sealed_order
@@ -87,6 +93,23 @@ class Desk:
     async def listing(self, peer: PeerId, before_ms: int) -> tuple[Listed, ...]:
         lives = self.lives
         return tuple(to_listed(order, lives[job].events[-1], lives[job].reason) for job, order in self.orders.items())
+
+    async def chain(self, peer: PeerId, job: Digest, start: int) -> ChainTold:
+        return ChainTold(b"roster", 3, (b"0", b"1", b"2")[start:])
+
+    async def vouch(self, peer: PeerId, job: Digest, entry: bytes) -> bytes:
+        return b"vouch for " + entry
+
+    async def apply(self, peer: PeerId, job: Digest, admission: bytes) -> None:
+        self.offers.append((peer, job, admission))
+
+    async def state(self, peer: PeerId, job: Digest) -> StateTold:
+        raise Denied("members only")
+
+    async def checkpoint(self, peer: PeerId, job: Digest, signer: PeerId) -> Checkpointed:
+        if signer != self.orders[job].submitter:
+            raise Denied("only the submitter asks for a checkpoint")
+        return Checkpointed(4, Outcome("bob/digits:1.0.0", bytes(32), bytes(32), ()))
 
 
 async def meet(desk: Desk, ask: Callable[[trio.abc.Stream], Awaitable[Any]]) -> Any:
@@ -243,3 +266,29 @@ async def test_a_long_history_comes_in_pages() -> None:
     first, _ = await meet(desk, lambda s: jobs.watch(s, job, 0))
     rest, _ = await meet(desk, lambda s: jobs.watch(s, job, first[-1].cursor))
     assert first + rest == desk.lives[job].events
+
+
+async def test_who_comes_late_is_told_the_chain_vouched_for_and_handed_in() -> None:
+    desk, job = Desk(), digest_of(sealed_order())
+    told = await meet(desk, lambda stream: jobs.ask_chain(stream, job, 1))
+    assert (told.roster, told.length, told.links) == (b"roster", 3, (b"1", b"2"))
+    assert await meet(desk, lambda stream: jobs.ask_vouch(stream, job, b"me")) == b"vouch for me"
+    await meet(desk, lambda stream: jobs.apply(stream, job, b"admission"))
+    assert desk.offers == [(ALICE.peer_id, job, b"admission")]
+    with pytest.raises(Denied):
+        await meet(desk, lambda stream: jobs.ask_state(stream, job))
+
+
+async def test_only_the_submitter_has_a_checkpoint_published() -> None:
+    desk, order = Desk(), sealed_order()
+    job = await meet(desk, lambda stream: jobs.submit(stream, order))
+    wanted = await meet(desk, lambda s: jobs.checkpoint(s, seal_checkpoint(ALICE, job, issued_s=NOW_S)))
+    assert (wanted.rounds, wanted.outcome.model) == (4, "bob/digits:1.0.0")
+    with pytest.raises(Denied):
+        await meet(desk, lambda s: jobs.checkpoint(s, seal_checkpoint(BOB, job, issued_s=NOW_S)))
+
+
+def test_more_of_a_chain_than_there_is_is_no_answer() -> None:
+    exchange = jobs.Ask(AskChain(bytes(32), 2))
+    with pytest.raises(ProtocolViolation):
+        exchange.receive(frames().encode(ChainTold(b"roster", 3, (b"2", b"3"))))
