@@ -25,13 +25,14 @@ from celluler.errors import (
 from celluler.identity import Identity, PeerId, Signed, open_envelope, public_key_of, seal, short
 from celluler.jobs.spec import MAX_SPEC_BYTES, TrainJob, canonical_job, parse_canonical_job
 from celluler.jobs.states import MAX_METRIC_NAME_BYTES, MAX_METRICS, MAX_REASON_BYTES, JobEvent, JobState
+from celluler.jobs.telemetry import RoundFigures
 from celluler.learning.roster import MAX_ENTRY_BYTES, MAX_MEMBERS, MAX_ROSTER_BYTES
 from celluler.wire import U8, U16, U32, U64, Bytes32, Frames, Length, Name, PeerName, Range
 
 PROTOCOL_ID = "/celluler/jobs/1"
 MAX_ORDER_BYTES = MAX_SPEC_BYTES + 1024
 MAX_CANCEL_BYTES = 1024
-MAX_EVENTS_AN_ANSWER = 64
+MAX_EVENTS_AN_ANSWER = 32
 MAX_LISTED = 256
 MAX_WAIT_MS = 30_000
 MAX_FRAME_BYTES = 1 << 19
@@ -204,13 +205,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A JobEvent. state: place in JobState."""
+    """A JobEvent. state: place in JobState. round: as `celluler.jobs.telemetry` describes it."""
 
     cursor: U64
     at_s: float
     state: Annotated[int, Range(0, len(JobState) - 1)]
     reason: Annotated[str, Length(0, MAX_REASON_BYTES)]
     figures: Annotated[tuple[Figure, ...], Length(0, MAX_METRICS)]
+    round: RoundFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,11 +434,12 @@ def frames() -> Frames:
 
 def to_event(event: JobEvent) -> Event:
     figures = tuple(Figure(name, value) for name, value in event.metrics.items())
-    return Event(event.cursor, event.at_s, place_of(event.state), event.reason, figures)
+    return Event(event.cursor, event.at_s, place_of(event.state), event.reason, figures, event.round)
 
 
 def from_event(event: Event) -> JobEvent:
-    return JobEvent(event.cursor, event.at_s, _STATES[event.state], event.reason, from_figures(event.figures))
+    figures = from_figures(event.figures)
+    return JobEvent(event.cursor, event.at_s, _STATES[event.state], event.reason, figures, event.round)
 
 
 def from_figures(figures: tuple[Figure, ...]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from celluler.content.digest import digest_of
+from celluler.jobs.telemetry import RoundFigures, amounts
 from celluler_protocols import jobs_messages as m
 from tests.support.jobs import ALICE, BOB, NOW_S, sealed_order
 from tests.support.vectors import check_vectors
@@ -18,7 +19,8 @@ def test_every_message_has_its_golden_bytes() -> None:
         (m.Moved(ALICE.peer_id, 10, 20),),
         outcome,
     )
-    events = (m.Event(1, float(NOW_S), 0, "", ()), m.Event(2, NOW_S + 0.5, 1, "waiting for peers", figures))
+    told = RoundFigures(1, 2, 0.5, (0, 1), no_weight=(1,), norms=amounts({0: 0.5}), loss=0.25)
+    events = (m.Event(1, float(NOW_S), 0, "", ()), m.Event(2, NOW_S + 0.5, 3, "", figures, told))
     listed = m.Listed(job, ALICE.peer_id, "digits", 1, "waiting for peers", float(NOW_S), NOW_S + 0.5, "c-1")
     check_vectors(
         "jobs",
