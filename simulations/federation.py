@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from celluler.aggregation.q16 import Values, decode_parts, encode_parts, part_slices
 from celluler.aggregation.rules import rule_named
+from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
-from celluler.engines.train import TrainConfig, Trainer
+from celluler.engines.train import Trainer
 from celluler.learning.roster import bad_updates
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.weights import initial_vector

@@ -52,9 +52,10 @@ def replays(case: Case, sent: list[Wire] | None) -> tuple[list[Wire], list[float
     import torch  # noqa: PLC0415  in the child alone
 
     from celluler.aggregation.q16 import decode_parts, encode_parts, part_slices  # noqa: PLC0415
+    from celluler.engines.config import TrainConfig  # noqa: PLC0415
     from celluler.engines.data import Dataset  # noqa: PLC0415
     from celluler.engines.replay import deviation  # noqa: PLC0415
-    from celluler.engines.train import TrainConfig, Trainer  # noqa: PLC0415
+    from celluler.engines.train import Trainer  # noqa: PLC0415
     from celluler.models.spec import parse_spec  # noqa: PLC0415
     from celluler.models.weights import initial_vector  # noqa: PLC0415
 

@@ -15,10 +15,7 @@ Source: Douillard et al. 2023 (DiLoCo), algorithm 1; Karimireddy et al. 2021, se
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +24,12 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from celluler.datasets.sharding import shard
-from celluler.engines.build import build
+from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
-from celluler.engines.optimise import INNER, OUTER_LEARNING_RATE, OUTER_MOMENTUM, Outer, inner_named
-from celluler.engines.predict import Evaluation, Predictor, finite, loss_of
+from celluler.engines.optimise import Outer
+from celluler.engines.predict import Evaluation, Predictor
+from celluler.engines.steps import LocalSteps, own_rows
 from celluler.errors import LocalError
-from celluler.models.layers import Dropout, Layer, Repeat, Residual
 from celluler.models.spec import Architecture
 from celluler.models.weights import save_vector
 
@@ -41,45 +37,8 @@ Vector = npt.NDArray[np.float32]
 
 KEPT = np.float32(0.8)
 ADDED = np.float32(0.2)
-PARTITIONS = ("iid", "shard", "by-label", "by-key")
 _LEAST_VARIANCE = np.float32(1e-5)
 _LARGEST_UPDATE = np.float32(2.0**96)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """What a member does in each round; the same at all members but for `index`.
-
-    run: 32 bytes. partition: `iid`, every member draws from all samples; else each from a shard of its own, dealt with
-    the run as seed: `shard`, an equal part at random; `by-label`, whole classes; `by-key`, whole keys.
-    """
-
-    run: bytes
-    index: int
-    members: int
-    inner_steps: int
-    batch: int
-    learning_rate: float
-    optimizer: str = "adam"
-    partition: str = "iid"
-    outer_learning_rate: float = OUTER_LEARNING_RATE
-    outer_momentum: float = OUTER_MOMENTUM
-
-    def __post_init__(self) -> None:
-        if len(self.run) != 32:
-            raise LocalError("a run has an id of 32 bytes")
-        if not 0 <= self.index < self.members:
-            raise LocalError(f"member {self.index} of {self.members}")
-        if self.inner_steps < 1 or self.batch < 1:
-            raise LocalError("a round takes at least one step on at least one sample")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise LocalError("the learning rate must be positive")
-        if not (0 < self.outer_learning_rate <= 10 and 0 <= self.outer_momentum < 1):
-            raise LocalError("outer learning rate must be in (0, 10], momentum in [0, 1)")
-        if self.optimizer not in INNER:
-            raise LocalError(f"no optimizer is called {self.optimizer!r}; there are {', '.join(INNER)}")
-        if self.partition not in PARTITIONS:
-            raise LocalError(f"no partition is called {self.partition!r}; there are {', '.join(PARTITIONS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +65,8 @@ class Trainer:
         self._outer = Outer(
             np.array(vector, dtype=np.float32), config.outer_learning_rate, config.outer_momentum, self._statistics
         )
-        self._local = torch.empty(architecture.dimension)
-        self._gradient = torch.zeros(architecture.dimension)
-        self._module = build(architecture, self._local)
-        self._parameters = list(self._module.parameters())
-        self._alias_gradients()
-        self._draws_noise = _has_dropout(architecture.layers)
-        self._own: dict[int, Tensor | None] = {config.index: _own_rows(data, config)}
+        self._steps = LocalSteps(architecture, config, data)
+        self._own: dict[int, Tensor | None] = {config.index: own_rows(data, config, config.index)}
         self._applied = -1
         self._sent: dict[int, Vector] = {}
 
@@ -169,20 +123,37 @@ class Trainer:
 
         before: what its wire of the round before stands for, (dimension,) float32; None when it carries no momentum.
         """
-        if index not in self._own:
-            self._own[index] = _own_rows(self._data, replace(self._config, index=index))
-        loss = self._local_steps(round_number, index)
-        update = self._outer.parameters - self._local.numpy()
+        self._steps.begin(self._outer.parameters, round_number, index, self._rows_of(index))
+        self._steps.take()
+        return self.work_of(self._steps, before)
+
+    def replaying(self, round_number: int, index: int, start: Vector) -> LocalSteps:
+        """The same from other weights than the present ones, not a step of it taken yet; beside what else goes on.
+
+        start: (dimension,) float32, the public weights before that round; not copied.
+        """
+        steps = LocalSteps(self.architecture, self._config, self._data)
+        steps.begin(start, round_number, index, self._rows_of(index))
+        return steps
+
+    def work_of(self, steps: LocalSteps, before: Vector | None) -> Work:
+        """What steps that are all taken come to. before: as in `work`."""
+        update: Vector = steps.start - steps.vector
         if not np.isfinite(update).all():
             update = np.zeros_like(update)
         np.clip(update, -_LARGEST_UPDATE, _LARGEST_UPDATE, out=update)
         if before is None:
-            return Work(update, update, loss)
+            return Work(update, update, steps.loss)
         added = update * ADDED
         blended = added + before * KEPT
         for place in self._statistics:
             added[place] = blended[place] = update[place]
-        return Work(blended, added, loss)
+        return Work(blended, added, steps.loss)
+
+    def _rows_of(self, index: int) -> Tensor | None:
+        if index not in self._own:
+            self._own[index] = own_rows(self._data, self._config, index)
+        return self._own[index]
 
     def sent(self, round_number: int, wire: Vector) -> None:
         """What this member's wire of that round stands for, dequantised: the momentum of the next round."""
@@ -207,78 +178,6 @@ class Trainer:
     def export(self, path: Path) -> None:
         """Write the public weights as a weights file."""
         save_vector(self.architecture, self._outer.parameters, path)
-
-    def _local_steps(self, round_number: int, index: int) -> float:
-        """From the public state; leaves the result in `_local`. Returns the mean loss."""
-        self._local.copy_(torch.from_numpy(self._outer.parameters))
-        self._module.train()
-        optimizer = inner_named(self._config.optimizer, self._config.learning_rate)
-        total = 0.0
-        for step in range(self._config.inner_steps):
-            rows = self._rows(round_number, index, step)
-            self._gradient.zero_()
-            with self._noise(round_number, index, step):
-                loss = loss_of(self.architecture, self._module(self._data.x[rows]), self._data.y[rows])
-            torch.autograd.backward(loss)
-            optimizer.step(self._local, self._gradient)
-            total += float(loss.detach())
-        return finite(total / self._config.inner_steps)
-
-    def _rows(self, round_number: int, index: int, step: int) -> Tensor:
-        """(batch,) int64: drawn with replacement from that member's samples."""
-        drawn = self._prf(b"batch", round_number, index, step, 8 * self._config.batch)
-        own = self._own[index]
-        count = len(self._data) if own is None else len(own)
-        places = np.frombuffer(drawn, dtype="<u8") % np.uint64(count)  # bias below 2^-30: 64 bits for few samples
-        rows = torch.from_numpy(places.astype(np.int64))
-        return rows if own is None else own[rows]
-
-    def _noise(self, round_number: int, index: int, step: int) -> AbstractContextManager[None]:
-        """A context in which dropout draws what the PRF says; nothing where nothing draws."""
-        if not self._draws_noise:
-            return nullcontext()
-        return _seeded(int.from_bytes(self._prf(b"noise", round_number, index, step, 8), "little") >> 1)
-
-    def _prf(self, purpose: bytes, round_number: int, index: int, step: int, length: int) -> bytes:
-        """BLAKE3 keyed by the run, over purpose, round, member and step."""
-        place = b"".join(number.to_bytes(8, "little") for number in (round_number, index, step))
-        return blake3(b"celluler-" + purpose + b"-1\0" + place, key=self._config.run).digest(length=length)
-
-    def _alias_gradients(self) -> None:
-        """Let autograd accumulate into one flat vector, so that an optimizer steps once and not once a tensor."""
-        start = 0
-        named = dict(self._module.named_parameters())
-        for tensor in self.architecture.tensors:
-            if tensor.trained:
-                named[tensor.name].grad = self._gradient[start : start + tensor.elements].view(tensor.shape)
-            start += tensor.elements
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _has_dropout(layers: tuple[Layer, ...]) -> bool:
-    return any(
-        isinstance(layer, Dropout) or (isinstance(layer, Residual | Repeat) and _has_dropout(layer.layers))
-        for layer in layers
-    )
-
-
-def _own_rows(data: Dataset, config: TrainConfig) -> Tensor | None:
-    """The samples a member draws from; None for all. Raises LocalError when some member would have none."""
-    if config.partition == "iid":
-        return None
-    kind, labels = "iid" if config.partition == "shard" else config.partition, None
-    if kind == "by-label":
-        if data.y.dtype != torch.int64:
-            raise LocalError("only a classification's data can be sharded by label")
-        labels = data.y.numpy()
-    rows = shard(kind, len(data), config.members, config.index, config.run, labels=labels, keys=data.keys)
-    return torch.from_numpy(rows)
 
 
 def _places(architecture: Architecture, *roles: str) -> tuple[slice, ...]:

@@ -16,8 +16,9 @@ from celluler.aggregation.q16 import decode_parts, encode_parts, part_slices
 from celluler.aggregation.rules import rule_named
 from celluler.content.digest import Codec, cid_of, digest_of
 from celluler.content.manifest import describe
+from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
-from celluler.engines.train import TrainConfig, Trainer
+from celluler.engines.train import Trainer
 from celluler.identity import public_key_of, seal
 from celluler.jobs.spec import check_job
 from celluler.learning.effects import Apply, Exchange, Finished, Send, Train

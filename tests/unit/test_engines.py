@@ -13,10 +13,12 @@ import torch
 from celluler.aggregation.q16 import decode_parts, encode_parts, part_slices
 from celluler.aggregation.rules import rule_named
 from celluler.engines.build import build
+from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset, load_dataset
 from celluler.engines.optimise import Adam, Outer, Sgd
 from celluler.engines.predict import Predictor
-from celluler.engines.train import TrainConfig, Trainer
+from celluler.engines.steps import LocalSteps
+from celluler.engines.train import Trainer
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.weights import initial_vector
@@ -212,15 +214,20 @@ def test_members_draw_other_batches_and_equal_members_the_same() -> None:
 
 def test_a_shard_is_a_members_own() -> None:
     members = [trainer(index=index, members=3, partition="shard", batch=200) for index in range(3)]
-    seen = [set(member._rows(0, member._config.index, step).tolist()) for member in members for step in range(5)]
+    seen = [set(steps_of(member).rows(step).tolist()) for member in members for step in range(5)]
     shards = [set.union(*seen[5 * index : 5 * index + 5]) for index in range(3)]
     assert not shards[0] & shards[1] | shards[1] & shards[2]
     assert set.union(*shards) <= set(range(1437))
     assert sum(map(len, shards)) > 1200
 
 
+def steps_of(member: Trainer) -> LocalSteps:
+    return member.replaying(0, member._config.index, member.parameters)
+
+
 def rows_drawn(member: Trainer) -> set[int]:
-    return {row for step in range(8) for row in member._rows(0, member._config.index, step).tolist()}
+    steps = steps_of(member)
+    return {row for step in range(8) for row in steps.rows(step).tolist()}
 
 
 def test_classes_or_keys_are_a_members_own() -> None:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, encode_parts, part_slices
+from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
 from celluler.engines.predict import Evaluation, Predictor
 from celluler.engines.summarise import summarise
-from celluler.engines.train import TrainConfig, Trainer
+from celluler.engines.train import Trainer
 from celluler.engines.weights import load_tensor
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.spec import parse_spec

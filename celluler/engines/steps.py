@@ -1,0 +1,170 @@
+"""The local steps of one member's round, a few at a time: from given weights, on batches that a PRF gives.
+
+Whose round it is, is an argument: a member's own, or that of another whose work is done again. Two that compute alike
+(one audit class) get the same bits, in however many turns the steps are taken.
+
+float16 is trained with its gradients 1,024 times as large, so that small ones do not vanish; a step whose gradient is
+not finite even so is left out. bfloat16 and float32 need neither.
+Knows nothing of momentum between rounds, of wires or of other members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from celluler.datasets.sharding import shard
+from celluler.engines.build import build
+from celluler.engines.config import TrainConfig
+from celluler.engines.data import Dataset
+from celluler.engines.optimise import inner_named
+from celluler.engines.predict import finite, loss_of
+from celluler.errors import LocalError
+from celluler.models.layers import Dropout, Layer, Repeat, Residual
+from celluler.models.spec import Architecture
+
+Vector = npt.NDArray[np.float32]
+
+_REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HALF_SCALE = 1024.0  # a power of two: scaling back is exact
+
+
+class LocalSteps:
+    """A copy of the model that walks. `begin`, then `take` until `done`; then again for another round."""
+
+    def __init__(self, architecture: Architecture, config: TrainConfig, data: Dataset) -> None:
+        self._architecture, self._config, self._data = architecture, config, data
+        if config.micro < config.batch and any(tensor.role == "mean" for tensor in architecture.tensors):
+            raise LocalError("a batch norm takes its batch whole: it cannot be cut into micro-batches")
+        self._vector = torch.empty(architecture.dimension)
+        self._gradient = torch.zeros(architecture.dimension)
+        self._module = build(architecture, self._vector)
+        self._alias_gradients()
+        self._module.train()
+        self._draws_noise = _has_dropout(architecture.layers)
+        self._taken, self._total = 0, 0.0
+
+    def begin(self, start: Vector, round_number: int, index: int, rows: Tensor | None) -> None:
+        """start: (dimension,) float32, the public weights before that round; must stay as it is until the end.
+
+        index: whose round. rows: the samples that member draws from, None for all.
+        """
+        self.start, self.round, self.index, self._own = start, round_number, index, rows
+        self._vector.copy_(torch.from_numpy(start))
+        self._optimizer = inner_named(self._config.optimizer, self._config.learning_rate)
+        self._taken, self._total = 0, 0.0
+
+    @property
+    def done(self) -> bool:
+        return self._taken >= self._config.inner_steps
+
+    @property
+    def left(self) -> int:
+        """Steps not taken yet."""
+        return self._config.inner_steps - self._taken
+
+    def take(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Go on: one step at least, then until `stop` says so or none is left."""
+        while not self.done:
+            self._step()
+            if stop():
+                return
+
+    def rows(self, step: int) -> Tensor:
+        """The samples of a step: (batch,) int64, drawn with replacement from that member's."""
+        drawn = self._prf(b"batch", step, 8 * self._config.batch)
+        count = len(self._data) if self._own is None else len(self._own)
+        places = np.frombuffer(drawn, dtype="<u8") % np.uint64(count)  # bias below 2^-30: 64 bits for few samples
+        rows = torch.from_numpy(places.astype(np.int64))
+        return rows if self._own is None else self._own[rows]
+
+    @property
+    def vector(self) -> Vector:
+        """Where the steps have led: (dimension,) float32; not a copy."""
+        vector: Vector = self._vector.numpy()
+        return vector
+
+    @property
+    def loss(self) -> float:
+        """Mean over the steps taken."""
+        return finite(self._total / max(1, self._taken))
+
+    def _step(self) -> None:
+        rows = self.rows(self._taken)
+        self._gradient.zero_()
+        with self._noise():
+            for start in range(0, len(rows), self._config.micro):
+                self._total += self._accumulate(rows[start : start + self._config.micro], len(rows))
+        self._taken += 1
+        if self._config.precision == "fp16":
+            self._gradient.div_(_HALF_SCALE)
+            if not bool(torch.isfinite(self._gradient).all()):
+                return
+        self._optimizer.step(self._vector, self._gradient)
+
+    def _accumulate(self, rows: Tensor, whole: int) -> float:
+        """Add the gradient of these samples' share of the batch's mean loss; the share itself."""
+        with self._autocast():
+            raw = self._module(self._data.x[rows])
+        loss = loss_of(self._architecture, raw.float(), self._data.y[rows])
+        if len(rows) != whole:
+            loss = loss * (len(rows) / whole)
+        torch.autograd.backward(loss * _HALF_SCALE if self._config.precision == "fp16" else loss)
+        return float(loss.detach())
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = _REDUCED.get(self._config.precision)
+        return nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+
+    def _noise(self) -> AbstractContextManager[None]:
+        """A context in which dropout draws what the PRF says; nothing where nothing draws."""
+        if not self._draws_noise:
+            return nullcontext()
+        return _seeded(int.from_bytes(self._prf(b"noise", self._taken, 8), "little") >> 1)
+
+    def _prf(self, purpose: bytes, step: int, length: int) -> bytes:
+        """BLAKE3 keyed by the run, over purpose, round, member and step."""
+        place = b"".join(number.to_bytes(8, "little") for number in (self.round, self.index, step))
+        return blake3(b"celluler-" + purpose + b"-1\0" + place, key=self._config.run).digest(length=length)
+
+    def _alias_gradients(self) -> None:
+        """Let autograd accumulate into one flat vector, so that an optimizer steps once and not once a tensor."""
+        start = 0
+        named = dict(self._module.named_parameters())
+        for tensor in self._architecture.tensors:
+            if tensor.trained:
+                named[tensor.name].grad = self._gradient[start : start + tensor.elements].view(tensor.shape)
+            start += tensor.elements
+
+
+def own_rows(data: Dataset, config: TrainConfig, index: int) -> Tensor | None:
+    """The samples a member draws from; None for all. Raises LocalError when some member would have none."""
+    if config.partition == "iid":
+        return None
+    kind, labels = "iid" if config.partition == "shard" else config.partition, None
+    if kind == "by-label":
+        if data.y.dtype != torch.int64:
+            raise LocalError("only a classification's data can be sharded by label")
+        labels = data.y.numpy()
+    rows = shard(kind, len(data), config.members, index, config.run, labels=labels, keys=data.keys)
+    return torch.from_numpy(rows)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _has_dropout(layers: tuple[Layer, ...]) -> bool:
+    return any(
+        isinstance(layer, Dropout) or (isinstance(layer, Residual | Repeat) and _has_dropout(layer.layers))
+        for layer in layers
+    )
