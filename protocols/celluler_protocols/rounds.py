@@ -80,8 +80,8 @@ class RoundsHub:
         host.serve(PROTOCOL_ID, self._answer)
 
     async def _answer(self, peer: PeerId, stream: trio.abc.Stream) -> None:
-        """Raises ProtocolViolation for strangers and for anything outside the protocol. A run that is not open here is
-        no violation: the caller may be ahead of us, and will call again."""
+        """Raises ProtocolViolation for anything outside the protocol. A run that is not open here is no violation, nor
+        is a caller that is no member of it: it may have been admitted, and we not know yet. Both will call again."""
         incoming = frames()
         words: list[Any] = []
         with trio.move_on_after(FIRST_WORD_S):
@@ -92,10 +92,8 @@ class RoundsHub:
         if not isinstance(first, Talk | Want):
             raise ProtocolViolation("a stream that does not say what it is for", peer=peer)
         rounds = self.runs.get(first.run)
-        if rounds is None:
+        if rounds is None or peer not in rounds.members:
             return
-        if peer not in rounds.members:
-            raise ProtocolViolation(f"{short(peer)} is no member of the run it talks to", peer=peer)
         with rounds.within():
             if isinstance(first, Talk):
                 await rounds.listen(peer, stream, incoming, words[1:])
@@ -119,8 +117,7 @@ async def open_rounds(
     hub.runs[run] = rounds
     try:
         async with own_nursery() as nursery:
-            for peer in rounds.members:
-                nursery.start_soon(rounds.talk, peer)
+            rounds.start(nursery)
             yield rounds
     finally:
         del hub.runs[run]
@@ -141,8 +138,24 @@ class Rounds:
         self._inbox: dict[PeerId, deque[bytes]] = {}  # only members with something waiting, in order of their turn
         self._arrived = trio.Event()
         self._scopes: set[trio.CancelScope] = set()
+        self._nursery: trio.Nursery | None = None
         self._asked: Counter[tuple[PeerId, bytes]] = Counter()
         self._serving = trio.CapacityLimiter(PARTS_AT_ONCE)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Call every member, from tasks of this nursery."""
+        self._nursery = nursery
+        for peer in self.members:
+            nursery.start_soon(self.talk, peer)
+
+    def add(self, peers: Iterable[PeerId]) -> None:
+        """Members that came later. Those that are here already stay as they are."""
+        for peer in peers:
+            if peer not in self._outboxes and peer != self._host.peer_id:
+                self._outboxes[peer] = _Outbox()
+                self.members += (peer,)
+                if self._nursery is not None:
+                    self._nursery.start_soon(self.talk, peer)
 
     # --- speaking ---
 

@@ -116,15 +116,29 @@ async def test_a_broken_stream_is_opened_again(wire: Wire, autojump_clock: Any) 
             assert await bob.receive() == (ALICE, b"back")
 
 
-async def test_a_stranger_is_refused_and_named(wire: Wire, autojump_clock: Any) -> None:
-    async with members_of(wire, ALICE, BOB):
+async def test_a_stranger_is_not_listened_to_until_it_is_a_member(wire: Wire, autojump_clock: Any) -> None:
+    async with members_of(wire, ALICE, BOB) as (alice, _):
         stream = await wire.host(MALLORY).open_stream(ALICE, PROTOCOL_ID)
-        await stream.send_all(frames().encode(Talk(RUN)))
+        await stream.send_all(frames().encode(Talk(RUN)) + frames().encode(Say(b"too early")))
         with trio.fail_after(5):
             assert await stream.receive_some(1) == b""
-        [(peer, error)] = wire.host(ALICE).violations
-        assert peer == MALLORY
-        assert isinstance(error, ProtocolViolation)
+        assert wire.host(ALICE).violations == []
+        alice.add((MALLORY,))
+        assert MALLORY in alice.members
+        again = await wire.host(MALLORY).open_stream(ALICE, PROTOCOL_ID)
+        await again.send_all(frames().encode(Talk(RUN)) + frames().encode(Say(b"here")))
+        with trio.fail_after(5):
+            assert await alice.receive() == (MALLORY, b"here")
+
+
+async def test_who_is_added_is_called_and_told_what_is_said(wire: Wire, autojump_clock: Any) -> None:
+    async with members_of(wire, ALICE, BOB) as (alice, _), members_of(wire, CAROL) as (carol,):
+        carol.add((ALICE,))
+        alice.add((CAROL, BOB, ALICE))
+        alice.broadcast(b"welcome")
+        with trio.fail_after(30):
+            assert await carol.receive() == (ALICE, b"welcome")
+        assert alice.members == (BOB, CAROL)
 
 
 async def test_a_run_that_is_not_open_here_is_no_violation(wire: Wire, autojump_clock: Any) -> None:
