@@ -9,13 +9,14 @@ Knows nothing of how entries are collected, nor of the job beyond its digest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import Annotated, ClassVar
 
 from blake3 import blake3
 
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import Identity, PeerId, open_envelope, public_key_of, seal, short
-from celluler.wire import U8, Bytes32, Length, PeerName, Range
+from celluler.wire import U8, U16, Bytes32, Length, PeerName, Range
 
 MAX_MEMBERS = 64
 MAX_PARTS = 64
@@ -23,27 +24,54 @@ MAX_ROUNDS = 1024
 MAX_ENTRY_BYTES = 4096
 MAX_ROSTER_BYTES = MAX_MEMBERS * (MAX_ENTRY_BYTES + 8) + 1024
 MAX_WAIT_MS = 24 * 3600 * 1000
+TOPOLOGIES = ("mesh", "star")
+"""mesh: the parts are reduced by as many members as there are; star: all of them by one."""
 
 Address = Annotated[str, Length(1, 256)]
 Milliseconds = Annotated[int, Range(1, MAX_WAIT_MS)]
 _RawEntry = Annotated[bytes, Length(1, MAX_ENTRY_BYTES)]
 
 
+class Role(IntFlag):
+    """What a member does. WORKER: trains. AGGREGATOR: may reduce parts of the sets it is in. VALIDATOR: votes,
+    checks, audits."""
+
+    WORKER = 1
+    AGGREGATOR = 2
+    VALIDATOR = 4
+
+
+ALL_ROLES = Role.WORKER | Role.AGGREGATOR | Role.VALIDATOR
+
+
 @dataclass(frozen=True, slots=True)
 class RosterEntry:
-    """One member's offer to take part, signed by its node's key: it introduces the averager, which has its own key."""
+    """One member's offer to take part, signed by its node's key: it introduces the averager, which has its own key.
+
+    roles: of `Role`. audit_class: members of one class compute alike to the last bit that an audit looks at; "" for
+    unknown.
+    """
 
     KIND: ClassVar[str] = "celluler/rounds/roster-entry/1"
     run: Bytes32
     averager: PeerName
     averager_addresses: Annotated[tuple[Address, ...], Length(0, 8)]
     nickname: Annotated[str, Length(0, 64)]
+    roles: U8 = ALL_ROLES
+    audit_class: Annotated[str, Length(0, 64)] = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", int(self.roles))  # a record holds plain integers
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRules:
-    """What all members go by. b: arbitrary members tolerated; q: a quorum; f: bad updates the rule tolerates.
+    """What all members go by. b: arbitrary members tolerated; q: a quorum, both of those that have a vote.
 
+    iid: whether the data was assigned alike, on which f, the bad updates that the rule is told of, depends.
+    audits: expected audits a round over all members, in thousandths; 0 for none. tolerance: a replay that deviates
+    further is guilty. probation: rounds that a late joiner follows before it counts. suspension: for how many rounds;
+    0 when nobody is suspended. inviter: whose invites count beside the coordinator's; "" for nobody's.
     delta_ms: how long a step of the protocol may take before the members give up on it (grows with each view).
     exchange_ms: the same for moving the parts. train_ms: the longest a round's training may take.
     stall_ms: how long a run without progress is kept alive.
@@ -52,13 +80,19 @@ class RoundRules:
     rounds: Annotated[int, Range(1, MAX_ROUNDS)]
     parts: Annotated[int, Range(1, MAX_PARTS)]
     rule: Annotated[str, Length(1, 32)]
-    f: U8
     b: U8
     q: U8
     delta_ms: Milliseconds
     exchange_ms: Milliseconds
     train_ms: Milliseconds
     stall_ms: Milliseconds
+    iid: bool = True
+    topology: Annotated[str, Length(1, 16)] = "mesh"
+    audits: U16 = 0
+    tolerance: float = 1e-3
+    probation: U16 = 32
+    suspension: U16 = 32
+    inviter: Annotated[str, Length(0, 64)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +115,8 @@ class RosterMember:
     averager: PeerId
     averager_addresses: tuple[str, ...]
     nickname: str
+    roles: Role = ALL_ROLES
+    audit_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,25 +205,42 @@ def rules_for(
     rule: str = "nk",
     iid: bool = True,
     parts: int | None = None,
+    voters: int | None = None,
     delta_ms: int = 10_000,
     exchange_ms: int = 30_000,
     train_ms: int = 600_000,
     stall_ms: int = 60_000,
+    topology: str = "mesh",
+    audits: int = 0,
+    tolerance: float = 1e-3,
+    probation: int = 32,
+    suspension: int = 32,
+    inviter: str = "",
 ) -> RoundRules:
-    """The rules of a run of so many members. parts: as many as members unless given."""
+    """The rules of a run of so many members. parts: as many as members unless given; voters: those of them that are
+    validators, all unless given. Raises LocalError for rules that no member would accept."""
     if not 1 <= members <= MAX_MEMBERS:
         raise LocalError(f"a group has 1..{MAX_MEMBERS} members, not {members}")
+    if topology not in TOPOLOGIES:
+        raise LocalError(f"no topology {topology!r}; there are {', '.join(TOPOLOGIES)}")
+    voting = members if voters is None else voters
     return RoundRules(
         rounds=rounds,
         parts=members if parts is None else parts,
         rule=rule,
-        f=bad_updates(members, iid=iid),
-        b=tolerated(members),
-        q=quorum(members),
+        b=tolerated(voting),
+        q=quorum(voting),
         delta_ms=delta_ms,
         exchange_ms=exchange_ms,
         train_ms=train_ms,
         stall_ms=stall_ms,
+        iid=iid,
+        topology=topology,
+        audits=audits,
+        tolerance=tolerance,
+        probation=probation,
+        suspension=suspension,
+        inviter=inviter,
     )
 
 
@@ -195,7 +248,7 @@ def seal_roster(
     coordinator: Identity, *, run: bytes, job: bytes, entries: tuple[bytes, ...], rules: RoundRules
 ) -> bytes:
     """The coordinator's half: sorts and signs. Raises what `open_roster` would, so nothing wrong leaves here."""
-    ordered = sorted(entries, key=lambda raw: public_key_of(_open_entry(raw, run).peer))
+    ordered = sorted(entries, key=lambda raw: public_key_of(open_entry(raw, run).peer))
     raw = seal(coordinator, Roster(run, job, tuple(ordered), rules))
     open_roster(raw, coordinator.peer_id)
     return raw
@@ -208,10 +261,7 @@ def open_roster(raw: bytes, coordinator: str) -> RosterView:
     """
     signed = open_envelope(Roster, raw, limit=MAX_ROSTER_BYTES, signer=coordinator)
     roster = signed.record
-    members = tuple(
-        RosterMember(index, entry.peer, entry.averager, entry.averager_addresses, entry.nickname)
-        for index, entry in enumerate(_open_entry(raw_entry, roster.run) for raw_entry in roster.entries)
-    )
+    members = tuple(open_entry(raw_entry, roster.run, index) for index, raw_entry in enumerate(roster.entries))
     keys = [public_key_of(member.peer) for member in members]
     for place in range(1, len(keys)):
         if keys[place - 1] >= keys[place]:
@@ -219,33 +269,39 @@ def open_roster(raw: bytes, coordinator: str) -> RosterView:
             raise ProtocolViolation(f"roster: entry of {short(peer)} is twice there or out of order", peer=peer)
     if len({member.averager for member in members}) != len(members):
         raise ProtocolViolation("roster: two members name one averager", peer=coordinator)
-    _check_rules(roster.rules, len(members), coordinator)
+    _check_rules(roster.rules, members, coordinator)
     return RosterView(roster.run, roster.job, signed.signer, roster.rules, members, blake3(raw).digest(), raw)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    peer: PeerId
-    averager: PeerId
-    averager_addresses: tuple[str, ...]
-    nickname: str
-
-
-def _open_entry(raw: bytes, run: bytes) -> _Entry:
+def open_entry(raw: bytes, run: bytes, index: int = 0) -> RosterMember:
+    """Verify one member's offer. index: the place it gets. Raises BadSignature or ProtocolViolation, naming it."""
     signed = open_envelope(RosterEntry, raw, limit=MAX_ENTRY_BYTES)
-    entry = signed.record
+    peer, entry = signed.signer, signed.record
     try:
         public_key_of(entry.averager)
     except PeerViolation as error:
-        raise ProtocolViolation(f"roster entry of {short(signed.signer)}: {error}", peer=signed.signer) from error
+        raise ProtocolViolation(f"roster entry of {short(peer)}: {error}", peer=peer) from error
     if entry.run != run:
-        raise ProtocolViolation(f"roster entry of {short(signed.signer)} is for another run", peer=signed.signer)
-    return _Entry(signed.signer, PeerId(entry.averager), entry.averager_addresses, entry.nickname)
+        raise ProtocolViolation(f"roster entry of {short(peer)} is for another run", peer=peer)
+    if entry.roles & ~ALL_ROLES or not entry.roles & (Role.WORKER | Role.VALIDATOR):
+        raise ProtocolViolation(f"roster entry of {short(peer)}: no member does {entry.roles:#x}", peer=peer)
+    return RosterMember(
+        index,
+        peer,
+        PeerId(entry.averager),
+        entry.averager_addresses,
+        entry.nickname,
+        Role(entry.roles),
+        entry.audit_class,
+    )
 
 
-def _check_rules(rules: RoundRules, members: int, coordinator: str) -> None:
-    """b and q follow from the size; a coordinator that could choose them could choose a fork."""
-    if (rules.b, rules.q) != (tolerated(members), quorum(members)):
-        raise ProtocolViolation(f"roster: b={rules.b} and q={rules.q} do not fit {members} members", peer=coordinator)
-    if rules.f > bad_updates(members, iid=True):
-        raise ProtocolViolation(f"roster: f={rules.f} is more than {members} members can bear", peer=coordinator)
+def _check_rules(rules: RoundRules, members: tuple[RosterMember, ...], coordinator: str) -> None:
+    """b and q follow from how many have a vote; a coordinator that could choose them could choose a fork."""
+    voters = sum(Role.VALIDATOR in member.roles for member in members)
+    if not voters or not any(Role.WORKER | Role.AGGREGATOR in member.roles for member in members):
+        raise ProtocolViolation("roster: nobody votes, or nobody trains and reduces", peer=coordinator)
+    if (rules.b, rules.q) != (tolerated(voters), quorum(voters)):
+        raise ProtocolViolation(f"roster: b={rules.b} and q={rules.q} do not fit {voters} votes", peer=coordinator)
+    if rules.topology not in TOPOLOGIES or rules.tolerance < 0:
+        raise ProtocolViolation(f"roster: no topology {rules.topology!r}, or a negative tolerance", peer=coordinator)

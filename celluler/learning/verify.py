@@ -32,7 +32,7 @@ from celluler.learning.messages import (
     record_hash,
     set_hash,
 )
-from celluler.learning.roster import Electorate, RosterView
+from celluler.learning.roster import Electorate, RosterView, bad_updates
 from celluler.learning.transcript import HeightRecord, Signatures, Transcript, TranscriptWriter
 
 T = TypeVar("T")
@@ -219,7 +219,7 @@ class Archive:
         exponents = [commit.exponents[part] for commit in commits]
         try:
             exponent, mantissas, given = self._arithmetic.reduce(
-                rules.rule, rules.f, exponents, [rows[member] for member in used]
+                rules.rule, bad_updates(len(link.members), iid=rules.iid), exponents, [rows[member] for member in used]
             )
         except LocalError:
             return False  # nothing that the rule takes: no honest reducer made an aggregate of it

@@ -30,7 +30,7 @@ from celluler.learning.audit import (
     odds,
 )
 from celluler.learning.messages import places
-from celluler.learning.roster import RosterView, bad_updates, open_roster
+from celluler.learning.roster import RosterView, open_roster
 from celluler.learning.transcript import Opening, Transcript
 from celluler.learning.verify import Archive, Link
 from celluler.models.manifest import OpenedManifest, open_manifest
@@ -138,8 +138,8 @@ def _check_rules(order: OpenedOrder, roster: RosterView) -> None:
     wanted = (train.rounds, train.aggregator, train.parts or size)
     if (rules.rounds, rules.rule, rules.parts) != wanted:
         raise ProtocolViolation(f"{rules.rounds} rounds of {rules.rule} in {rules.parts} parts; the job says {wanted}")
-    if rules.f != bad_updates(size, iid=order.spec.data.partition == "iid"):
-        raise ProtocolViolation(f"the rule was told of {rules.f} bad updates among {size}")
+    if rules.iid != (order.spec.data.partition == "iid"):
+        raise ProtocolViolation("the rule was told of another number of bad updates than the job's data asks for")
 
 
 @dataclass(slots=True)

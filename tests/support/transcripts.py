@@ -23,7 +23,7 @@ from celluler.identity import public_key_of, seal
 from celluler.jobs.spec import check_job
 from celluler.learning.effects import Apply, Exchange, Finished, Send, Train
 from celluler.learning.messages import Part
-from celluler.learning.roster import RosterEntry, RosterView, open_roster, rules_for, seal_roster
+from celluler.learning.roster import RosterEntry, RosterView, bad_updates, open_roster, rules_for, seal_roster
 from celluler.learning.run import Run
 from celluler.learning.transcript import Opening, Signatures, TranscriptWriter, signatures_of
 from celluler.models.manifest import OpenedManifest, describe_model, open_manifest, seal_manifest
@@ -245,8 +245,9 @@ def _exchange(member: Member, effect: Exchange) -> list[Part]:
     rules, results = member.run.roster.rules, []
     for part, piece in enumerate(pieces_of(member.run.roster)):
         wires = [member.world.members[place].wires[effect.round] for place in effect.members]
+        f = bad_updates(len(wires), iid=rules.iid)
         rows = np.stack([mantissas_of(mantissas)[piece] for _, mantissas in wires])
-        reduced = rule_named(rules.rule)(np.array([e[part] for e, _ in wires], np.int16), rows, rules.f)
+        reduced = rule_named(rules.rule)(np.array([e[part] for e, _ in wires], np.int16), rows, f)
         if member.world.bent and part == 0:
             reduced.mantissas[0] ^= 1
         used = (1 << len(wires)) - 1

@@ -9,7 +9,9 @@ import pytest
 from celluler.errors import BadSignature, LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import Identity, open_envelope, seal
 from celluler.learning.roster import (
+    ALL_ROLES,
     MAX_MEMBERS,
+    Role,
     Roster,
     RosterEntry,
     RoundRules,
@@ -115,10 +117,40 @@ def test_a_roster_signed_by_somebody_else_is_refused() -> None:
 
 def test_a_coordinator_cannot_choose_the_quorum() -> None:
     rules = rules_for(4, rounds=1)
-    for wrong in (replace(rules, q=2), replace(rules, b=0), replace(rules, f=2)):
+    for wrong in (replace(rules, q=2), replace(rules, b=0), replace(rules, topology="ring")):
         with pytest.raises(ProtocolViolation) as caught:
             open_roster(sealed(in_order(0, 1, 2, 3), wrong), COORDINATOR.peer_id)
         assert caught.value.peer == COORDINATOR.peer_id
+
+
+def test_b_and_q_follow_from_those_who_vote() -> None:
+    entries = [
+        seal(identity(n), RosterEntry(RUN, identity(1000 + n).peer_id, (), "", roles))
+        for n, roles in enumerate((ALL_ROLES, Role.VALIDATOR, Role.WORKER, Role.WORKER | Role.AGGREGATOR))
+    ]
+    raw = seal_roster(COORDINATOR, run=RUN, job=JOB, entries=tuple(entries), rules=rules_for(4, rounds=1, voters=2))
+    view = open_roster(raw, COORDINATOR.peer_id)
+    assert sorted(member.roles for member in view.members) == [1, 3, 4, 7]
+    with pytest.raises(ProtocolViolation):
+        seal_roster(COORDINATOR, run=RUN, job=JOB, entries=tuple(entries), rules=rules_for(4, rounds=1))
+
+
+@pytest.mark.parametrize("roles", [0, 8, 255, Role.AGGREGATOR])
+def test_an_entry_of_a_role_that_nobody_has_is_refused(roles: int) -> None:
+    raw = seal(identity(0), RosterEntry(RUN, identity(1000).peer_id, (), "", roles))
+    with pytest.raises(ProtocolViolation) as caught:
+        open_roster(sealed([raw], rules_for(1, rounds=1)), COORDINATOR.peer_id)
+    assert caught.value.peer == identity(0).peer_id
+
+
+@pytest.mark.parametrize("roles", [(Role.WORKER, Role.WORKER), (Role.VALIDATOR, Role.WORKER | Role.VALIDATOR)])
+def test_somebody_must_vote_and_somebody_train_and_reduce(roles: tuple[Role, ...]) -> None:
+    entries = tuple(
+        seal(identity(n), RosterEntry(RUN, identity(1000 + n).peer_id, (), "", one)) for n, one in enumerate(roles)
+    )
+    voters = max(1, sum(Role.VALIDATOR in one for one in roles))
+    with pytest.raises(ProtocolViolation):
+        seal_roster(COORDINATOR, run=RUN, job=JOB, entries=entries, rules=rules_for(2, rounds=1, voters=voters))
 
 
 def test_noise_is_a_violation() -> None:

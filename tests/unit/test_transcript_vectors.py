@@ -57,9 +57,7 @@ def written(view: RosterView) -> bytes:
     entries = (Entry(0, record_hash(commit)),)
     aggregate, parts = {}, []
     for part in range(2):
-        exponent, mantissas, weights = MATHS.reduce(
-            view.rules.rule, view.rules.f, EXPONENTS[part : part + 1], [WIRE[part]]
-        )
+        exponent, mantissas, weights = MATHS.reduce(view.rules.rule, 0, EXPONENTS[part : part + 1], [WIRE[part]])
         digest = MATHS.reduced_digest(
             JOB, 0, set_hash(entries), part=part, exponent=exponent, used=1, weights=weights, mantissas=mantissas
         )

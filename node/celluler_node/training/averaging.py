@@ -18,7 +18,7 @@ from celluler.identity import PeerId, public_key_of
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
 from celluler.learning.effects import Check, Exchange
 from celluler.learning.messages import Part
-from celluler.learning.roster import RosterMember, RosterView
+from celluler.learning.roster import RosterMember, RosterView, bad_updates
 from celluler_node.processes import averager_words as words
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Program
@@ -146,7 +146,7 @@ def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: in
         parts=rules.parts,
         assignments=tuple(Assignment(j, effect.members.index(place)) for j, place in enumerate(effect.reducers)),
         rule=rules.rule,
-        f=rules.f,
+        f=bad_updates(len(effect.members), iid=rules.iid),
         quorum=effect.least if isinstance(effect, Exchange) else 1,
         gather_s=effect.within_s / 2,
         deadline_s=effect.within_s,
