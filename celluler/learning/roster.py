@@ -283,7 +283,7 @@ def open_entry(raw: bytes, run: bytes, index: int = 0) -> RosterMember:
         raise ProtocolViolation(f"roster entry of {short(peer)}: {error}", peer=peer) from error
     if entry.run != run:
         raise ProtocolViolation(f"roster entry of {short(peer)} is for another run", peer=peer)
-    if entry.roles & ~ALL_ROLES or not entry.roles & (Role.WORKER | Role.VALIDATOR):
+    if entry.roles & ~int(ALL_ROLES) or not entry.roles & (Role.WORKER | Role.VALIDATOR):
         raise ProtocolViolation(f"roster entry of {short(peer)}: no member does {entry.roles:#x}", peer=peer)
     return RosterMember(
         index,
