@@ -115,9 +115,12 @@ class AsyncBlobs:
         """kind: `blob`, `dataset` or `model`."""
         return await self._link.send(calls.add_blob(path, kind))
 
-    async def get(self, cid: str, path: str | os.PathLike[str]) -> int:
-        """Write a content to a file, fetched from peers when need be; returns its bytes."""
-        return await self._link.download(calls.blob_path(cid), Path(path))
+    async def get(self, cid: str, path: str | os.PathLike[str], *, at_most: int | None = None) -> int:
+        """Write a content to a file, fetched from peers when need be; returns its bytes.
+
+        at_most: a content of more bytes is not fetched, and QuotaExceeded raised.
+        """
+        return await self._link.download(calls.blob_path(cid, at_most), Path(path))
 
     async def stat(self, cid: str) -> views.Blob:
         return await self._link.send(calls.blob_stat(cid))
@@ -151,6 +154,10 @@ class AsyncJobs:
 
     async def ls(self) -> tuple[views.Job, ...]:
         return await self._link.send(calls.list_jobs())
+
+    async def transcripts(self, job: str, peers: Sequence[str]) -> tuple[views.TranscriptNote, ...]:
+        """What these peers signed to be their transcript of a job's run. job: its whole id. peers: ids, 64 at most."""
+        return await self._link.send(calls.transcripts(job, peers))
 
 
 class AsyncJob:
@@ -195,6 +202,34 @@ class AsyncJob:
         """What it left. Raises WorkerFailed when it failed, LocalError when there is nothing (yet)."""
         return calls.result_of(await self.refresh())
 
+    async def rounds(self) -> tuple[views.TrainingRound, ...]:
+        """Of a training, every round that was told of so far."""
+        report = await self._link.send(calls.watch_job(self.id, 0, 0.0))
+        self.info = report.job
+        return views.rounds_of(report.events)
+
+    async def spec(self) -> Mapping[str, Any]:
+        """What was asked for, with every default filled in."""
+        return (await self._link.send(calls.job_spec(self.id))).spec
+
     async def cancel(self) -> views.Job:
         self.info = await self._link.send(calls.cancel_job(self.id))
+        return self.info
+
+    async def checkpoint(self) -> views.JobCheckpoint:
+        """Have the members of a training publish what they have come to so far; it goes on. Submitter only."""
+        return await self._link.send(calls.checkpoint_job(self.id))
+
+    async def stop(self) -> views.JobCheckpoint:
+        """As `checkpoint`, then `cancel`: another job can go on from there."""
+        stopped = await self._link.send(calls.stop_job(self.id))
+        self.info = stopped.job
+        return stopped.checkpoint
+
+    async def update(
+        self, *, deadline_s: int | None = None, priority: int | None = None, max_peers: int | None = None
+    ) -> views.Job:
+        """Change what its submitter may still change. deadline_s: from submission, as in the spec."""
+        change = views.JobChange(deadline_s, priority, max_peers)
+        self.info = await self._link.send(calls.update_job(self.id, change))
         return self.info

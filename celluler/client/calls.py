@@ -129,8 +129,8 @@ def add_blob(path: str | os.PathLike[str], kind: str, *, announce: bool = True) 
     return Call("POST", "/api/v1/blobs", record(views.Blob), params=params, timeout_s=MOVE_S, upload=file)
 
 
-def blob_path(cid: str) -> str:
-    return f"/api/v1/blobs/{step(cid)}"
+def blob_path(cid: str, at_most: int | None = None) -> str:
+    return f"/api/v1/blobs/{step(cid)}" + ("" if at_most is None else f"?at_most={at_most}")
 
 
 def blob_stat(cid: str) -> Call[views.Blob]:
@@ -156,6 +156,14 @@ def collect(target_bytes: int | None, dry_run: bool) -> Call[views.Collected]:
 
 def check_store(repair: bool) -> Call[views.StoreCheck]:
     return Call("POST", "/api/v1/store/check", record(views.StoreCheck), json={"repair": repair}, timeout_s=MOVE_S)
+
+
+# --- transcripts -------------------------------------------------------------------------------------------------
+
+
+def transcripts(job: str, peers: Sequence[str]) -> Call[tuple[views.TranscriptNote, ...]]:
+    body = {"job": job, "peers": list(peers)}
+    return Call("POST", "/api/v1/transcripts", records(views.TranscriptNote, "transcripts"), json=body, timeout_s=60.0)
 
 
 # --- jobs --------------------------------------------------------------------------------------------------------
@@ -186,6 +194,23 @@ def watch_job(job: str, since: int, wait_s: float) -> Call[views.JobReport]:
 
 def cancel_job(job: str) -> Call[views.Job]:
     return Call("POST", f"/api/v1/jobs/{step(job)}/cancel", record(views.Job))
+
+
+def job_spec(job: str) -> Call[views.JobSpec]:
+    return Call("GET", f"/api/v1/jobs/{step(job)}/spec", record(views.JobSpec))
+
+
+def checkpoint_job(job: str) -> Call[views.JobCheckpoint]:
+    return Call("POST", f"/api/v1/jobs/{step(job)}/checkpoint", record(views.JobCheckpoint), timeout_s=LONG_S)
+
+
+def stop_job(job: str) -> Call[views.StoppedJob]:
+    return Call("POST", f"/api/v1/jobs/{step(job)}/stop", record(views.StoppedJob), timeout_s=LONG_S)
+
+
+def update_job(job: str, change: views.JobChange) -> Call[views.Job]:
+    told = {name: value for name, value in views.to_json(change).items() if value is not None}
+    return Call("PATCH", f"/api/v1/jobs/{step(job)}", record(views.Job), json=told)
 
 
 def result_of(job: views.Job) -> views.JobResult:

@@ -10,7 +10,19 @@ from celluler.tensors import Tensor
 from celluler.views.content import Blob, Collected, DamagedContent, StoreCheck, Transfer, TransferSource
 from celluler.views.datasets import Column, Dataset, NewDataset
 from celluler.views.documents import SCHEMA, from_json, to_json
-from celluler.views.jobs import Exclusion, Job, JobLine, JobReport, JobResult, NewJob
+from celluler.views.jobs import (
+    Exclusion,
+    Job,
+    JobChange,
+    JobCheckpoint,
+    JobLine,
+    JobReport,
+    JobResult,
+    JobSpec,
+    NewJob,
+    StoppedJob,
+    rounds_of,
+)
 from celluler.views.models import Model, ModelQuery, NewModel, Prediction
 from celluler.views.swarm import (
     Check,
@@ -23,6 +35,8 @@ from celluler.views.swarm import (
     StoreUsage,
     ViolationReport,
 )
+from celluler.views.training import RoundAudits, Suspected, TrainingRound
+from celluler.views.transcripts import TranscriptNote
 from celluler.views.versions import (
     FieldChange,
     Lineage,
@@ -48,9 +62,12 @@ __all__ = [
     "FieldChange",
     "Hardware",
     "Job",
+    "JobChange",
+    "JobCheckpoint",
     "JobLine",
     "JobReport",
     "JobResult",
+    "JobSpec",
     "Lineage",
     "LineageNode",
     "LogLine",
@@ -66,11 +83,16 @@ __all__ = [
     "Ping",
     "Prediction",
     "Readiness",
+    "RoundAudits",
     "Status",
+    "StoppedJob",
     "StoreCheck",
     "StoreUsage",
+    "Suspected",
     "Tensor",
     "TensorChange",
+    "TrainingRound",
+    "TranscriptNote",
     "Transfer",
     "TransferSource",
     "Verification",
@@ -78,5 +100,6 @@ __all__ = [
     "Versions",
     "ViolationReport",
     "from_json",
+    "rounds_of",
     "to_json",
 ]

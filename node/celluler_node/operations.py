@@ -12,6 +12,7 @@ it: Denied elsewhere. A retracted version is found by its exact version and its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +23,10 @@ from celluler.views import (
     Collected,
     Dataset,
     Job,
+    JobChange,
+    JobCheckpoint,
     JobReport,
+    JobSpec,
     Lineage,
     Model,
     ModelDiff,
@@ -36,7 +40,9 @@ from celluler.views import (
     Prediction,
     Readiness,
     Status,
+    StoppedJob,
     StoreCheck,
+    TranscriptNote,
     Transfer,
     Verification,
     Versions,
@@ -89,10 +95,11 @@ class Operations(Protocol):
         """
         ...
 
-    async def read_blob(self, cid: str) -> Path:
+    async def read_blob(self, cid: str, *, at_most: int | None = None) -> Path:
         """The complete file, fetched from peers when it is not here. Read only; valid until it is evicted.
 
-        Raises InvalidSpec for text that is no CID, NotFound, QuotaExceeded.
+        at_most: of so many bytes; a larger one is not begun. Raises InvalidSpec for text that is no CID, NotFound,
+        QuotaExceeded, also for what is larger.
         """
         ...
 
@@ -252,6 +259,15 @@ class Operations(Protocol):
         """Resolve, fetch what is not here and verify. Raises InvalidSpec, NotFound, QuotaExceeded."""
         ...
 
+    # transcripts
+
+    async def transcripts(self, job: str, peers: Sequence[str]) -> tuple[TranscriptNote, ...]:
+        """What these peers (by id, 64 at most) signed to be their transcript of a job, in their order; bounded in time.
+
+        Who says nothing is left out. Raises InvalidSpec.
+        """
+        ...
+
     # jobs
 
     async def submit_job(self, job: NewJob) -> Job:
@@ -271,4 +287,25 @@ class Operations(Protocol):
 
     async def cancel_job(self, job: str) -> Job:
         """Cancel; a job that has ended stays as it is. Raises NotFound, Denied when it is somebody else's."""
+        ...
+
+    async def job_spec(self, job: str) -> JobSpec:
+        """Raises NotFound."""
+        ...
+
+    async def checkpoint_job(self, job: str) -> JobCheckpoint:
+        """Have the state after the last certified round published, by the names of `celluler.jobs.checkpoints`.
+
+        Raises NotFound, Denied when it is somebody else's, Unavailable before the first round, LocalError when it has
+        ended.
+        """
+        ...
+
+    async def stop_job(self, job: str) -> StoppedJob:
+        """`checkpoint_job`, then `cancel_job`. Raises as these do; without a checkpoint nothing is cancelled."""
+        ...
+
+    async def update_job(self, job: str, change: JobChange) -> Job:
+        """Change what may be changed of a job that goes on. Raises NotFound, Denied, InvalidSpec, LocalError when it
+        has ended."""
         ...

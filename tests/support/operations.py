@@ -12,9 +12,11 @@ from pathlib import Path
 import trio
 
 from celluler.content.digest import cid_of, digest_of, parse_cid
-from celluler.errors import BlockAbsent, NoPeers, NotFound
-from celluler.jobs.spec import parse_job
+from celluler.errors import BlockAbsent, LocalError, NoPeers, NotFound
+from celluler.jobs.checkpoints import checkpoint_name, checkpoint_version
+from celluler.jobs.spec import TrainJob, parse_job
 from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
+from celluler.jobs.telemetry import RoundFigures
 from celluler.views import (
     Blob,
     Check,
@@ -22,20 +24,25 @@ from celluler.views import (
     DamagedContent,
     Hardware,
     Job,
+    JobChange,
+    JobCheckpoint,
     JobLine,
     JobReport,
     JobResult,
+    JobSpec,
     NewJob,
     Peer,
     PeerTraffic,
     Ping,
     Readiness,
     Status,
+    StoppedJob,
     StoreCheck,
     StoreUsage,
     Transfer,
     ViolationReport,
 )
+from celluler_node.job_views import round_view
 from tests.support.jobs import ALICE, BOB, NOW_S
 from tests.support.operations_models import MemoryModels
 
@@ -43,7 +50,8 @@ HARDWARE = Hardware("cpu", 2, 4096)
 
 
 class MemoryNode(MemoryModels):
-    """Implements `Operations`. `moved`: set whenever a job got an event. `spooled`: where the last upload lay."""
+    """Implements `Operations`. `moved`: set whenever a job got an event. `spooled`: where the last upload lay.
+    `written`: transcripts, by job and peer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,6 +64,8 @@ class MemoryNode(MemoryModels):
         self.spooled: Path | None = None
         self.lives: dict[str, JobLife] = {}
         self.told: dict[str, Job] = {}
+        self.specs: dict[str, TrainJob] = {}
+        self.changes: list[JobChange] = []
         self.attachments: tuple[str, ...] = ()
         self.moved = trio.Event()
         self.polls = 0
@@ -171,15 +181,15 @@ class MemoryNode(MemoryModels):
             raise NoPeers("nobody willing", hint="celluler peer ls")
         life = JobLife(float(NOW_S))
         cid = cid_of(digest_of(job.client_id.encode()))
-        self.attachments, self.lives[cid] = job.attachments, life
+        self.attachments, self.lives[cid], self.specs[cid] = job.attachments, life, spec
         self.told[cid] = Job(cid, job.client_id, spec.name, spec.kind, life.state.value, "", ALICE.peer_id, BOB.peer_id, life.created_s, life.updated_s)  # fmt: skip  # noqa: E501
         return self.told[cid]
 
     def move(self, job: str, state: JobState, reason: str = "") -> None:
         self._note(job, self.lives[job].move(state, NOW_S + self.lives[job].cursor, reason))
 
-    def measure(self, job: str, **metrics: float) -> None:
-        self._note(job, self.lives[job].measure(NOW_S + self.lives[job].cursor, metrics))
+    def measure(self, job: str, told: RoundFigures | None = None, **metrics: float) -> None:
+        self._note(job, self.lives[job].measure(NOW_S + self.lives[job].cursor, metrics, told))
 
     async def jobs(self) -> tuple[Job, ...]:
         return tuple(reversed(self.told.values()))
@@ -195,7 +205,7 @@ class MemoryNode(MemoryModels):
             while self.lives[found].cursor <= since and not self.lives[found].ended:
                 await self.moved.wait()
         events = self.lives[found].since(since)
-        lines = tuple(_line(event) for event in events)
+        lines = tuple(_line(event, self.told[found].members) for event in events)
         return JobReport(self.told[found], lines, events[-1].cursor if events else since)
 
     async def cancel_job(self, job: str) -> Job:
@@ -203,6 +213,26 @@ class MemoryNode(MemoryModels):
         if not self.lives[found].ended:
             self.move(found, JobState.CANCELLED, "as asked")
         return self.told[found]
+
+    async def job_spec(self, job: str) -> JobSpec:
+        found = (await self.job(job)).job.id
+        return JobSpec(found, self.specs[found].model_dump(mode="json"))
+
+    async def checkpoint_job(self, job: str) -> JobCheckpoint:
+        found = (await self.job(job)).job
+        if self.lives[found.id].ended:
+            raise LocalError("the job has ended")
+        spec, rounds = self.specs[found.id], int(found.metrics["round"])
+        name = f"alice/{checkpoint_name(spec.result_name)}:{checkpoint_version(spec.result.version, rounds)}"
+        return JobCheckpoint(rounds, name, cid_of(bytes(32)), cid_of(bytes(32)))
+
+    async def stop_job(self, job: str) -> StoppedJob:
+        checkpoint = await self.checkpoint_job(job)
+        return StoppedJob(await self.cancel_job(job), checkpoint)
+
+    async def update_job(self, job: str, change: JobChange) -> Job:
+        self.changes.append(change)
+        return (await self.job(job)).job
 
     def _note(self, job: str, event: JobEvent) -> None:
         life = self.lives[job]
@@ -221,5 +251,6 @@ class MemoryNode(MemoryModels):
         moved.set()
 
 
-def _line(event: JobEvent) -> JobLine:
-    return JobLine(event.cursor, event.at_s, event.state.value, event.reason, dict(event.metrics))
+def _line(event: JobEvent, members: tuple[str, ...]) -> JobLine:
+    told = None if event.round is None else round_view(event.round, members)
+    return JobLine(event.cursor, event.at_s, event.state.value, event.reason, dict(event.metrics), told)

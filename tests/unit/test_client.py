@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -29,9 +30,10 @@ from celluler.errors import (
 )
 from celluler.home import NodeFile, read_node_file, remove_node_file, write_node_file
 from celluler.jobs.states import JobState
-from celluler.views import DamagedContent, ModelQuery, Transfer, TransferSource
+from celluler.jobs.telemetry import Amount, RoundFigures
+from celluler.views import DamagedContent, JobChange, ModelQuery, Transfer, TransferSource
 from celluler_node.gateway.app import gateway_app
-from tests.support.jobs import ALICE, JOB_YAML
+from tests.support.jobs import ALICE, BOB, JOB_YAML
 from tests.support.operations import MemoryNode
 
 
@@ -213,6 +215,39 @@ async def test_waiting_ends_in_time_and_does_not_spin(client: AsyncClient, node:
         await job.wait(0.05)
     assert node.polls <= 3
     assert (await job.cancel()).state == "Cancelled"
+
+
+async def test_a_training_tells_its_rounds_by_the_names_of_peers(client: AsyncClient, node: MemoryNode) -> None:
+    job = await client.jobs.submit(JOB_YAML)
+    node.told[job.id] = replace(node.told[job.id], members=(ALICE.peer_id, BOB.peer_id))
+    node.move(job.id, JobState.FETCHING)
+    node.move(job.id, JobState.RUNNING)
+    node.measure(job.id, round=1, views=1, loss=2.0)  # a node that tells figures alone
+    told = RoundFigures(2, 1, 0.5, (0, 1), absent=(2,), norms=(Amount(1, 3.0),), loss=1.0)
+    node.measure(job.id, told, round=2, loss=1.0)
+    first, second = await job.rounds()
+    assert (first.round, first.loss, first.seconds, first.contributed) == (1, 2.0, 1.0, ())
+    assert second.contributed == (ALICE.peer_id, BOB.peer_id)
+    assert (second.absent, dict(second.norms)) == (("member 2",), {BOB.peer_id: 3.0})
+
+
+async def test_a_training_is_stopped_at_a_checkpoint_and_changed_as_it_goes(
+    client: AsyncClient, node: MemoryNode
+) -> None:
+    job = await client.jobs.submit(JOB_YAML)
+    assert (await job.spec())["policy"]["deadline"] == 7200
+    await job.update(max_peers=5, priority=0)
+    assert node.changes == [JobChange(None, 0, 5)]
+    with pytest.raises(InvalidSpec, match="nothing to change"):
+        await job.update()
+    node.move(job.id, JobState.FETCHING)
+    node.move(job.id, JobState.RUNNING)
+    node.measure(job.id, round=7)
+    assert (await job.checkpoint()).rounds == 7
+    assert (await job.stop()).model == "alice/digits-checkpoint:2.0.0-round.7"
+    assert job.info.state == "Cancelled"
+    with pytest.raises(LocalError, match="has ended"):
+        await job.stop()
 
 
 async def test_an_answer_of_somebody_else_is_a_violation() -> None:

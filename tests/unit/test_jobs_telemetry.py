@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celluler.errors import ProtocolViolation
+from celluler.jobs.checkpoints import checkpoint_name, checkpoint_version, rounds_in
 from celluler.jobs.states import JobLife, JobState
 from celluler.jobs.telemetry import (
     MAX_MEMBERS,
@@ -18,12 +19,14 @@ from celluler.jobs.telemetry import (
     MAX_SUSPICION_BYTES,
     Amount,
     Audits,
-    Traffic,
     RoundFigures,
+    Traffic,
     amounts,
     suspicions,
 )
 from celluler.learning import roster
+from celluler.models.names import check_word
+from celluler.models.version import parse_version
 from celluler.wire import pack, unpack
 
 PLACES = st.lists(st.integers(0, MAX_MEMBERS - 1), max_size=MAX_MEMBERS, unique=True).map(tuple)
@@ -103,3 +106,19 @@ def test_a_measurement_carries_its_round() -> None:
     figures = RoundFigures(1, 1, 0.5, (0, 1, 2))
     assert life.measure(3.0, {"round": 1.0}, figures).round is figures
     assert [event.round for event in life.events] == [None, None, None, figures]
+
+
+def test_a_checkpoint_is_a_pre_release_under_a_name_of_its_own() -> None:
+    versions = [checkpoint_version("1.0.0+gpu", rounds) for rounds in (9, 10)]
+    assert versions == ["1.0.0-round.9", "1.0.0-round.10"]
+    assert parse_version(versions[0]) < parse_version(versions[1]) < parse_version("1.0.0")
+    assert checkpoint_version("2.0.0-rc.1", 3) == "2.0.0-rc.1.round.3"
+    assert [rounds_in(text) for text in (*versions, "2.0.0-rc.1.round.3", "2.0.0-rc.1", "1.0.0")] == [
+        9,
+        10,
+        3,
+        None,
+        None,
+    ]
+    check_word(checkpoint_name("a" * 64), "name")
+    assert checkpoint_name("digits") == "digits-checkpoint"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from celluler.content.digest import Codec, Digest, cid_of
-from celluler.errors import NoPeers, NotFound
+from celluler.errors import LocalError, NoPeers, NotFound
 from celluler.identity import PeerId
 from celluler.jobs.spec import TrainJob, parse_job, with_data
-from celluler.views import Job, JobReport, NewJob
+from celluler.views import Job, JobChange, JobCheckpoint, JobReport, JobSpec, NewJob, StoppedJob
 from celluler_node.answers.services import Answers
-from celluler_node.job_views import job_report, job_view
+from celluler_node.job_views import job_report, job_spec, job_view
 from celluler_protocols.jobs_messages import open_order
 
 
@@ -56,6 +56,26 @@ class JobAnswers(Answers):
                 return job_view(record.order, record.life.events, record.facts())
         await self._of.jobs.cancel(job)
         return (await self.job(job)).job
+
+    async def job_spec(self, job: str) -> JobSpec:
+        if self._of.desk is not None:
+            try:
+                return job_spec(self._of.desk.find(job).order)
+            except NotFound:
+                pass
+        return job_spec((await self._of.jobs.follow(job, since=0, wait_s=0.0)).order)
+
+    async def checkpoint_job(self, job: str) -> JobCheckpoint:
+        await self.job(job)
+        raise LocalError("checkpoints are not supported by this node", hint=f"celluler job cancel {job}")
+
+    async def stop_job(self, job: str) -> StoppedJob:
+        checkpoint = await self.checkpoint_job(job)
+        return StoppedJob(await self.cancel_job(job), checkpoint)
+
+    async def update_job(self, job: str, change: JobChange) -> Job:
+        await self.job(job)
+        raise LocalError("changing a job is not supported by this node", hint="celluler job cancel, and submit it anew")
 
     async def _with_data(self, spec: TrainJob) -> TrainJob:
         """The job with its dataset looked up, when it names one. Raises as a look-up does."""

@@ -9,13 +9,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from celluler.errors import InvalidSpec
-from celluler.views import NewJob
+from celluler.views import JobChange, NewJob
 from celluler_node.gateway.documents import check_keys, document, listing, number, read_json
 from celluler_node.operations import Operations
 
 MAX_SUBMISSION_BYTES = 1 << 18
 MAX_WAIT_S = 30.0
 MAX_ATTACHMENTS = 64
+MAX_CHANGE_BYTES = 1 << 12
 
 
 def job_routes(operations: Operations) -> list[Route]:
@@ -44,10 +45,31 @@ def job_routes(operations: Operations) -> list[Route]:
     async def cancel(request: Request) -> Response:
         return document(await operations.cancel_job(request.path_params["job"]))
 
+    async def spec(request: Request) -> Response:
+        return document(await operations.job_spec(request.path_params["job"]))
+
+    async def checkpoint(request: Request) -> Response:
+        return document(await operations.checkpoint_job(request.path_params["job"]))
+
+    async def stop(request: Request) -> Response:
+        return document(await operations.stop_job(request.path_params["job"]))
+
+    async def update(request: Request) -> Response:
+        body = await read_json(request, limit=MAX_CHANGE_BYTES)
+        check_keys(body, {"deadline_s": int, "priority": int, "max_peers": int})
+        change = JobChange(body.get("deadline_s"), body.get("priority"), body.get("max_peers"))
+        if change == JobChange():
+            raise InvalidSpec("", "nothing to change: deadline_s, priority or max_peers")
+        return document(await operations.update_job(request.path_params["job"], change))
+
     return [
         Route("/api/v1/jobs", jobs),
         Route("/api/v1/jobs", submit, methods=["POST"]),
         Route("/api/v1/jobs/{job}", show),
+        Route("/api/v1/jobs/{job}", update, methods=["PATCH"]),
+        Route("/api/v1/jobs/{job}/spec", spec),
+        Route("/api/v1/jobs/{job}/checkpoint", checkpoint, methods=["POST"]),
+        Route("/api/v1/jobs/{job}/stop", stop, methods=["POST"]),
         Route("/api/v1/jobs/{job}/events", events),
         Route("/api/v1/jobs/{job}/cancel", cancel, methods=["POST"]),
     ]
