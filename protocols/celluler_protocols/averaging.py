@@ -456,7 +456,7 @@ class Averager:
                 self._waiting.pop(key, None)
 
     async def _serve(self, peer: str, stream: _Stream, want: Want) -> None:
-        for key, exchange in reversed(self._kept.items()):
+        for key, exchange in self._known():
             if key[:2] != (want.run, want.round):
                 continue
             held = exchange.input_of(want.part, want.member) if want.member < len(exchange.plan.members) else None
@@ -468,6 +468,10 @@ class Averager:
             await stream.say(Have(len(held)))
             return await stream.send_bytes(held)
         return await stream.refuse("not here", final=True)
+
+    def _known(self) -> list[tuple[Key, Exchange]]:
+        """The exchanges whose inputs we can serve, the newest first; what came of one that runs is there already."""
+        return [*((key, each.exchange) for key, each in self._running.items()), *reversed(self._kept.items())]
 
     # --- the end of things ---
 

@@ -1,296 +1,106 @@
-"""How long a robust round takes against hivemind's own and against bare sockets, in the same run.
+"""How long a verified round takes, with every check made, against hivemind's own averaging and against the limits.
 
-`python -m simulations.bench.rounds [--peers 5] [--values 10000000] [--repeats 5] [--json]`
+`python -m simulations.bench.rounds [--quick] [--peers 3 5 8] [--millions 1 10 25] [--repeats 5] [--only KIND…]`
 
-Each peer is three processes that take turns: one with our averager and rule NK, one with hivemind's AllReduceRunner
-(its default: float32, no compression), both over a p2pd each on loopback; and one that sends the stock round's bytes
-through plain TCP sockets. The repeats alternate, so that a busy machine hits all three; medians are reported, a round
-being as long as its slowest peer. The robust round counts what the stock one does within itself: encoding before and
-decoding after. Not counted on either side: starting, connecting, and getting arrays to and from the process.
+For each size all kinds run at the same time of day, in an order shuffled anew for each repeat: `robust` (our averager,
+rule NK, commitments hashed, each member computing anew what `checks_for` says), `averager` (hivemind's stock
+DecentralizedAverager in a group that stands), `runner` (its AllReduceRunner alone), `gloo` (torch.distributed), `floor`
+(the stock round's bytes over bare TCP). Medians; a round is as long as its slowest peer. What each counts is said in
+`rounds_<kind>.py`. A size that this machine's memory may not hold is left out, and that is said.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import logging
-import os
-import socket
+import random
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import uvloop
 
-KINDS = ("robust", "stock", "floor")
-AIM = 2.0
-RUN = bytes(range(32))
-_START_S = 60.0
-_ROUND_S = 120.0
+from simulations.bench.rounds_nk import figures as nk_figures
+from simulations.bench.rounds_peers import Group
 
-
-# --- one peer ------------------------------------------------------------------------------------------------------
-
-
-def peer(kind: str, place: int, count: int, size: int) -> None:
-    """Serve one peer of one kind: lines of JSON in and out."""
-    logging.disable(logging.CRITICAL)
-    values = np.random.default_rng(place).standard_normal(size).astype(np.float32)
-    if kind == "floor":
-        _floor_peer(place, count, values)
-    else:
-        serve = _robust_peer if kind == "robust" else _stock_peer
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as our averager and hivemind's own run
-            runner.run(serve(place, count, values))
+KINDS = ("robust", "averager", "runner", "gloo", "floor")
+NAMES = {
+    "robust": "verified round",
+    "averager": "hivemind's DecentralizedAverager",
+    "runner": "hivemind's AllReduceRunner",
+    "gloo": "torch.distributed gloo",
+    "floor": "bare sockets",
+}
+AIM = 1.0
+AIM_AT = (5, 10)
+"""Peers and millions of values for which an aim is set."""
+SPARE_BYTES = 3 << 30
+SEED = 11
 
 
-def say(answer: Any) -> None:
-    print(json.dumps(answer), flush=True)
+def needed_bytes(count: int, size: int, kinds: list[str]) -> int:
+    """Roughly, from what processes of each kind were seen to take: at rest, and for each value."""
+    idle = {"robust": 160e6, "averager": 1.1e9, "runner": 0.5e9, "gloo": 0.35e9, "floor": 30e6}
+    a_value = {"robust": 14 + 6 * count, "averager": 28, "runner": 24, "gloo": 12, "floor": 4}
+    return int(sum(count * (idle[kind] + a_value[kind] * size) for kind in kinds))
 
 
-async def hear() -> Any:
-    line = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-    return json.loads(line) if line else None
-
-
-async def _robust_peer(place: int, count: int, values: np.ndarray) -> None:
-    from celluler.aggregation.digests import part_hash  # noqa: PLC0415
-    from celluler.aggregation.q16 import decode_parts, encode_parts, part_slices  # noqa: PLC0415
-    from celluler.identity import Identity  # noqa: PLC0415
-    from celluler_protocols.averaging import open_averager  # noqa: PLC0415
-    from celluler_protocols.averaging_messages import Assignment, Member, Plan  # noqa: PLC0415
-
-    identity, pieces = Identity.generate(), part_slices(len(values), count)
-    async with open_averager(identity.seed) as averager:
-        say({"peer": averager.peer_id, "addresses": averager.addresses, "author": identity.public_key.hex()})
-        roster = await hear()
-        await averager.admit(
-            [Member(r["peer"], bytes.fromhex(r["author"]), tuple(r["addresses"]), (), ()) for r in roster]
-        )
-        while (number := await hear()) is not None:
-            began = time.perf_counter()
-            exponents, mantissas = encode_parts(values, count)
-            hashes = [
-                part_hash(
-                    RUN, number, identity.public_key, part=part, exponent=exponents[part], mantissas=mantissas[cut]
-                )
-                for part, cut in enumerate(pieces)
-            ]
-            commit_s = time.perf_counter() - began
-            say({"hashes": [h.hex() for h in hashes], "exponents": exponents})
-            commits = await hear()
-            members = tuple(
-                Member(
-                    r["peer"],
-                    bytes.fromhex(r["author"]),
-                    tuple(r["addresses"]),
-                    tuple(bytes.fromhex(h) for h in c["hashes"]),
-                    tuple(c["exponents"]),
-                )
-                for r, c in zip(roster, commits, strict=True)
-            )
-            assignments = tuple(Assignment(part, (part + number) % count) for part in range(count))
-            plan = Plan(
-                RUN, number, 0, bytes(32), place, members, len(values), count, assignments, "nk", (count - 1) // 2,
-                count - (count - 1) // 3, _ROUND_S / 2, _ROUND_S,
-            )  # fmt: skip
-            began = time.perf_counter()
-            outcome, aggregate = await averager.exchange(plan, mantissas.data)
-            exchange_s = time.perf_counter() - began
-            assert not outcome.missing, outcome.faults
-            assert not outcome.faults, outcome.faults
-            decode_parts(tuple(each.exponent for each in outcome.reduced), np.frombuffer(aggregate, np.int16))
-            say({"seconds": commit_s + time.perf_counter() - began, "exchange": exchange_s})
-            await averager.drain(5)
-
-
-async def _stock_peer(place: int, count: int, values: np.ndarray) -> None:
-    import torch  # noqa: PLC0415
-    from hivemind.averaging.allreduce import AllReduceRunner  # noqa: PLC0415
-    from hivemind.p2p import P2P, PeerID  # noqa: PLC0415
-    from hivemind.utils.multiaddr import Multiaddr  # noqa: PLC0415
-
-    torch.set_num_threads(1)
-    p2p = await P2P.create(
-        host_maddrs=["/ip4/127.0.0.1/tcp/0"], nat_port_map=False, auto_nat=False, use_relay=False, use_ipfs=False
-    )
-    try:
-        addresses = [str(address) for address in await p2p.get_visible_maddrs()]
-        say({"peer": p2p.peer_id.to_base58(), "addresses": addresses})
-        roster = await hear()
-        for other in roster:
-            if other["peer"] != p2p.peer_id.to_base58():
-                dial = [Multiaddr(address.rpartition("/p2p/")[0]) for address in other["addresses"]]
-                await p2p._client.connect(PeerID.from_base58(other["peer"]), dial)
-        while (number := await hear()) is not None:
-            runner = AllReduceRunner(
-                p2p=p2p,
-                servicer_type=AllReduceRunner,
-                prefix=str(number),
-                group_id=number.to_bytes(8, "big"),
-                tensors=[torch.from_numpy(values)],
-                ordered_peer_ids=[PeerID.from_base58(other["peer"]) for other in roster],
-                peer_fractions=(1 / count,) * count,
-            )
-            await runner.add_p2p_handlers(p2p, namespace=str(number))
-            say({})
-            await hear()
-            began = time.perf_counter()
-            async for difference in runner:
-                difference.add_(torch.from_numpy(values))
-            say({"seconds": time.perf_counter() - began})
-    finally:
-        await p2p.shutdown()
-
-
-def _floor_peer(place: int, count: int, values: np.ndarray) -> None:
-    part = np.array_split(values, count)[0].tobytes()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=count)
-    say({"port": listener.getsockname()[1]})
-    roster = json.loads(sys.stdin.readline())
-    dialled = [socket.create_connection(("127.0.0.1", r["port"])) for i, r in enumerate(roster) if i != place]
-    accepted = [listener.accept()[0] for _ in range(count - 1)]
-    while line := sys.stdin.readline():
-        if json.loads(line) is None:
-            break
-        say({})
-        sys.stdin.readline()
-        began = time.perf_counter()
-        for _ in ("parts", "aggregates"):
-            work: list[Callable[[], Any]] = [*(lambda s=s: s.sendall(part) for s in dialled)]
-            work += [*(lambda s=s: _swallow(s, len(part)) for s in accepted)]
-            threads = [threading.Thread(target=each) for each in work]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        say({"seconds": time.perf_counter() - began})
-
-
-def _swallow(sock: socket.socket, size: int) -> None:
-    space = memoryview(bytearray(size))
-    while space:
-        space = space[sock.recv_into(space) :]
-
-
-# --- all peers -----------------------------------------------------------------------------------------------------
-
-
-class Group:
-    """The peers of one kind."""
-
-    def __init__(self, kind: str, count: int, size: int) -> None:
-        root = Path(__file__).parents[2]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in ("", "protocols", "node")),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", "simulations.bench.rounds", "--peer", kind]
-        self._peers = [
-            subprocess.Popen(
-                [*command, str(place), "--peers", str(count), "--values", str(size)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-                cwd=root,
-            )
-            for place in range(count)
-        ]
-        self._tell(self._ask(_START_S))
-
-    def round(self, number: int) -> dict[str, float]:
-        """Seconds of one round: of the slowest peer, by phase."""
-        self._tell(number)
-        self._tell(self._ask(_ROUND_S))
-        answers = self._ask(_ROUND_S)
-        return {phase: max(answer[phase] for answer in answers) for phase in answers[0]}
-
-    def cpu_s(self) -> float:
-        """Processor time so far of all its processes, p2pd included: what a busy machine does not falsify."""
-        roots = [psutil.Process(process.pid) for process in self._peers]
-        family = [*roots, *(child for root in roots for child in root.children(recursive=True))]
-        return sum(sum(process.cpu_times()[:2]) for process in family)
-
-    def close(self) -> None:
-        for process in self._peers:
-            assert process.stdin is not None
-            process.stdin.close()
-        for process in self._peers:
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    def _tell(self, what: Any) -> None:
-        for process in self._peers:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(what) + "\n")
-            process.stdin.flush()
-
-    def _ask(self, wait_s: float) -> list[Any]:
-        killer = threading.Timer(wait_s, lambda: [process.kill() for process in self._peers])
-        killer.start()
-        try:
-            lines = [process.stdout.readline() for process in self._peers if process.stdout is not None]
-        finally:
-            killer.cancel()
-        if not all(lines):
-            raise RuntimeError("a peer of the benchmark ended")
-        return [json.loads(line) for line in lines]
-
-
-def measure(count: int, size: int, repeats: int) -> list[dict[str, Any]]:
+def measure(count: int, size: int, repeats: int, kinds: list[str]) -> list[dict[str, Any]]:
     """Rows of the report. The first round of each kind warms up and does not count."""
     groups: dict[str, Group] = {}
-    seconds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    with tempfile.TemporaryDirectory(prefix="celluler-bench-"):
-        try:
-            for kind in KINDS:
-                groups[kind] = Group(kind, count, size)
-            for number in range(1, repeats + 2):
-                for kind in KINDS:
-                    before = groups[kind].cpu_s()
-                    measured = groups[kind].round(number)
-                    seconds[kind].append({**measured, "cpu": groups[kind].cpu_s() - before})
-        finally:
-            for group in groups.values():
-                group.close()
+    rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    order, shuffled = list(kinds), random.Random(SEED)
+    try:
+        for kind in kinds:
+            groups[kind] = Group(kind, count, size, {})
+        for number in range(1, repeats + 2):
+            shuffled.shuffle(order)
+            for kind in order:
+                rounds[kind].append(groups[kind].round(number))
+    finally:
+        for group in groups.values():
+            group.close()
     medians = {
-        kind: {phase: statistics.median(r[phase] for r in rounds[1:]) for phase in rounds[0]}
-        for kind, rounds in seconds.items()
+        kind: {phase: statistics.median(one[phase] for one in made[1:]) for phase in made[0]}
+        for kind, made in rounds.items()
     }
-    shape = f"{count} peers x {size:,} values"
-    robust, stock, floor = (medians[kind]["seconds"] for kind in KINDS)
-    exchange = medians["robust"]["exchange"]
-    robust_cpu, stock_cpu = medians["robust"]["cpu"], medians["stock"]["cpu"]
-    return [
-        _row(f"robust round, {shape}", robust, "hivemind's AllReduceRunner", robust / stock, AIM),
-        _row(f"  of which the exchange, {shape}", exchange, "the robust round", exchange / robust),
-        _row(f"robust round, processor time of all, {shape}", robust_cpu, "hivemind's", robust_cpu / stock_cpu, AIM),
-        _row(f"hivemind's AllReduceRunner, {shape}", stock, "bare sockets", stock / floor),
-        _row(f"bare sockets, {shape}", floor),
-    ]
+    return rows(medians, f"{count} peers x {size:,} values", AIM if (count, size / 1e6) == AIM_AT else None)
 
 
-def _row(
-    name: str, value: float, against: str | None = None, ratio: float | None = None, aim: float | None = None
+def rows(medians: dict[str, dict[str, float]], shape: str, aim: float | None) -> list[dict[str, Any]]:
+    def seconds(kind: str, phase: str = "seconds") -> float | None:
+        return medians[kind][phase] if kind in medians else None
+
+    made = []
+    for kind in medians:
+        for other in KINDS[KINDS.index(kind) + 1 :] if kind == "robust" else ("floor",):
+            if other != kind and other in medians:
+                wanted = aim if (kind, other) == ("robust", "averager") else None
+                made.append(row(f"{NAMES[kind]}, {shape}", seconds(kind), NAMES[other], seconds(other), wanted))
+        if kind == "robust":
+            for phase in ("encode", "exchange", "check"):
+                made.append(row(f"  of which {phase}, {shape}", seconds(kind, phase), NAMES[kind], seconds(kind)))
+            made += [
+                row(f"  processor time of all, {shape}", seconds(kind, "cpu"), NAMES[other], seconds(other, "cpu"))
+                for other in ("runner", "gloo")
+                if other in medians
+            ]
+    if "floor" in medians:
+        made.append(row(f"{NAMES['floor']}, {shape}", seconds("floor")))
+    return made
+
+
+def row(
+    name: str,
+    value: float | None,
+    against: str | None = None,
+    other: float | None = None,
+    aim: float | None = None,
 ) -> dict[str, Any]:
+    ratio = None if value is None or other is None else value / other
     return {
         "name": name,
-        "value": round(value, 4),
+        "value": None if value is None else round(value, 4),
         "unit": "s",
         "against": against,
         "ratio": None if ratio is None else round(ratio, 3),
@@ -300,25 +110,44 @@ def _row(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", type=int, default=5)
-    parser.add_argument("--values", type=int, default=10_000_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--peer", nargs=2, metavar=("KIND", "PLACE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peer is not None:
-        peer(options.peer[0], int(options.peer[1]), options.peers, options.values)
-        return 0
-    rows = measure(options.peers, options.values, options.repeats)
+    options = _arguments()
+    figures = nk_figures()
+    for count in options.peers:
+        for millions in options.millions:
+            size = int(millions * 1e6)
+            free, needed = psutil.virtual_memory().available - SPARE_BYTES, needed_bytes(count, size, options.only)
+            if needed > free:
+                figures.append(row(f"{count} peers x {size:,} values: left out, {needed >> 30} GiB of memory", None))
+                continue
+            print(f"— {count} peers x {size:,} values", file=sys.stderr, flush=True)
+            figures += measure(count, size, options.repeats, options.only)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(figures, indent=1))
     else:
-        for row in rows:
-            compared = f"{row['ratio']:.2f} x {row['against']}" if row["against"] else ""
-            aim = f"aim <= {row['aim']:g}: {'met' if row['met'] else 'MISSED'}" if row["aim"] else ""
-            print(f"{row['name']:60} {row['value']:8.3f} {row['unit']}  {compared:40} {aim}")
-    return 0 if all(row["met"] is not False for row in rows) else 1
+        show(figures)
+    return 0 if all(one["met"] is not False for one in figures) else 1
+
+
+def show(figures: list[dict[str, Any]]) -> None:
+    for one in figures:
+        value = "" if one["value"] is None else f"{one['value']:9.3f} {one['unit']}"
+        compared = f"{one['ratio']:.2f} x {one['against']}" if one["ratio"] is not None else ""
+        aim = f"aim <= {one['aim']:g}: {'met' if one['met'] else 'MISSED'}" if one["aim"] else ""
+        print(f"{one['name']:64} {value:12}  {compared:42} {aim}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=int, nargs="+", default=[3, 5, 8])
+    parser.add_argument("--millions", type=float, nargs="+", default=[1, 10, 25])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--quick", action="store_true", help="5 peers x 1 million values, two repeats")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.peers, options.millions, options.repeats = [5], [1], 2
+    return options
 
 
 if __name__ == "__main__":
