@@ -11,6 +11,7 @@ lengths alone, not what is true.
 
 from __future__ import annotations
 
+from base64 import b32encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, BinaryIO
@@ -27,6 +28,9 @@ MAX_OPENING_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 20
 MAX_DIMENSION = 1 << 31
 MAX_HEIGHTS = MAX_ROUNDS + 1
+MAX_FILE_BYTES = 5 << 28
+"""No more of one transcript is fetched unasked. A member keeps none that would exceed a gibibyte by much."""
+HEAD_PREFIX = "transcript:"
 _SIGNED_BYTES = 8192
 
 _Signed = Annotated[bytes, Length(1, _SIGNED_BYTES)]
@@ -99,6 +103,11 @@ def _first_commits(ledger: Ledger, body: Body) -> tuple[Entry, ...]:
     """The set as it was unless somebody in it signed two updates."""
     named = [(member, ledger.commits.get(member, {})) for member in places(body.members)]
     return tuple(Entry(member, next(iter(kept))) for member, kept in named if kept)
+
+
+def head_name(job: bytes) -> str:
+    """Under which name a member's head in the directory points at its transcript of this job. No model is called so."""
+    return HEAD_PREFIX + b32encode(job).decode().rstrip("=").lower()
 
 
 def part_bytes(dimension: int, parts: int) -> tuple[int, ...]:

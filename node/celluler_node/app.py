@@ -87,6 +87,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             nursery.start_soon(desk.run)
             nursery.start_soon(server.unload_idle)
             nursery.start_soon(core.repository.publisher.keep_told)
+            nursery.start_soon(core.transcripts.resume)
             nursery.start_soon(core.repository.catalogue.watch)
             nursery.start_soon(_keep_state, core, membership)
             node = Node(

@@ -28,6 +28,7 @@ from celluler_node.processes.worker_words import WORKER
 from celluler_node.repository import Repository
 from celluler_node.scratch import ScratchRoot, open_scratch
 from celluler_node.state import NodeState, load_state, save_state
+from celluler_node.transcripts import Transcripts
 from celluler_protocols.directory import NAMESPACE, Directory, HeadBook, HeadValidator, open_directory
 from celluler_protocols.gossip import Gossip, open_gossip
 from celluler_protocols.host import Host, open_host
@@ -61,6 +62,7 @@ class Core:
     fetcher: Fetcher
     bulk: Bulk | None
     repository: Repository
+    transcripts: Transcripts
     nursery: trio.Nursery
 
 
@@ -141,6 +143,7 @@ async def open_core(
                     save,
                     vault_folder=config.vault_folder,
                 ),
+                transcripts=Transcripts(identity, store, directory, plane.fetcher.announce),
                 nursery=nursery,
             )
             nursery.cancel_scope.cancel()

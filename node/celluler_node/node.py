@@ -15,12 +15,13 @@ from celluler_node.answers.jobs import JobAnswers
 from celluler_node.answers.models import ModelAnswers
 from celluler_node.answers.services import Services
 from celluler_node.answers.swarm import SwarmAnswers
+from celluler_node.answers.transcripts import TranscriptAnswers
 from celluler_node.answers.versions import VersionAnswers
 
 __all__ = ["Node", "Services"]
 
 
-class Node(SwarmAnswers, ContentAnswers, ModelAnswers, VersionAnswers, DatasetAnswers, JobAnswers):
+class Node(SwarmAnswers, ContentAnswers, ModelAnswers, VersionAnswers, DatasetAnswers, JobAnswers, TranscriptAnswers):
     """Implements `celluler_node.operations.Operations`."""
 
     @property

@@ -136,6 +136,10 @@ class HeadBook:
     def best(self, author: PeerId, name: str) -> Signed[Head] | None:
         return self._best.get(head_key(author, name))
 
+    def of(self, author: PeerId) -> tuple[Signed[Head], ...]:
+        """All that is remembered of one author."""
+        return tuple(signed for signed in self._best.values() if signed.signer == author)
+
     def pinned(self) -> tuple[Signed[Head], ...]:
         return tuple(self._best[key] for key in sorted(self._pinned))
 

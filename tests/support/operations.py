@@ -6,13 +6,14 @@ A class of its own beside the product, not a switch in it. Predicts by doubling;
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import trio
 
 from celluler.content.digest import cid_of, digest_of, parse_cid
-from celluler.errors import BlockAbsent, LocalError, NoPeers, NotFound
+from celluler.errors import BlockAbsent, LocalError, NoPeers, NotFound, QuotaExceeded
 from celluler.jobs.checkpoints import checkpoint_name, checkpoint_version
 from celluler.jobs.spec import TrainJob, parse_job
 from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
@@ -39,6 +40,7 @@ from celluler.views import (
     StoppedJob,
     StoreCheck,
     StoreUsage,
+    TranscriptNote,
     Transfer,
     ViolationReport,
 )
@@ -62,6 +64,7 @@ class MemoryNode(MemoryModels):
         self.moving: tuple[Transfer, ...] = ()
         self.damaged: tuple[DamagedContent, ...] = ()
         self.spooled: Path | None = None
+        self.written: dict[tuple[str, str], TranscriptNote] = {}
         self.lives: dict[str, JobLife] = {}
         self.told: dict[str, Job] = {}
         self.specs: dict[str, TrainJob] = {}
@@ -129,10 +132,12 @@ class MemoryNode(MemoryModels):
         self.pinned.add(cid)
         return await self.blob_stat(cid)
 
-    async def read_blob(self, cid: str) -> Path:
+    async def read_blob(self, cid: str, *, at_most: int | None = None) -> Path:
         digest = parse_cid(cid)
         if cid not in self.blobs:
             raise BlockAbsent(digest)
+        if at_most is not None and len(self.blobs[cid][1]) > at_most:
+            raise QuotaExceeded("more than was asked for")
         path = trio.Path(self._folder.name, cid)
         await path.write_bytes(self.blobs[cid][1])
         return Path(path)
@@ -171,6 +176,9 @@ class MemoryNode(MemoryModels):
         if repair:
             self.damaged = tuple(replace(one, restored=True) for one in self.damaged)
         return StoreCheck(len(self.blobs), 1234, self.damaged, 0, repair)
+
+    async def transcripts(self, job: str, peers: Sequence[str]) -> tuple[TranscriptNote, ...]:
+        return tuple(self.written[job, peer] for peer in peers if (job, peer) in self.written)
 
     async def submit_job(self, job: NewJob) -> Job:
         spec = parse_job(job.spec)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from celluler.content.digest import Codec, Digest, cid_of, parse_cid
+from celluler.content.manifest import Manifest
 from celluler.content.store import ContentStat, Verified
-from celluler.errors import BlockAbsent, CellulerError, NotFound
+from celluler.errors import BlockAbsent, CellulerError, NotFound, QuotaExceeded
 from celluler.identity import PeerId
 from celluler.models.names import ModelName, parse_reference
+from celluler.quantities import format_bytes
 from celluler.views import Blob, Collected, DamagedContent, StoreCheck, Transfer
 from celluler_node.answers.services import Answers
 from celluler_node.bounded import bounded
@@ -31,8 +34,11 @@ class ContentAnswers(Answers):
             self._announce(root)
         return await self._blob(root)
 
-    async def read_blob(self, cid: str) -> Path:
-        return await self._core.fetcher.content(parse_cid(cid))
+    async def read_blob(self, cid: str, *, at_most: int | None = None) -> Path:
+        root = parse_cid(cid)
+        if at_most is not None:
+            await self._core.fetcher.content(root, select=partial(_all_within, at_most))
+        return await self._core.fetcher.content(root)
 
     async def blob_stat(self, cid: str) -> Blob:
         root = parse_cid(cid)
@@ -123,6 +129,15 @@ class ContentAnswers(Answers):
         except BlockAbsent:
             raise NotFound(f"{ref} here", hint=f"celluler model pull {ref}") from None
         return root
+
+
+def _all_within(limit: int, manifest: Manifest) -> Collection[int]:
+    """Every piece. Raises QuotaExceeded, before any of them is asked for, when they are more bytes than wanted."""
+    lengths = tuple(manifest.lengths())
+    if sum(lengths) > limit:
+        size = format_bytes(sum(lengths))
+        raise QuotaExceeded(f"a content of {size}, and no more than {format_bytes(limit)} were asked for")
+    return range(len(lengths))
 
 
 def collected(gone: tuple[ContentStat, ...], dry_run: bool) -> Collected:

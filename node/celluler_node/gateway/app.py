@@ -19,6 +19,7 @@ from celluler_node.gateway.routes_datasets import dataset_routes
 from celluler_node.gateway.routes_jobs import job_routes
 from celluler_node.gateway.routes_models import model_routes
 from celluler_node.gateway.routes_node import health_routes, node_routes
+from celluler_node.gateway.routes_transcripts import transcript_routes
 from celluler_node.gateway.routes_versions import version_routes
 from celluler_node.operations import Operations
 
@@ -51,6 +52,7 @@ def gateway_app(
         *model_routes(operations),
         *dataset_routes(operations),
         *job_routes(operations),
+        *transcript_routes(operations),
     ]
     return Starlette(
         routes=routes,

@@ -17,11 +17,12 @@ from starlette.routing import Route
 
 from celluler.errors import InvalidSpec, LocalError, QuotaExceeded
 from celluler.quantities import format_bytes
-from celluler_node.gateway.documents import check_keys, document, listing, read_json
+from celluler_node.gateway.documents import check_keys, document, listing, number, read_json
 from celluler_node.operations import Operations
 
 KINDS = ("blob", "dataset", "model")
 MAX_QUESTION_BYTES = 4096
+MAX_CONTENT_BYTES = 1 << 50
 
 
 def content_routes(operations: Operations, *, spool: Path | None, max_upload_bytes: int) -> list[Route]:
@@ -39,7 +40,9 @@ def content_routes(operations: Operations, *, spool: Path | None, max_upload_byt
         return document(blob, status=201)
 
     async def get(request: Request) -> Response:
-        path = await operations.read_blob(request.path_params["cid"])
+        at_most = int(number(request, "at_most", default=MAX_CONTENT_BYTES, most=MAX_CONTENT_BYTES))
+        limit = at_most if "at_most" in request.query_params else None
+        path = await operations.read_blob(request.path_params["cid"], at_most=limit)
         return _File(path, media_type="application/octet-stream")
 
     async def stat(request: Request) -> Response:
