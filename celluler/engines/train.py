@@ -86,12 +86,17 @@ class Trainer:
 
     def state_root(self) -> bytes:
         """BLAKE3 over little-endian float32: weights, then velocity. Equal at all members after equal rounds."""
-        return blake3(self.state()).digest()
+        weights, velocity = self.state_pieces()
+        return blake3(weights).update(velocity).digest()
 
     def state(self) -> bytes:
         """The whole public state, 8·dimension bytes: weights, then velocity."""
+        return b"".join(self.state_pieces())
+
+    def state_pieces(self) -> tuple[memoryview, memoryview]:
+        """The same without a copy: weights and velocity as they are until the next round is applied."""
         outer = self._outer
-        return outer.parameters.astype("<f4", copy=False).tobytes() + outer.velocity.astype("<f4", copy=False).tobytes()
+        return _little_endian(outer.parameters), _little_endian(outer.velocity)
 
     def restore(self, round_number: int, state: bytes | bytearray | memoryview) -> None:
         """Take over the state after `round_number`. Raises LocalError for bytes that are no state of this model."""
@@ -160,12 +165,16 @@ class Trainer:
         self._sent = {number: kept for number, kept in self._sent.items() if number == round_number - 1}
         self._sent[round_number] = wire
 
-    def apply(self, round_number: int, aggregate: Vector) -> None:
-        """The outer step. Raises LocalError for a round applied already, or an aggregate that no rule gives."""
+    def check(self, round_number: int, aggregate: Vector) -> None:
+        """Raises LocalError for a round applied already, or an aggregate that no rule gives."""
         if round_number <= self._applied:
             raise LocalError(f"round {round_number} was applied already; the state is after {self._applied}")
         if aggregate.shape != (self.dimension,) or aggregate.dtype != np.float32 or not np.isfinite(aggregate).all():
             raise LocalError(f"an aggregate is {self.dimension} finite float32")
+
+    def apply(self, round_number: int, aggregate: Vector) -> None:
+        """The outer step. Raises LocalError as `check`."""
+        self.check(round_number, aggregate)
         self._outer.step(aggregate)
         for place in self._variances:  # rounding, or a liar under the mean, may carry it to where no variance is
             np.maximum(self._outer.parameters[place], _LEAST_VARIANCE, out=self._outer.parameters[place])
@@ -188,3 +197,12 @@ def _places(architecture: Architecture, *roles: str) -> tuple[slice, ...]:
             places.append(slice(start, start + tensor.elements))
         start += tensor.elements
     return tuple(places)
+
+
+def weights_of(state: bytes | bytearray | memoryview) -> Vector:
+    """The weights of a public state: (dimension,) float32; a copy."""
+    return np.frombuffer(state, dtype="<f4", count=len(state) // 8).astype(np.float32)
+
+
+def _little_endian(values: Vector) -> memoryview:
+    return values.astype("<f4", copy=False).data.cast("B")

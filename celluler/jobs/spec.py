@@ -20,6 +20,7 @@ from celluler.content.digest import Digest, cid_of, digest_of, parse_cid
 from celluler.datasets.schema import MAX_COLUMNS, MAX_NAME_BYTES, Selection
 from celluler.errors import InvalidSpec, PeerViolation, ProtocolViolation
 from celluler.identity import public_key_of
+from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
 from celluler.models.names import check_word, parse_reference
 from celluler.models.version import parse_version
 from celluler.quantities import parse_bytes, parse_duration
@@ -137,8 +138,8 @@ class Data(_Part):
 
 class Train(_Part):
     rounds: int = Field(ge=1, le=1024, description="averaging rounds")
-    inner_steps: int = Field(default=20, ge=1, le=100_000, description="local steps in a round")
-    batch: int = Field(default=32, ge=1, le=65536, description="samples in a local step")
+    inner_steps: int = Field(default=20, ge=1, le=MAX_INNER_STEPS, description="local steps in a round")
+    batch: int = Field(default=32, ge=1, le=MAX_BATCH, description="samples in a local step")
     learning_rate: Number = Field(default=0.001, gt=0, le=100, description="of the local steps")
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of the local steps, fresh in every round")
     aggregator: Literal[

@@ -16,34 +16,41 @@ import numpy as np
 import torch
 
 from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, encode_parts, part_slices
+from celluler.engines.audit_class import audit_class
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
 from celluler.engines.predict import Evaluation, Predictor
 from celluler.engines.summarise import summarise
-from celluler.engines.train import Trainer
+from celluler.engines.train import Trainer, weights_of
 from celluler.engines.weights import load_tensor
 from celluler.errors import InvalidSpec, LocalError
+from celluler.models.memory import micro_batch
 from celluler.models.spec import parse_spec
 from celluler.models.weights import load_vector
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
-from celluler_node.processes.worker_replay import replay
+from celluler_node.processes.worker_replay import ReplayUnderWay
+from celluler_node.processes.worker_states import KeptStates
 from celluler_node.processes.worker_words import (
     REPLIES,
     REQUESTS,
     Applied,
     ApplyRound,
+    Describe,
+    Described,
     Evaluate,
     Evaluated,
     Export,
     Exported,
     GetState,
+    GoOn,
     Loaded,
     LoadModel,
     Predict,
     Predicted,
     Replay,
     Replayed,
+    Replaying,
     RunReady,
     SetState,
     StartRun,
@@ -64,18 +71,21 @@ def main(link: Link) -> None:
     # Read by pyarrow when a table is first opened. Its usual allocator reserves a gigabyte of address space at once,
     # and address space is what the limit counts.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
-    worker = Worker(Path(link.boot.scratch))
+    worker = Worker(Path(link.boot.scratch), link.boot.limits.memory_bytes)
     serve_sync(link, REQUESTS, REPLIES, worker.handlers)
 
 
 class Worker:
     """The state between two requests: at most one model and one run."""
 
-    def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
+    def __init__(self, scratch: Path, memory_bytes: int | None = None) -> None:
+        """memory_bytes: what this process may take."""
+        self._scratch, self._memory = scratch, memory_bytes
         self._model: Predictor | None = None
         self._run: Trainer | None = None
         self._parts = 1
+        self._states = KeptStates(scratch, 0)
+        self._replay: ReplayUnderWay | None = None
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
@@ -91,6 +101,8 @@ class Worker:
             SetState: self.set_state,
             Summarise: self.summarise,
             Replay: self.replay,
+            GoOn: self.go_on,
+            Describe: self.describe,
         }
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
@@ -109,6 +121,10 @@ class Worker:
     def start_run(self, request: StartRun, _: Blobs) -> RunReady:
         architecture = parse_spec(request.spec)
         part_slices(architecture.dimension, request.parts)  # refuses more parts than values
+        if request.wire != "q16":
+            raise LocalError(f"no wire is called {request.wire!r}")
+        data = load_dataset(architecture, Path(request.data), request.selection)
+        micro = micro_batch(architecture, request.batch, self._memory, data.x.nbytes + data.y.nbytes)
         config = TrainConfig(
             run=request.run,
             index=request.index,
@@ -120,11 +136,14 @@ class Worker:
             partition=request.partition,
             outer_learning_rate=request.outer_learning_rate,
             outer_momentum=request.outer_momentum,
+            precision=request.precision,
+            micro_batch=micro,
         )
         weights = load_vector(architecture, Path(request.weights))
-        data = load_dataset(architecture, Path(request.data), request.selection)
         self._run, self._parts = Trainer(architecture, weights, data, config), request.parts
-        return RunReady(self._run.dimension, self._run.state_root())
+        self._states, self._replay = KeptStates(self._scratch, request.kept_states), None
+        told = audit_class(request.precision, micro if micro < request.batch else 0)
+        return RunReady(self._run.dimension, self._run.state_root(), config.micro, told)
 
     def train_round(self, request: TrainRound, _: Blobs) -> Reply:
         run = self._need_run()
@@ -141,7 +160,10 @@ class Worker:
                 f"an aggregate of {len(request.exponents)} parts and {len(mantissas)} bytes, "
                 f"must be {self._parts} and {2 * run.dimension}"
             )
-        run.apply(request.round, decode_parts(request.exponents, np.frombuffer(mantissas, dtype=WIRE_DTYPE)))
+        aggregate = decode_parts(request.exponents, np.frombuffer(mantissas, dtype=WIRE_DTYPE))
+        run.check(request.round, aggregate)
+        self._states.keep(request.round, run.state_pieces())
+        run.apply(request.round, aggregate)
         return Applied(run.state_root())
 
     def evaluate(self, request: Evaluate, _: Blobs) -> Evaluated:
@@ -159,20 +181,45 @@ class Worker:
         self._need_run().export(path)
         return Exported(str(path), path.stat().st_size)
 
-    def get_state(self, _: GetState, __: Blobs) -> Reply:
+    def get_state(self, request: GetState, __: Blobs) -> Reply:
         run = self._need_run()
-        return Reply(State(run.applied + 1), (run.state(),))
+        if request.round is None or request.round == run.applied + 1:
+            return Reply(State(run.applied + 1), (run.state(),))
+        return Reply(State(request.round), (self._kept(request.round),))
 
     def set_state(self, request: SetState, blobs: Blobs) -> Applied:
         run = self._need_run()
         run.restore(request.next_round - 1, _only(blobs))
+        self._states.clear()
+        self._replay = None
         return Applied(run.state_root())
 
     def summarise(self, request: Summarise, _: Blobs) -> Summarised:
         return Summarised(summarise(Path(request.data), request.format, request.label))
 
-    def replay(self, request: Replay, blobs: Blobs) -> Replayed:
-        return replay(self._need_run(), self._parts, request, blobs)
+    def replay(self, request: Replay, blobs: Blobs) -> Replaying | Replayed:
+        run, self._replay = self._need_run(), None
+        current = request.round == run.applied + 1
+        start = run.parameters.copy() if current else weights_of(self._kept(request.round))
+        self._replay = ReplayUnderWay(run, self._parts, request, blobs, start)
+        return self.go_on(GoOn(request.within_ms), ())
+
+    def go_on(self, request: GoOn, _: Blobs) -> Replaying | Replayed:
+        if self._replay is None:
+            raise LocalError("no replay is under way")
+        answer = self._replay.go_on(request.within_ms)
+        if isinstance(answer, Replayed):
+            self._replay = None
+        return answer
+
+    def describe(self, request: Describe, _: Blobs) -> Described:
+        return Described(audit_class(request.precision), torch.__version__[:32])
+
+    def _kept(self, round_number: int) -> bytes:
+        state = self._states.find(round_number)
+        if state is None:
+            raise LocalError(f"the state before round {round_number} is not here; kept: {self._states.rounds}")
+        return state
 
     def _need_run(self) -> Trainer:
         if self._run is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +18,47 @@ from celluler.aggregation.q16 import (
     part_slices,
 )
 from celluler.engines.replay import deviation
-from celluler.engines.train import Trainer
+from celluler.engines.train import Trainer, Vector
 from celluler.errors import LocalError
-from celluler_node.processes.worker_words import Replay, Replayed
+from celluler_node.processes.worker_words import Replay, Replayed, Replaying
 
 
-def replay(run: Trainer, parts: int, request: Replay, blobs: Sequence[bytearray]) -> Replayed:
-    """parts: into how many an update of this run is cut. Raises LocalError for a request that means nothing."""
-    if request.round != run.applied + 1:
-        raise LocalError(f"a replay of round {request.round}; the state is the one before round {run.applied + 1}")
-    if len(blobs) != 1 + bool(request.before) or list(request.parts) != sorted(set(request.parts)):
-        raise LocalError(f"{len(blobs)} blobs for parts {request.parts}")
-    if request.parts[-1] >= parts:
-        raise LocalError(f"no part {request.parts[-1]} of {parts}")
-    pieces = part_slices(run.dimension, parts)
-    chosen = [pieces[part] for part in request.parts]
-    sent = _cut(chosen, request.exponents, blobs[0])
-    before = _spread(run.dimension, chosen, _cut(chosen, request.before, blobs[1])) if request.before else None
-    work = run.work(request.round, request.index, before)
-    exponents, mantissas = encode_parts(work.update, parts)
-    again = [Quantised(exponents[part], mantissas[pieces[part]]) for part in request.parts]
-    return Replayed(
-        same=all(map(_same, sent, again)),
-        deviations=tuple(
-            deviation(decode(one), decode(other), work.update[piece], work.added[piece], _unit(one, other))
-            for one, other, piece in zip(sent, again, chosen, strict=True)
-        ),
-    )
+class ReplayUnderWay:
+    """One member's round on its way to be done again, in as many turns as the caller likes."""
+
+    def __init__(self, run: Trainer, parts: int, request: Replay, blobs: Sequence[bytearray], start: Vector) -> None:
+        """parts: into how many an update of this run is cut. start: (dimension,) float32, the public weights before
+        that round. Raises LocalError for a request that means nothing."""
+        if len(blobs) != 1 + bool(request.before) or list(request.parts) != sorted(set(request.parts)):
+            raise LocalError(f"{len(blobs)} blobs for parts {request.parts}")
+        if request.parts[-1] >= parts:
+            raise LocalError(f"no part {request.parts[-1]} of {parts}")
+        pieces = part_slices(run.dimension, parts)
+        self._run, self._parts, self._chosen = run, parts, [pieces[part] for part in request.parts]
+        self._numbers = request.parts
+        self._sent = _cut(self._chosen, request.exponents, blobs[0])
+        self._before = _cut(self._chosen, request.before, blobs[1]) if request.before else None
+        self._steps = run.replaying(request.round, request.index, start)
+
+    def go_on(self, within_ms: int, clock: Callable[[], float] = time.monotonic) -> Replaying | Replayed:
+        """At least one step; then until it is done or the time is over. within_ms: 0 for no end."""
+        until = clock() + within_ms / 1000
+        self._steps.take(lambda: bool(within_ms) and clock() >= until)
+        return self._judge() if self._steps.done else Replaying(self._steps.left)
+
+    def _judge(self) -> Replayed:
+        before = None if self._before is None else _spread(self._run.dimension, self._chosen, self._before)
+        work = self._run.work_of(self._steps, before)
+        exponents, mantissas = encode_parts(work.update, self._parts)
+        places = zip(self._numbers, self._chosen, strict=True)
+        again = [Quantised(exponents[number], mantissas[piece]) for number, piece in places]
+        return Replayed(
+            same=all(map(_same, self._sent, again)),
+            deviations=tuple(
+                deviation(decode(one), decode(other), work.update[piece], work.added[piece], _unit(one, other))
+                for one, other, piece in zip(self._sent, again, self._chosen, strict=True)
+            ),
+        )
 
 
 def _cut(chosen: Sequence[slice], exponents: Sequence[int], blob: bytearray) -> list[Quantised]:

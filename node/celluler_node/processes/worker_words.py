@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from celluler.datasets.schema import MAX_NAME_BYTES, USUAL, Selection, Summary
-from celluler.wire import I16, U8, U16, U64, Bytes32, Length, Name, Range
+from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
+from celluler.wire import I16, U8, U16, U32, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import PathText, Program
 
 MAX_PARTS = 64
+MAX_CLASS_BYTES = 64
 SpecBytes = Annotated[bytes, Length(2, 1 << 16)]
 Shape = Annotated[tuple[Annotated[int, Range(0, 1 << 40)], ...], Length(1, 8)]
 Exponents = Annotated[tuple[I16, ...], Length(1, MAX_PARTS)]
 Word = Annotated[str, Length(1, 32)]
+AuditClass = Annotated[str, Length(0, MAX_CLASS_BYTES)]
 ColumnText = Annotated[str, Length(0, MAX_NAME_BYTES)]
 
 
@@ -60,7 +63,8 @@ class StartRun:
     """Become member `index` of `members` in a run, at the public state before round 0. → RunReady
 
     Equal at all members but for `index`. parts: into how many pieces an update is cut. partition: iid, shard, by-label
-    or by-key. optimizer: sgd or adam. selection: of what the data hold.
+    or by-key. optimizer: sgd or adam. selection: of what the data hold. kept_states: of the last how many rounds the
+    state before each is kept in the scratch folder. precision: fp32, bf16 or fp16. wire: form of an update.
     """
 
     run: Bytes32
@@ -71,21 +75,27 @@ class StartRun:
     index: U16
     members: U16
     parts: Annotated[int, Range(1, MAX_PARTS)]
-    inner_steps: Annotated[int, Range(1, 10_000)]
-    batch: Annotated[int, Range(1, 1 << 16)]
+    inner_steps: Annotated[int, Range(1, MAX_INNER_STEPS)]
+    batch: Annotated[int, Range(1, MAX_BATCH)]
     learning_rate: float
     optimizer: Word
     outer_learning_rate: float
     outer_momentum: float
     selection: Selection = USUAL
+    kept_states: U8 = 0
+    precision: Word = "fp32"
+    wire: Word = "q16"
 
 
 @dataclass(frozen=True, slots=True)
 class RunReady:
-    """dimension: values in an update. state_root: 32 bytes, equal at all members."""
+    """dimension: values in an update. state_root: 32 bytes, equal at all members. micro_batch: samples that are held at
+    once. audit_class: as of `Described`, for this run."""
 
     dimension: U64
     state_root: Bytes32
+    micro_batch: U32 = 0
+    audit_class: AuditClass = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +164,12 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class GetState:
-    """The whole public state, for a member that was left behind. → State"""
+    """The whole public state, for a member that was left behind. → State
+
+    round: the state before it, as it is now or one of those kept; None: as it is now.
+    """
+
+    round: U64 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +181,20 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class SetState:
-    """Take over a state, which comes as one blob. → Applied"""
+    """Take over a state, which comes as one blob; those kept are forgotten. → Applied"""
 
     next_round: U64
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Do a member's round again, from the run's public state as it is now, and compare with what the member sent.
+    """Do a member's round again, from the public state before it, and compare with what the member sent.
 
-    parts: ascending, those to compare; exponents: of the wire of each. before: exponents of its wire of the round
-    before, or none when it carried no momentum. With one blob, or two: the int16 mantissas of those parts, one after
-    another, of this round; then of the round before. → Replayed
+    Of the round that comes next, or of one whose state is kept. parts: ascending, those to compare; exponents: of the
+    wire of each. before: exponents of its wire of the round before, or none when it carried no momentum. With one
+    blob, or two: the int16 mantissas of those parts, one after another, of this round; then of the round before.
+    within_ms: after so long, and one step at least, the answer is that more is to be done; 0: never. One replay is
+    under way at a time: another request for one puts an end to it. → Replayed, Replaying
     """
 
     round: U64
@@ -185,6 +202,21 @@ class Replay:
     parts: Annotated[tuple[U8, ...], Length(1, MAX_PARTS)]
     exponents: Exponents
     before: Annotated[tuple[I16, ...], Length(0, MAX_PARTS)]
+    within_ms: U32 = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Go on with the replay that is under way, whatever was asked in between. → Replayed, Replaying"""
+
+    within_ms: U32
+
+
+@dataclass(frozen=True, slots=True)
+class Replaying:
+    """steps_left: of the member's local steps, not done again yet."""
+
+    steps_left: U32
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +225,21 @@ class Replayed:
 
     same: bool
     deviations: Annotated[tuple[float, ...], Length(1, MAX_PARTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """How this worker computes. Needs neither a model nor a run. precision: of the local steps. → Described"""
+
+    precision: Word = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """audit_class: two workers that name the same one get the same bits out of the same work. version: of torch."""
+
+    audit_class: AuditClass
+    version: Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +261,12 @@ class Summarised:
 
 REQUESTS = (
     *(LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState),
-    *(Summarise, Replay),
+    *(Summarise, Replay, GoOn, Describe),
 )
-REPLIES = (Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised, Replayed)
+REPLIES = (
+    *(Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised, Replayed),
+    *(Replaying, Described),
+)
 
 WORKER = Program(
     name="worker", module="celluler_node.processes.worker", requests=REQUESTS, replies=REPLIES, confined=True

@@ -20,7 +20,8 @@ class RunSetup:
     """What a member trains: the same at all members but for `index`.
 
     run: 32 bytes. spec: the architecture's JSON. parts: pieces an update is cut into, one reducer each. selection: of
-    what the data hold.
+    what the data hold. kept_states: of the last how many rounds the state before each stays at hand, for `replay` and
+    `state`. precision: of the local steps, fp32, bf16 or fp16. wire: the form in which updates travel.
     """
 
     run: bytes
@@ -36,6 +37,9 @@ class RunSetup:
     learning_rate: float
     optimizer: str
     selection: Selection = USUAL
+    kept_states: int = 0
+    precision: str = "fp32"
+    wire: str = "q16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,26 @@ class Update:
     loss: float
 
 
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came of doing a member's round again. same: every bit, in all parts that were compared. deviations: of each
+    of them, as `celluler.engines.replay` measures."""
+
+    same: bool
+    deviations: tuple[float, ...]
+
+
 class Trainer(Protocol):
-    """Open for one run. Every method raises WorkerFailed when the process behind it ends."""
+    """Open for one run. Every method raises WorkerFailed when the process behind it ends, or for what it cannot do.
+
+    state_root: of the public state as it is now. audit_class: two trainers that name the same one get the same bits
+    out of the same work.
+    """
 
     dimension: int
     state_root: bytes
     isolation: str
+    audit_class: str
 
     async def train(self, round_number: int, *, fresh: bool) -> Update:
         """Local steps from the public state; the state itself does not move.
@@ -66,6 +84,33 @@ class Trainer(Protocol):
 
     async def apply(self, round_number: int, exponents: tuple[int, ...], mantissas: bytes) -> bytes:
         """The outer step with a certified aggregate. Returns the new state root, 32 bytes."""
+        ...
+
+    async def replay(
+        self,
+        round_number: int,
+        index: int,
+        parts: tuple[int, ...],
+        exponents: tuple[int, ...],
+        mantissas: bytes,
+        before_exponents: tuple[int, ...] = (),
+        before_mantissas: bytes = b"",
+    ) -> Replayed:
+        """Do the round of member `index` again, from the public state before it, and compare with what it sent.
+
+        Of the round that comes next, or of the last `kept_states`. parts: ascending, those to compare. exponents: of
+        each; mantissas: of these parts, one after another. before_*: the same of its wire of the round before; nothing
+        when it carried no momentum. Takes turns with `train` and `apply`, which go first; cancelling it is safe.
+        """
+        ...
+
+    async def state(self, round_number: int | None = None) -> tuple[int, bytes]:
+        """(number of the round that comes next, weights and velocity): the state as it is now, or that before
+        `round_number`, of the last `kept_states`. 8·dimension bytes."""
+        ...
+
+    async def restore(self, next_round: int, state: bytes) -> bytes:
+        """Take over a state. Returns its root, 32 bytes, which the caller compares with what was certified."""
         ...
 
     async def export(self) -> Path:

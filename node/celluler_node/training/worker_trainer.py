@@ -5,44 +5,97 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import trio
+
+from celluler_node.processes import worker_words as words
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
-from celluler_node.processes.worker_words import (
-    ApplyRound,
-    Export,
-    StartRun,
-    TrainRound,
-)
-from celluler_node.training.trainer import RunSetup, Trainer, TrainerFactory, Update
+from celluler_node.processes.worker_words import RunReady
+from celluler_node.training.trainer import Replayed, RunSetup, Trainer, TrainerFactory, Update
 
 OUTER_LEARNING_RATE = 0.7
 OUTER_MOMENTUM = 0.4
 """Measured: 0.9, the usual choice, drifts upwards. See docs/explanation/verified-rounds.md."""
 
 EXPORT_NAME = "weights.safetensors"
+TURN_MS = 200
+"""Of a replay at a time, and one local step at least: so long may training have to wait for an audit."""
 
 
 class WorkerTrainer:
     """Made by `worker_trainer`."""
 
-    def __init__(self, child: Child, dimension: int, state_root: bytes) -> None:
+    def __init__(self, child: Child, ready: RunReady) -> None:
         self._child = child
-        self.dimension, self.state_root = dimension, state_root
+        self.dimension, self.state_root, self.audit_class = ready.dimension, ready.state_root, ready.audit_class
+        self._replaying, self._urgent, self._calm = trio.Lock(), 0, trio.Event()
         self.isolation = "full" if child.isolation.full else "reduced: " + "; ".join(child.isolation.missing)
 
     async def train(self, round_number: int, *, fresh: bool) -> Update:
-        reply = await self._child.call(TrainRound(round_number, fresh))
+        async with self._first():
+            reply = await self._child.call(words.TrainRound(round_number, fresh))
         return Update(reply.record.exponents, bytes(reply.blobs[0]), reply.record.loss)
 
     async def apply(self, round_number: int, exponents: tuple[int, ...], mantissas: bytes) -> bytes:
-        reply = await self._child.call(ApplyRound(round_number, exponents), mantissas)
+        async with self._first():
+            reply = await self._child.call(words.ApplyRound(round_number, exponents), mantissas)
+        self.state_root = reply.record.state_root
+        return self.state_root
+
+    async def replay(
+        self,
+        round_number: int,
+        index: int,
+        parts: tuple[int, ...],
+        exponents: tuple[int, ...],
+        mantissas: bytes,
+        before_exponents: tuple[int, ...] = (),
+        before_mantissas: bytes = b"",
+    ) -> Replayed:
+        request = words.Replay(round_number, index, parts, exponents, before_exponents, TURN_MS)
+        blobs = (mantissas, before_mantissas) if before_exponents else (mantissas,)
+        async with self._replaying:  # a worker has one replay under way
+            answer = await self._turn(request, *blobs)
+            while isinstance(answer, words.Replaying):
+                answer = await self._turn(words.GoOn(TURN_MS))
+        return Replayed(answer.same, answer.deviations)
+
+    async def state(self, round_number: int | None = None) -> tuple[int, bytes]:
+        async with self._first():
+            reply = await self._child.call(words.GetState(round_number))
+        return reply.record.next_round, bytes(reply.blobs[0])
+
+    async def restore(self, next_round: int, state: bytes) -> bytes:
+        async with self._first():
+            reply = await self._child.call(words.SetState(next_round), state)
         self.state_root = reply.record.state_root
         return self.state_root
 
     async def export(self) -> Path:
-        reply = await self._child.call(Export(EXPORT_NAME))
+        async with self._first():
+            reply = await self._child.call(words.Export(EXPORT_NAME))
         return Path(reply.record.path)
+
+    async def _turn(self, request: Any, *blobs: bytes) -> Any:
+        """Some steps of a replay, once the run itself has nothing to ask."""
+        while self._urgent:
+            await self._calm.wait()
+        return (await self._child.call(request, *blobs)).record
+
+    @asynccontextmanager
+    async def _first(self) -> AsyncIterator[None]:
+        """A call of the run itself: replays wait. It waits for one turn of theirs at most."""
+        if not self._urgent:
+            self._calm = trio.Event()
+        self._urgent += 1
+        try:
+            yield
+        finally:
+            self._urgent -= 1
+            if not self._urgent:
+                self._calm.set()
 
 
 def worker_trainer(program: Program, limits: Limits, scratch: Path) -> TrainerFactory:
@@ -62,7 +115,7 @@ async def _open(setup: RunSetup, program: Program, limits: Limits, scratch: Path
     readable = (setup.weights, setup.data)
     async with open_process(program, limits=limits, readable=readable, scratch=scratch) as child:
         reply = await child.call(
-            StartRun(
+            words.StartRun(
                 run=setup.run,
                 spec=setup.spec,
                 weights=str(setup.weights),
@@ -78,6 +131,19 @@ async def _open(setup: RunSetup, program: Program, limits: Limits, scratch: Path
                 outer_learning_rate=OUTER_LEARNING_RATE,
                 outer_momentum=OUTER_MOMENTUM,
                 selection=setup.selection,
+                kept_states=setup.kept_states,
+                precision=setup.precision,
+                wire=setup.wire,
             )
         )
-        yield WorkerTrainer(child, reply.record.dimension, reply.record.state_root)
+        yield WorkerTrainer(child, reply.record)
+
+
+async def describe(program: Program, limits: Limits, scratch: Path, precision: str = "fp32") -> tuple[str, str]:
+    """(audit class, version of torch) of the workers of this node: starts one and ends it, some seconds.
+
+    The class is that of a run whose batch fits into a worker whole. Raises WorkerFailed.
+    """
+    async with open_process(program, limits=limits, scratch=scratch) as child:
+        told = (await child.call(words.Describe(precision))).record
+        return told.audit_class, told.version
