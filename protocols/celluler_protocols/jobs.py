@@ -23,7 +23,7 @@ from celluler.errors import (
     TimedOut,
     Unavailable,
 )
-from celluler.identity import PeerId, open_envelope
+from celluler.identity import PeerId, Signed, open_envelope
 from celluler.jobs.states import MAX_REASON_BYTES, JobEvent, JobState
 from celluler.wire import Frames
 from celluler_protocols.jobs_messages import (
@@ -46,6 +46,9 @@ from celluler_protocols.jobs_messages import (
     Cancelled,
     CancelOrder,
     ChainTold,
+    Change,
+    Changed,
+    ChangeOrder,
     Checkpoint,
     Checkpointed,
     CheckpointOrder,
@@ -67,6 +70,7 @@ from celluler_protocols.jobs_messages import (
     Watch,
     frames,
     from_event,
+    open_change,
     open_order,
     place_of,
     state_of,
@@ -83,6 +87,7 @@ __all__ = [
     "ask_state",
     "ask_vouch",
     "cancel",
+    "change",
     "checkpoint",
     "list_jobs",
     "offer",
@@ -203,6 +208,11 @@ async def checkpoint(stream: trio.abc.Stream, order: bytes) -> Checkpointed:
     return _of(Checkpointed, await ask(stream, Checkpoint(order)))
 
 
+async def change(stream: trio.abc.Stream, order: bytes) -> None:
+    """Change what may be changed, by a sealed ChangeOrder."""
+    await ask(stream, Change(order))
+
+
 async def list_jobs(stream: trio.abc.Stream, *, before: int = 2**63) -> tuple[Listed, ...]:
     """A coordinator's jobs, newest first, at most MAX_LISTED."""
     return _of(Listing, await ask(stream, ListJobs(before))).jobs
@@ -257,6 +267,10 @@ class JobDesk(Protocol):
 
     async def checkpoint(self, peer: PeerId, job: Digest, signer: PeerId) -> Checkpointed:
         """Raises NotFound, Denied when the signer is not the submitter, Unavailable before the first round."""
+        ...
+
+    async def change(self, peer: PeerId, order: Signed[ChangeOrder]) -> None:
+        """Raises NotFound, Denied when the signer is not the submitter, LocalError for what cannot be."""
         ...
 
 
@@ -334,6 +348,9 @@ async def _dispatch(request: Request, peer: PeerId, desk: JobDesk) -> Answer:
         case Checkpoint(order):
             asked = open_envelope(CheckpointOrder, order, limit=MAX_CANCEL_BYTES)
             return await desk.checkpoint(peer, Digest(asked.record.job), asked.signer)
+        case Change(order):
+            await desk.change(peer, open_change(order))
+            return Changed()
 
 
 def _refusal(error: CellulerError) -> Refused:

@@ -86,6 +86,21 @@ class CheckpointOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeOrder:
+    """Signed by the job's submitter; of several the latest counts. None leaves a thing as it is.
+
+    expires_s: Unix seconds, no later than an order may be good for. max_peers: how many may take part. priority: 0…9.
+    """
+
+    KIND: ClassVar[str] = "celluler/jobs/change/1"
+    job: Bytes32
+    issued_s: U64
+    expires_s: U64 | None
+    max_peers: Annotated[int, Range(1, MAX_MEMBERS)] | None
+    priority: Annotated[int, Range(0, 9)] | None
+
+
+@dataclass(frozen=True, slots=True)
 class OpenedOrder:
     """An order whose signature and spec were checked. job: digest of `signed.raw`, the job's identity."""
 
@@ -141,6 +156,11 @@ def seal_cancel(identity: Identity, job: bytes, *, issued_s: int) -> bytes:
 
 def seal_checkpoint(identity: Identity, job: bytes, *, issued_s: int) -> bytes:
     return seal(identity, CheckpointOrder(job, issued_s))
+
+
+def open_change(raw: bytes) -> Signed[ChangeOrder]:
+    """Raises BadSignature, ProtocolViolation."""
+    return open_envelope(ChangeOrder, raw, limit=MAX_CANCEL_BYTES)
 
 
 # --- messages ----------------------------------------------------------------------------------------------------
@@ -354,6 +374,18 @@ class Checkpointed:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """order: envelope of a ChangeOrder."""
+
+    order: Annotated[bytes, Length(1, MAX_CANCEL_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """It is acted upon."""
+
+
+@dataclass(frozen=True, slots=True)
 class ListJobs:
     """The coordinator's jobs, newest first; `before`: of those older than this Unix time in milliseconds."""
 
@@ -391,7 +423,7 @@ class Refused:
 Request = Submit | Offer | RosterReady | Watch | Cancel | ListJobs | AskChain | AskVouch | Apply | AskState | Checkpoint
 Answer = (
     Accepted | Offered | RosterTaken | Events | Cancelled | Listing | ChainTold | Vouched | Applied | StateTold
-    | Checkpointed
+    | Checkpointed | Changed
 )  # fmt: skip
 ANSWERS: Mapping[type, type] = {
     Submit: Accepted,
@@ -405,6 +437,7 @@ ANSWERS: Mapping[type, type] = {
     Apply: Applied,
     AskState: StateTold,
     Checkpoint: Checkpointed,
+    Change: Changed,
 }
 REQUESTS: tuple[type, ...] = tuple(ANSWERS)
 REFUSALS: tuple[type[CellulerError], ...] = (
@@ -427,6 +460,7 @@ def frames() -> Frames:
             *(Submit, Accepted, Offer, Offered, RosterReady, RosterTaken, Watch, Events, Cancel, Cancelled),
             *(ListJobs, Listing, Refused),
             *(AskChain, ChainTold, AskVouch, Vouched, Apply, Applied, AskState, StateTold, Checkpoint, Checkpointed),
+            *(Change, Changed),
         ),
         limit=MAX_FRAME_BYTES,
     )

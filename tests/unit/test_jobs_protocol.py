@@ -22,7 +22,7 @@ from celluler.errors import (
     QuotaExceeded,
     Unavailable,
 )
-from celluler.identity import PeerId, seal
+from celluler.identity import PeerId, Signed, seal
 from celluler.jobs.states import JobEvent, JobLife, JobState
 from celluler_protocols import jobs
 from celluler_protocols.jobs_messages import (
@@ -32,6 +32,7 @@ from celluler_protocols.jobs_messages import (
     Accepted,
     AskChain,
     ChainTold,
+    ChangeOrder,
     Checkpointed,
     Event,
     Events,
@@ -61,6 +62,7 @@ class Desk:
         self.lives: dict[bytes, JobLife] = {}
         self.offers: list[tuple[PeerId, bytes, bytes]] = []
         self.rosters: list[bytes] = []
+        self.changes: list[ChangeOrder] = []
         self.refuse = refuse
 
     async def submit(self, peer: PeerId, order: OpenedOrder) -> Digest:
@@ -110,6 +112,11 @@ class Desk:
         if signer != self.orders[job].submitter:
             raise Denied("only the submitter asks for a checkpoint")
         return Checkpointed(4, Outcome("bob/digits:1.0.0", bytes(32), bytes(32), ()))
+
+    async def change(self, peer: PeerId, order: Signed[ChangeOrder]) -> None:
+        if order.signer != self.orders[order.record.job].submitter:
+            raise Denied("only the submitter changes a job")
+        self.changes.append(order.record)
 
 
 async def meet(desk: Desk, ask: Callable[[trio.abc.Stream], Awaitable[Any]]) -> Any:
@@ -292,3 +299,13 @@ def test_more_of_a_chain_than_there_is_is_no_answer() -> None:
     exchange = jobs.Ask(AskChain(bytes(32), 2))
     with pytest.raises(ProtocolViolation):
         exchange.receive(frames().encode(ChainTold(b"roster", 3, (b"2", b"3"))))
+
+
+async def test_only_the_submitter_changes_a_job() -> None:
+    desk, order = Desk(), sealed_order()
+    job = await meet(desk, lambda stream: jobs.submit(stream, order))
+    wanted = ChangeOrder(job, NOW_S, NOW_S + 60, None, 3)
+    await meet(desk, lambda stream: jobs.change(stream, seal(ALICE, wanted)))
+    assert desk.changes == [wanted]
+    with pytest.raises(Denied):
+        await meet(desk, lambda stream: jobs.change(stream, seal(BOB, wanted)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from celluler.content.digest import digest_of
+from celluler.identity import seal
 from celluler.jobs.telemetry import RoundFigures, amounts
 from celluler_protocols import jobs_messages as m
 from tests.support.jobs import ALICE, BOB, NOW_S, sealed_order
@@ -51,5 +52,7 @@ def test_every_message_has_its_golden_bytes() -> None:
             m.StateTold(7, digest_of(b"s")),
             m.Checkpoint(m.seal_checkpoint(ALICE, job, issued_s=NOW_S)),
             m.Checkpointed(7, outcome),
+            m.Change(seal(ALICE, m.ChangeOrder(job, NOW_S, NOW_S + 60, 8, None))),
+            m.Changed(),
         ],
     )
