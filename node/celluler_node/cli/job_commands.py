@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from celluler.client import AsyncClient, AsyncJob
-from celluler.errors import InvalidSpec, LocalError
-from celluler.jobs.spec import canonical_job, check_job, job_digest, read_document
-from celluler.quantities import format_bytes, format_duration
-from celluler.views import Job, JobLine
-from celluler_node.cli.output import Output, ending, say
+from celluler.jobs.spec import canonical_job, check_job, job_digest
+from celluler.quantities import format_duration
+from celluler_node.cli.job_output import follow as follow_job
+from celluler_node.cli.job_output import print_line, show_job
+from celluler_node.cli.output import Output, ending
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
+from celluler_node.cli.submitting import Files, read_spec
+from celluler_node.cli.submitting import submit as submit_job
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 APPS = {"job": app}
@@ -39,15 +38,13 @@ def submit(
 ) -> None:
     """Submit a job. With --follow the exit code tells how it ended."""
     output = Output(as_json=json)
-    document = _document(spec)
+    document, files = read_spec(spec), Files(data, architecture, weights)
 
     async def main() -> bool:
         async with open_session(join) as client:
-            attachments = await _attach(client, document, data, architecture, weights)
-            check_job(document)  # here, where the place in the file is known, and again at the node
-            job = await client.jobs.submit(document, client_id=client_id or None, attachments=attachments)
-            _show(output, job.info)
-            return await _follow(output, job) if follow else True
+            job = await submit_job(client, document, files, client_id=client_id)
+            show_job(output, job.info)
+            return await follow_job(output, job) if follow else True
 
     if not run(main):
         raise typer.Exit(1)
@@ -56,7 +53,7 @@ def submit(
 @app.command()
 def validate(spec: SpecFile, json: Json = False) -> None:
     """Check a spec without a node."""
-    job = check_job(_document(spec))
+    job = check_job(read_spec(spec))
     document = {"valid": True, "name": job.name, "kind": job.kind, "digest": job_digest(job).hex()}
     Output(as_json=json).facts(document, {"valid": f"{job.kind} {job.name}", "bytes": len(canonical_job(job))})
 
@@ -84,7 +81,7 @@ def show(job: JobId, join: Join = NOBODY, json: Json = False) -> None:
 
     async def main() -> None:
         async with open_session(join) as client:
-            _show(Output(as_json=json), (await client.jobs.get(job)).info)
+            show_job(Output(as_json=json), (await client.jobs.get(job)).info)
 
     run(main)
 
@@ -102,7 +99,7 @@ def logs(
     async def main() -> None:
         async with open_session(join) as client:
             async for line in (await client.jobs.get(job)).logs(follow=follow, since=since):
-                _print_line(Output(as_json=json), line)
+                print_line(Output(as_json=json), line)
 
     run(main)
 
@@ -119,7 +116,7 @@ def wait(
     async def main() -> bool:
         async with open_session(join) as client:
             ended = await (await client.jobs.get(job)).wait(timeout or None)
-        _show(Output(as_json=json), ended)
+        show_job(Output(as_json=json), ended)
         return ended.state == "Succeeded"
 
     if not run(main):
@@ -132,83 +129,6 @@ def cancel(job: JobId, join: Join = NOBODY, json: Json = False) -> None:
 
     async def main() -> None:
         async with open_session(join) as client:
-            _show(Output(as_json=json), await (await client.jobs.get(job)).cancel())
+            show_job(Output(as_json=json), await (await client.jobs.get(job)).cancel())
 
     run(main)
-
-
-# --- submitting --------------------------------------------------------------------------------------------------
-
-
-def _document(spec: str) -> dict[str, Any]:
-    try:
-        text = sys.stdin.buffer.read(1 << 20) if spec == "-" else Path(spec).read_bytes()
-    except OSError as error:
-        raise LocalError(f"cannot read {spec}: {error.strerror}") from None
-    document = read_document(text)
-    if not isinstance(document, dict):
-        raise InvalidSpec("", "a job is a mapping", hint="see docs/reference/job-spec.md")
-    return document
-
-
-async def _attach(
-    client: AsyncClient,
-    document: dict[str, Any],
-    data: Path | None,
-    architecture: Path | None,
-    weights: Path | None,
-) -> list[str]:
-    """Add what was given as files, write their CIDs into the document; returns all of them."""
-    attached = []
-    if data is not None:
-        part = document.setdefault("data", {})
-        if not isinstance(part, dict):
-            raise InvalidSpec("data", "not a mapping")
-        blob = await client.blobs.add(data, kind="dataset")
-        say(f"added {data} ({format_bytes(blob.total_bytes)})")
-        part["cid"] = blob.cid
-        attached.append(blob.cid)
-    if architecture is not None:
-        model = await client.models.add(str(document.get("model")), architecture, weights=weights)
-        say(f"published {model.reference} ({model.parameters} parameters)")
-        document["model"] = model.cid
-        attached += [model.cid, model.weights]
-    elif weights is not None:
-        raise LocalError("--weights goes with --architecture")
-    return attached
-
-
-# --- showing -----------------------------------------------------------------------------------------------------
-
-
-async def _follow(output: Output, job: AsyncJob) -> bool:
-    async for line in job.logs(follow=True, since=0):
-        _print_line(output, line)
-    return (await job.refresh()).state == "Succeeded"
-
-
-def _print_line(output: Output, line: JobLine) -> None:
-    if output.as_json:
-        output.document(line)
-        return
-    at = datetime.fromtimestamp(line.at_s, UTC).astimezone().strftime("%H:%M:%S")
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in line.metrics.items())
-    print(f"{at}  {line.state:<10}  {line.reason}{figures}".rstrip(), flush=True)
-
-
-def _show(output: Output, job: Job) -> None:
-    lines = {
-        "job": job.id,
-        "name": job.name,
-        "kind": job.kind,
-        "state": f"{job.state} ({job.reason})" if job.reason else job.state,
-        "submitted by": job.submitter,
-        "coordinated by": job.coordinator,
-        "members": [ending(peer) for peer in job.members],
-        "excluded": [f"{ending(one.peer)}: {one.reason}" for one in job.excluded],
-        "figures": [f"{name} {value:.4g}" for name, value in job.metrics.items()],
-        "took": format_duration(job.updated_s - job.created_s),
-        "result": job.result and job.result.model,
-        "manifest": job.result and job.result.manifest,
-    }
-    output.facts(job, lines)
