@@ -109,12 +109,12 @@ class Fault:
 class Exclude:
     """A member is proven to have lied.
 
-    evidence: both envelopes of an equivocation; a `FraudEvidence`; or the accusations that were found to be false.
+    evidence: a file for those who were not there, as `evidence_file` makes it.
     """
 
     peer: PeerId
     reason: str
-    evidence: tuple[bytes, ...]
+    evidence: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """What proves that a member lied, who has been proven to, and what others must be shown to see it too.
 
-Three kinds of proof, none of which needs anybody's word:
+Three kinds of proof that need nobody's word:
 
 - *equivocation*: two different signed messages where an honest member signs one;
 - *fraud*: a reducer's signed result that is not what the rule gives for the inputs it names. Whoever has these inputs
   computes it anew; they are content named by hashes in signed commits;
 - *two false accusations*: an honest member accuses only when its own computation differs, and that is exact.
+
+How members trained is proven by what a quorum says of it: `audit_evidence`. All kinds as files: `evidence_file`.
 
 Knows neither arrays nor rules: computing anew is the caller's (`effects.Check`). Nothing here asks who is right when
 inputs cannot be had: then nothing is proven, against anybody.
@@ -19,6 +21,7 @@ from typing import Annotated, Any, ClassVar
 
 from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.identity import Signed
+from celluler.learning.audit_evidence import REFUTED_ACCUSATIONS, AuditEvidence, RefutedEvidence
 from celluler.learning.inputs import check_part
 from celluler.learning.messages import (
     BodyProposal,
@@ -35,29 +38,43 @@ from celluler.learning.messages import (
     set_hash,
 )
 from celluler.learning.roster import MAX_MEMBERS, RosterView
-from celluler.wire import Bytes32, Length, pack, unpack
+from celluler.wire import Bytes32, Length
 
 FALSE_ACCUSATIONS = 2
 """So many prove an accuser to be a liar. One may be a fault of its memory; it is told, and costs nothing else."""
-MAX_EVIDENCE_BYTES = 1 << 19
 _MAX_COMMIT_BYTES = 8192
+_MAX_ACCUSATION_BYTES = 8192
 
 
 @dataclass(slots=True)
 class Docket:
     """Who is proven to have lied, by member, with the messages that prove it to anybody else. Outlives a height.
 
-    false: accusations found false, by accuser and by what was accused.
+    unserved: who kept what it sent from a quorum that audited it; with the messages that prove that.
+    false: accusations of reducers found false, by accuser and by what was accused, each with the commits of its set.
+    refuted: accusations of trainers that a quorum refuted, by accuser and by (round, target).
     """
 
     proven: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
-    false: dict[int, dict[Any, bytes]] = field(default_factory=dict)
+    unserved: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    false: dict[int, dict[Any, FalseAccusation]] = field(default_factory=dict)
+    refuted: dict[int, dict[tuple[int, int], AuditEvidence]] = field(default_factory=dict)
 
-    def accused_falsely(self, accuser: int, what: Any, raw: bytes) -> tuple[bytes, ...] | None:
+    def accused_falsely(
+        self, accuser: int, what: Any, raw: bytes, commits: tuple[bytes, ...]
+    ) -> tuple[FalseAccusation, ...] | None:
         """Note it. The accusations that prove the accuser a liar, once there are enough; None before that."""
         known = self.false.setdefault(accuser, {})
-        known.setdefault(what, raw)
+        known.setdefault(what, FalseAccusation(raw, commits))
         return tuple(known.values())[:FALSE_ACCUSATIONS] if len(known) >= FALSE_ACCUSATIONS else None
+
+    def accused_in_vain(self, accuser: int, key: tuple[int, int], refuted: AuditEvidence) -> RefutedEvidence | None:
+        """The same for an accusation of a trainer. key: (round, target)."""
+        known = self.refuted.setdefault(accuser, {})
+        known.setdefault(key, refuted)
+        if len(known) < REFUTED_ACCUSATIONS:
+            return None
+        return RefutedEvidence(refuted.run, tuple(known.values())[:REFUTED_ACCUSATIONS])
 
 
 # --- equivocation -------------------------------------------------------------------------------------------------
@@ -167,13 +184,27 @@ class FraudCase:
     claimed: Part
 
 
-def fraud_evidence(run: bytes, statement: bytes, commits: tuple[bytes, ...]) -> bytes:
-    return pack(FraudEvidence(run, statement, commits))
+@dataclass(frozen=True, slots=True)
+class FalseAccusation:
+    """accusation: envelope of a Fraud. commits: envelopes of every commit of the set that it names, ascending."""
+
+    accusation: Annotated[bytes, Length(1, _MAX_ACCUSATION_BYTES)]
+    commits: Annotated[tuple[Annotated[bytes, Length(1, _MAX_COMMIT_BYTES)], ...], Length(1, MAX_MEMBERS)]
 
 
-def open_evidence(roster: RosterView, raw: bytes) -> FraudCase:
+@dataclass(frozen=True, slots=True)
+class FalseAccusationsEvidence:
+    """Two accusations of one accuser. Proves nothing without the inputs: of each the rule gives what was claimed."""
+
+    KIND: ClassVar[str] = "celluler/rounds/false-accusations/1"
+    run: Bytes32
+    accusations: Annotated[tuple[FalseAccusation, ...], Length(FALSE_ACCUSATIONS, FALSE_ACCUSATIONS)]
+
+
+def open_fraud(roster: RosterView, record: FraudEvidence) -> FraudCase:
     """Verify every signature in it and that they belong together. Raises PeerViolation."""
-    record = unpack(FraudEvidence, raw, limit=MAX_EVIDENCE_BYTES)
+    if record.run != roster.run:
+        raise ProtocolViolation("evidence of another run")
     statement = _open_statement(roster, record.statement)
     reduced, commits, entries = statement.record, [], []
     for one in record.commits:
@@ -188,3 +219,22 @@ def open_evidence(roster: RosterView, raw: bytes) -> FraudCase:
         reduced.round, reduced.view, reduced.set_hash, tuple(entry.member for entry in entries), tuple(commits),
         reduced.part, accusation.accused, reduced.result,
     )  # fmt: skip
+
+
+def open_false_accusations(roster: RosterView, record: FalseAccusationsEvidence) -> tuple[int, tuple[FraudCase, ...]]:
+    """(the accuser, what it accused others of). It lied exactly if for each the rule gives what was claimed.
+
+    Raises PeerViolation.
+    """
+    cases, accusers = [], set()
+    for one in record.accusations:
+        signed: Signed[Any] = open_message(one.accusation)
+        if not isinstance(signed.record, Fraud) or {signed.record.run, record.run} != {roster.run}:
+            raise ProtocolViolation("evidence of false accusations without one")
+        accusers.add(roster.index_of(signed.signer))
+        cases.append(open_fraud(roster, FraudEvidence(roster.run, signed.record.statement, one.commits)))
+    [accuser, *others] = accusers
+    claims = {(case.set_hash, case.part, case.claimed) for case in cases}
+    if accuser is None or others or len(claims) != len(cases):
+        raise ProtocolViolation("false accusations of several members, of a stranger, or twice the same")
+    return accuser, tuple(cases)

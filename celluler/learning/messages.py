@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from celluler.errors import ProtocolViolation
 from celluler.identity import Envelope, Signed, open_envelope, public_key_of
+from celluler.learning.audit_messages import Accuse, Conviction, Verdict
 from celluler.learning.roster import MAX_MEMBERS, MAX_PARTS, MAX_ROUNDS, Electorate, RosterView
 from celluler.wire import I16, U16, U32, U64, Bytes32, Bytes64, Length, Range, pack, unpack
 
@@ -231,9 +232,13 @@ class CheckDraw:
     set_hash: Bytes32
 
 
-Message = Commit | SetProposal | Reduced | BodyProposal | Vote | Certificate | Status | Equivocation | Fraud
+Message = (
+    Commit | SetProposal | Reduced | BodyProposal | Vote | Certificate | Status | Equivocation | Fraud
+    | Accuse | Verdict | Conviction
+)  # fmt: skip
 MESSAGES: tuple[Any, ...] = (
     Commit, SetProposal, Reduced, BodyProposal, Vote, Certificate, Status, Equivocation, Fraud,
+    Accuse, Verdict, Conviction,
 )  # fmt: skip
 _BY_KIND = {cls.KIND: cls for cls in MESSAGES}
 

@@ -27,7 +27,8 @@ from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.identity import Record, Signed
 from celluler.learning.checks import Case, CheckOutcome, Checks, Verdict, draw, inputs_for
 from celluler.learning.effects import Check, Diverged, Effect, Exchange, Exclude, Fault, Fetch, Send
-from celluler.learning.evidence import fraud_evidence, open_accusation
+from celluler.learning.evidence import FalseAccusationsEvidence, FraudEvidence, open_accusation
+from celluler.learning.evidence_file import Evidence, Kind, evidence_file
 from celluler.learning.inputs import Inputs, check_part, inputs_of
 from celluler.learning.ledger import Ledger, Setting
 from celluler.learning.messages import (
@@ -674,7 +675,7 @@ class Height:
                     self._convict_reducer(case, reducer, statement)
             elif case.verdict is Verdict.SAME:
                 for accuser, raw in case.accusers.items():
-                    self._note_false(accuser, key, raw)
+                    self._note_false(case, accuser, raw)
 
     def _convict_reducer(self, case: Case, reducer: int, statement: Signed[Reduced]) -> None:
         setting, part = self.setting, statement.record.part
@@ -682,24 +683,30 @@ class Height:
             return
         accusation = setting.seal(Fraud(setting.roster.run, self.round, statement.raw, case.entries))
         commits = tuple(signed.raw for signed in self._ledger.commits_of(case.entries))
-        evidence = fraud_evidence(setting.roster.run, statement.raw, commits)
-        self._convict(reducer, f"reduced part {part} wrongly in round {self.round}", (evidence,), (accusation,))
+        evidence = FraudEvidence(setting.roster.run, statement.raw, commits)
+        reason = f"reduced part {part} wrongly in round {self.round}"
+        self._convict(reducer, reason, Kind.FRAUD, evidence, (accusation,))
 
-    def _note_false(self, accuser: int, key: Any, raw: bytes) -> None:
+    def _note_false(self, case: Case, accuser: int, raw: bytes) -> None:
         docket = self.setting.docket
-        if accuser in docket.proven or key in docket.false.get(accuser, {}):
+        if accuser in docket.proven or case.key in docket.false.get(accuser, {}):
             return
-        proof = docket.accused_falsely(accuser, key, raw)
+        commits = tuple(signed.raw for signed in self._ledger.commits_of(case.entries))
+        proof = docket.accused_falsely(accuser, case.key, raw, commits)
         if proof is None:
             reason = "accused a reducer that had reduced rightly"
             self._out.append(Fault(self.setting.roster.members[accuser].peer, reason))
-        else:
-            self._convict(accuser, "accused reducers that had reduced rightly", proof, proof)
+            return
+        evidence = FalseAccusationsEvidence(self.setting.roster.run, proof)
+        words = tuple(one.accusation for one in proof)
+        self._convict(accuser, "accused reducers that had reduced rightly", Kind.FALSE_ACCUSATIONS, evidence, words)
 
-    def _convict(self, member: int, reason: str, evidence: tuple[bytes, ...], words: tuple[bytes, ...]) -> None:
+    def _convict(self, member: int, reason: str, kind: Kind, evidence: Evidence, words: tuple[bytes, ...]) -> None:
         """words: what makes the others see it too."""
-        self.setting.docket.proven[member] = words
-        self._out.append(Exclude(self.setting.roster.members[member].peer, reason, evidence))
+        setting = self.setting
+        setting.docket.proven[member] = words
+        peer = setting.roster.members[member].peer
+        self._out.append(Exclude(peer, reason, evidence_file(setting.roster, kind, evidence)))
         self._out += [Send(None, word) for word in words]
 
     def _examine(self, body: Body, name: bytes) -> bytes | _Wait | None:
@@ -834,10 +841,9 @@ class Height:
         setting = self.setting
         if member in setting.docket.proven:
             return
-        words: tuple[bytes, ...] = ()
-        if setting.checks:
-            words = (setting.seal(Equivocation(setting.roster.run, self.round, first.raw, second.raw)),)
-        self._convict(member, what, (first.raw, second.raw), words)
+        record = Equivocation(setting.roster.run, self.round, first.raw, second.raw)
+        words = (setting.seal(record),) if setting.checks else ()
+        self._convict(member, what, Kind.EQUIVOCATION, record, words)
 
     def _blame_leader(self, error: PeerViolation) -> None:
         self._bad_set = True

@@ -33,6 +33,7 @@ from celluler.learning.effects import (
     Train,
 )
 from celluler.learning.evidence import Docket, check_equivocation
+from celluler.learning.evidence_file import Kind, evidence_file
 from celluler.learning.ledger import Setting
 from celluler.learning.messages import (
     Certificate,
@@ -263,7 +264,8 @@ class Run:
             return False
         words = (self._seal(record),) if self._checks else ()
         self._docket.proven[member] = words
-        self._out.append(Exclude(self.roster.members[member].peer, what, (record.first, record.second)))
+        evidence = evidence_file(self.roster, Kind.EQUIVOCATION, record)
+        self._out.append(Exclude(self.roster.members[member].peer, what, evidence))
         return True
 
     def _tell_expelled(self, place: int, record: Any) -> None:

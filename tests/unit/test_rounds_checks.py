@@ -11,7 +11,8 @@ from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.identity import seal
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict, checks_for
 from celluler.learning.effects import Check, Exclude, Fault
-from celluler.learning.evidence import check_equivocation, fraud_evidence, open_accusation, open_evidence
+from celluler.learning.evidence import FraudEvidence, check_equivocation, open_accusation, open_fraud
+from celluler.learning.evidence_file import Kind, open_evidence_file
 from celluler.learning.messages import (
     BodyProposal,
     Certificate,
@@ -24,7 +25,6 @@ from celluler.learning.messages import (
     Status,
     Vote,
     check_certificate,
-    open_message,
     record_hash,
     signature_of,
 )
@@ -141,7 +141,9 @@ def test_a_wrong_part_is_voted_against_and_shown_to_everybody_with_its_reducers_
     assert bench.said(Fraud) == [accusation(1)]
     [exclude] = bench.did(Exclude)
     assert exclude.peer == ROSTER.members[1].peer
-    case = open_evidence(ROSTER, exclude.evidence[0])
+    opened = open_evidence_file(exclude.evidence)
+    assert (opened.kind, opened.accused, opened.peer) == (Kind.FRAUD, 1, exclude.peer)
+    [case] = opened.frauds
     assert (case.reducer, case.part, case.claimed, case.members) == (1, 1, RESULTS[1], (0, 1, 2, 3))
     assert case.commits == tuple(commit_of(place) for place in range(SIZE))
 
@@ -247,7 +249,9 @@ def test_a_false_accusation_is_told_and_the_second_one_is_proof_against_the_accu
     assert later.accuse(2, accusation(1))
     [exclude] = later.did(Exclude)
     assert exclude.peer == ROSTER.members[2].peer
-    assert [open_message(raw).record for raw in exclude.evidence] == [accusation(0), accusation(1)]
+    case = open_evidence_file(exclude.evidence)
+    assert (case.kind, case.accused, case.frauds_false) == (Kind.FALSE_ACCUSATIONS, 2, True)
+    assert [(fraud.part, fraud.claimed) for fraud in case.frauds] == [(0, RESULTS[0]), (1, RESULTS[1])]
 
 
 def test_a_member_may_hold_up_a_height_with_b_accusations_at_most() -> None:
@@ -304,10 +308,10 @@ def test_nobody_accuses_itself() -> None:
 def test_evidence_with_a_commit_too_few_or_too_many_is_none() -> None:
     commits = tuple(sign(place, commit_of(place)) for place in range(SIZE))
     said = accusation(1).statement
-    assert open_evidence(ROSTER, fraud_evidence(ROSTER.run, said, commits)).reducer == 1
+    assert open_fraud(ROSTER, FraudEvidence(ROSTER.run, said, commits)).reducer == 1
     for wrong in (commits[1:], (*commits, commits[0]), commits[::-1], (*commits[:3], said)):
         with pytest.raises(PeerViolation):
-            open_evidence(ROSTER, fraud_evidence(ROSTER.run, said, wrong))
+            open_fraud(ROSTER, FraudEvidence(ROSTER.run, said, wrong))
 
 
 def test_a_contradiction_proves_itself_to_whoever_knows_the_roster() -> None:

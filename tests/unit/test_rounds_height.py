@@ -9,11 +9,13 @@ import pytest
 
 from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.learning.effects import Diverged, Exchange, Exclude, Fault, Fetch, Send
+from celluler.learning.evidence_file import MAX_FILE_BYTES, open_evidence_file, read_evidence_file
 from celluler.learning.inputs import assign_reducers, check_part
 from celluler.learning.messages import (
     BodyProposal,
     Certificate,
     Entry,
+    Equivocation,
     Part,
     Reduced,
     SetProposal,
@@ -24,6 +26,7 @@ from celluler.learning.messages import (
     set_hash,
 )
 from celluler.learning.round import Step
+from celluler.wire import unpack
 from simulations.rounds import digest
 from tests.support.heights import (
     DELTA_S,
@@ -266,7 +269,9 @@ def test_two_different_words_are_proof_and_the_first_one_counts(member: int, fir
     bench.say(member, first, second, second)
     [exclude] = bench.did(Exclude)
     assert exclude.peer == ROSTER.members[member].peer
-    assert [open_message(raw).record for raw in exclude.evidence] == [first, second]
+    assert open_evidence_file(exclude.evidence).accused == member
+    told = unpack(Equivocation, read_evidence_file(exclude.evidence).body, limit=MAX_FILE_BYTES)
+    assert [open_message(raw).record for raw in (told.first, told.second)] == [first, second]
 
 
 def test_the_same_word_twice_is_no_lie() -> None:
