@@ -420,7 +420,10 @@ class Refused:
     retry_s: U32 = 0
 
 
-Request = Submit | Offer | RosterReady | Watch | Cancel | ListJobs | AskChain | AskVouch | Apply | AskState | Checkpoint
+Request = (
+    Submit | Offer | RosterReady | Watch | Cancel | ListJobs | AskChain | AskVouch | Apply | AskState | Checkpoint
+    | Change
+)  # fmt: skip
 Answer = (
     Accepted | Offered | RosterTaken | Events | Cancelled | Listing | ChainTold | Vouched | Applied | StateTold
     | Checkpointed | Changed
