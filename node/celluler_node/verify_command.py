@@ -7,15 +7,14 @@ What it finds wrong, and what it could not look at, stands in the report: it rai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import trio
 
-from celluler.content.digest import Codec, Digest, cid_of, digest_of
+from celluler.content.digest import Codec, Digest, cid_of
 from celluler.content.manifest import describe
 from celluler.errors import CellulerError, PeerViolation, ProtocolViolation
 from celluler.learning.audit import (
@@ -30,16 +29,14 @@ from celluler.learning.audit import (
     odds,
 )
 from celluler.learning.messages import places
-from celluler.learning.roster import RosterView, open_roster
-from celluler.learning.transcript import Opening, Transcript
+from celluler.learning.transcript import Transcript
 from celluler.learning.verify import Archive, Link
-from celluler.models.manifest import OpenedManifest, open_manifest
 from celluler_node.processes import worker_words as words
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
 from celluler_node.training.worker_trainer import OUTER_LEARNING_RATE, OUTER_MOMENTUM
 from celluler_node.verify_arithmetic import IntegerArithmetic
-from celluler_protocols.jobs_messages import OpenedOrder, open_order
+from celluler_node.verify_papers import Claim, Papers, open_papers
 
 Fetch = Callable[[Digest, str], Awaitable[Path]]
 """(root of a content, `weights` or `data`) → its file. Raises a CellulerError when it cannot be had."""
@@ -47,31 +44,6 @@ Fetch = Callable[[Digest, str], Awaitable[Path]]
 EXPORT_NAME = "weights.safetensors"
 _TOLD = 3
 """Of what is wrong in one respect, this much is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Papers:
-    """What a run was about, as far as signatures tie it together."""
-
-    order: OpenedOrder
-    base: OpenedManifest
-    roster: RosterView
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a published model says of itself. spec: its architecture, as parsed from JSON."""
-
-    job: Digest | None
-    parents: tuple[bytes, ...]
-    weights: Digest
-    spec: Any
-
-
-def claim_of(model: OpenedManifest) -> Claim:
-    record = model.record
-    job = None if record.job is None else Digest(record.job)
-    return Claim(job, record.parents, Digest(record.weights), json.loads(record.spec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,35 +83,6 @@ async def verify_training(
     if await trio.to_thread.run_sync(verification.walk, archive):
         await verification.follow(archive, fetch, worker, limits, scratch)
     return verification.report()
-
-
-def open_papers(opening: Opening, model: Claim | None) -> Papers:
-    """Order, base model and roster, each signed, each naming the next. Raises PeerViolation when they do not."""
-    order, base = open_order(opening.order), open_manifest(opening.base)
-    roster = open_roster(opening.roster, order.signed.record.coordinator)
-    if digest_of(opening.base) != order.signed.record.model:
-        raise ProtocolViolation("the run did not begin from the model that its job names")
-    if roster.job != order.job or roster.run != order.job:
-        raise ProtocolViolation("the roster is of another job")
-    if opening.dimension != base.architecture.dimension:
-        raise ProtocolViolation(f"updates of {opening.dimension} values for {base.architecture.dimension} parameters")
-    _check_rules(order, roster)
-    if model is not None:
-        if model.job != order.job:
-            raise ProtocolViolation("the model names another job than this run's")
-        if base.digest not in model.parents or model.spec != json.loads(base.record.spec):
-            raise ProtocolViolation("the model is not the one that the run began from, trained further")
-    return Papers(order, base, roster)
-
-
-def _check_rules(order: OpenedOrder, roster: RosterView) -> None:
-    """The coordinator wrote the rules into the roster; they must be those that the job asks for."""
-    train, rules, size = order.spec.train, roster.rules, len(roster)
-    wanted = (train.rounds, train.aggregator, train.parts or size)
-    if (rules.rounds, rules.rule, rules.parts) != wanted:
-        raise ProtocolViolation(f"{rules.rounds} rounds of {rules.rule} in {rules.parts} parts; the job says {wanted}")
-    if rules.iid != (order.spec.data.partition == "iid"):
-        raise ProtocolViolation("the rule was told of another number of bad updates than the job's data asks for")
 
 
 @dataclass(slots=True)

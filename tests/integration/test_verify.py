@@ -25,7 +25,8 @@ from celluler_node.cli.root import run
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER, ApplyRound, Replay, Replayed, StartRun, TrainRound
-from celluler_node.verify_command import Sample, claim_of, verify_training
+from celluler_node.verify_command import Sample, verify_training
+from celluler_node.verify_papers import claim_of
 from tests.support.specs import as_bytes
 from tests.support.transcripts import BATCH, SPEC, STEPS, Member, Played, Update, honest, play
 

@@ -22,7 +22,7 @@ from celluler.learning.transcript import HeightRecord, Signatures, Transcript, T
 from celluler.learning.verify import Archive, Link, merge
 from celluler.models.manifest import describe_model, seal_manifest
 from celluler_node.verify_arithmetic import IntegerArithmetic
-from celluler_node.verify_command import claim_of, open_papers
+from celluler_node.verify_papers import claim_of, open_papers
 from simulations.rounds import identity
 from tests.support.specs import as_bytes
 from tests.support.transcripts import AUTHOR, COORDINATOR, SPEC, Played, play

@@ -122,7 +122,8 @@ async def _verify(
     from celluler_node.config import load_config  # noqa: PLC0415  `--help` needs none of it
     from celluler_node.processes.words import Limits  # noqa: PLC0415
     from celluler_node.processes.worker_words import WORKER  # noqa: PLC0415
-    from celluler_node.verify_command import Claim, Sample, verify_training  # noqa: PLC0415
+    from celluler_node.verify_command import Sample, verify_training  # noqa: PLC0415
+    from celluler_node.verify_papers import Claim  # noqa: PLC0415
 
     claim = None
     if model:
