@@ -27,9 +27,11 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from celluler.aggregation.digests import part_hash
 from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import Identity, public_key_of, short
 from celluler.wire import LENGTH_PREFIX_BYTES
@@ -38,6 +40,7 @@ from celluler_protocols.averaging_exchange import Delivery, Exchange, Late, Slot
 from celluler_protocols.averaging_messages import (
     FRAME_LIMIT,
     MAX_MEMBERS,
+    OWN,
     PROTOCOL_ID,
     VALUE_BYTES,
     FaultKind,
@@ -54,6 +57,7 @@ from celluler_protocols.averaging_messages import (
     Want,
     frames,
 )
+from celluler_protocols.averaging_own import OwnWires
 
 
 def _enter_without_running(*packages: str) -> None:
@@ -160,6 +164,7 @@ class Averager:
         self._admitted: dict[str, tuple[str, ...]] = {}
         self._running: dict[Key, _Running] = {}
         self._kept: OrderedDict[Key, Exchange] = OrderedDict()
+        self._own = OwnWires()
         self._salvaged: dict[tuple[bytes, int, int, int], bytes | bytearray | memoryview] = {}
         self._waiting: dict[Key, _Waiting] = {}
         self._newest: Key | None = None
@@ -171,12 +176,17 @@ class Averager:
         self._handlers: set[asyncio.Task[Any]] = set()
 
     async def admit(self, members: Sequence[Member]) -> None:
-        """Listen to these peers and to no others, and connect to them in advance, as far as they can be reached."""
+        """Listen to these peers and to no others, and connect to them in advance, as far as they can be reached.
+
+        Again when there are more of them, or addresses have changed: those as before are left as they are.
+        """
         for member in members:
             public_key_of(member.peer)
+        before = self._admitted
         self._admitted = {m.peer: m.addresses for m in members if m.peer != self.peer_id}
-        for peer in self._admitted:
-            self._spawn(self._connect(peer))
+        for peer, addresses in self._admitted.items():
+            if before.get(peer) != addresses:
+                self._spawn(self._connect(peer))
 
     async def exchange(self, plan: Plan, own: bytes | bytearray | memoryview) -> tuple[Outcome, bytearray]:
         """Send our parts, reduce those assigned to us, receive all; (what came of it, the reduced mantissas).
@@ -195,6 +205,8 @@ class Averager:
         until = asyncio.get_running_loop().time() + plan.deadline_s
         self._running[plan.key] = running
         self._newest = plan.key
+        if plan.members[plan.me].hashes:
+            self._own.keep(plan.round, {each.part: running.exchange.own(each.part) for each in plan.assignments})
         if plan.key in self._waiting:
             self._waiting[plan.key].begun.set()
         try:
@@ -226,6 +238,24 @@ class Averager:
             self._salvage(plan, result.part, inputs)
             raise
         return await asyncio.to_thread(check_aggregate, plan, result, inputs)
+
+    async def inputs(self, run: bytes, round_number: int, member: Member, sizes: Mapping[int, int]) -> bytearray:
+        """Parts of a member's update of a past round, from itself, each what it committed to; one after another.
+
+        member: with hashes and exponents of the whole update. sizes: bytes of each part wanted. Raises Unavailable.
+        """
+        whole = bytearray(sum(sizes.values()))
+        place = 0
+        for part, size in sizes.items():
+            target = memoryview(whole)[place : place + size]
+            if not await self._ask(member.peer, Want(run, round_number, part, OWN), target):
+                raise Unavailable(f"{short(member.peer)} does not serve part {part} of round {round_number}")
+            exponent, wanted = member.exponents[part], member.hashes[part]
+            hashing = partial(part_hash, run, round_number, member.author, part=part, exponent=exponent)
+            if await asyncio.to_thread(hashing, mantissas=target) != wanted:
+                raise Unavailable(f"{short(member.peer)} serves another part {part} than it committed to")
+            place += size
+        return whole
 
     def _salvage(self, plan: Plan, part: int, inputs: Mapping[int, bytes | bytearray | memoryview]) -> None:
         """What was had for a check that could not be finished: it may come again, and no input is served for ever."""
@@ -309,16 +339,22 @@ class Averager:
                 if held is not None:
                     return held
                 continue
-            with contextlib.suppress(OSError, EOFError, RuntimeError, P2PDaemonError, Unavailable):
-                async with self._open(plan.members[place].peer) as stream:
-                    await stream.say(Want(plan.run, plan.round, part, member))
-                    match await stream.hear():
-                        case Have(found) if found == size:
-                            data = bytearray(size)
-                            await stream.receive_into(memoryview(data))
-                            if await asyncio.to_thread(is_committed, plan, part, member, data):
-                                return data
+            data, want = bytearray(size), Want(plan.run, plan.round, part, member)
+            came = await self._ask(plan.members[place].peer, want, memoryview(data))
+            if came and await asyncio.to_thread(is_committed, plan, part, member, data):
+                return data
         raise Unavailable(f"the input of member {member} for part {part}")
+
+    async def _ask(self, peer: str, want: Want, target: memoryview) -> bool:
+        """Whether the peer has sent as many bytes as we expect; what they are worth is not known yet."""
+        with contextlib.suppress(OSError, EOFError, RuntimeError, P2PDaemonError, Unavailable):
+            async with self._open(peer) as stream:
+                await stream.say(want)
+                match await stream.hear():
+                    case Have(found) if found == len(target):
+                        await stream.receive_into(target)
+                        return True
+        return False
 
     @asynccontextmanager
     async def _open(self, peer: str) -> AsyncIterator[_Stream]:
@@ -456,6 +492,8 @@ class Averager:
                 self._waiting.pop(key, None)
 
     async def _serve(self, peer: str, stream: _Stream, want: Want) -> None:
+        if want.member == OWN:
+            return await self._serve_own(peer, stream, want)
         for key, exchange in self._known():
             if key[:2] != (want.run, want.round):
                 continue
@@ -472,6 +510,18 @@ class Averager:
     def _known(self) -> list[tuple[Key, Exchange]]:
         """The exchanges whose inputs we can serve, the newest first; what came of one that runs is there already."""
         return [*((key, each.exchange) for key, each in self._running.items()), *reversed(self._kept.items())]
+
+    async def _serve_own(self, peer: str, stream: _Stream, want: Want) -> None:
+        if self._newest is None or want.run != self._newest[0]:
+            return await stream.refuse("not here", final=True)
+        try:
+            held = self._own.serve(peer, want.round, want.part)
+        except Unavailable as error:
+            return await stream.refuse(str(error), final=True)
+        if held is None:
+            return await stream.refuse("not here", final=True)
+        await stream.say(Have(len(held)))
+        return await stream.send_bytes(held)
 
     # --- the end of things ---
 

@@ -23,6 +23,8 @@ MAX_DIMENSION = 1 << 31
 MAX_PART_BYTES = 1 << 28
 FRAME_LIMIT = 1024
 VALUE_BYTES = 2
+OWN = 255
+"""In place of a member: whoever is asked."""
 
 Address = Annotated[str, Length(1, 256)]
 Reason = Annotated[str, Length(0, 200)]
@@ -63,7 +65,10 @@ class Reduced:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Send me the input of that member for that part: I check the reducer's work."""
+    """Send me the input of that member for that part: I check the reducer's work.
+
+    member: its place in that round's set, or OWN: your own input, of one of your last rounds: I do your work again.
+    """
 
     run: Bytes32
     round: U64

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,7 +19,7 @@ from celluler.aggregation.q16 import part_slices
 from celluler.aggregation.rules import RULES
 from celluler.errors import WorkerFailed
 from celluler.identity import Identity
-from celluler_node.processes.averager_words import AVERAGER, AVERAGER_LIMITS, Check, Close, Open
+from celluler_node.processes.averager_words import AVERAGER, AVERAGER_LIMITS, Check, Close, Inputs, Open
 from celluler_node.processes.supervisor import open_process
 from celluler_protocols.averaging_messages import Assignment, Outcome
 from simulations.attacks import averager_lies as attacks
@@ -108,6 +109,42 @@ async def test_a_silent_member_costs_its_own_part_and_another_view_brings_that(t
             second = await exchange_all(peers, again, (0, 1, 2))
         whole = expected(told, "nk", [0, 1, 2])
         assert {blob for _, blob in second.values()} == {whole[piece.start * 2 : piece.stop * 2]}
+
+
+async def test_who_does_a_members_work_again_gets_what_it_sent_in_the_last_rounds(tmp_path: Path) -> None:
+    async with open_peers(3, tmp_path) as peers:
+        rounds = [plan_round(peers, updates_for(3, seed=number), number=number) for number in range(1, 7)]
+        for told in rounds:
+            with trio.fail_after(30):
+                await exchange_all(peers, told, range(3))
+
+        async def ask(number: int, parts: tuple[int, ...], **changes: Any) -> bytes:
+            told = rounds[number - 1]
+            request = Inputs(told.plan.run, number, told.plan.members[0], DIMENSION, parts)
+            with trio.fail_after(30):
+                return bytes((await peers[2].child.call(replace(request, **changes))).blobs[0])
+
+        pieces = part_slices(DIMENSION, 3)
+        for number in range(2, 7):
+            assert await ask(number, (0, 1, 2)) == rounds[number - 1].blobs[0]
+        wanted = rounds[5].blobs[0]
+        assert await ask(6, (0, 2)) == b"".join(wanted[2 * pieces[one].start : 2 * pieces[one].stop] for one in (0, 2))
+        with pytest.raises(WorkerFailed, match="does not serve part 0 of round 1"):
+            await ask(1, (0,))
+        with pytest.raises(WorkerFailed, match="another part 0"):
+            await ask(6, (0,), member=rounds[4].plan.members[0])
+        for _ in range(3):
+            await ask(5, (1,))
+        with pytest.raises(WorkerFailed, match="does not serve part 1 of round 5"):
+            await ask(5, (1,))
+        with pytest.raises(WorkerFailed, match="no part 3 of 3"):
+            await ask(5, (3,))
+
+        await peers[0].child.call(_admit(peers[:2]))
+        with pytest.raises(WorkerFailed, match="does not serve"):
+            await ask(4, (0,))
+        await peers[0].child.call(_admit(peers))  # a roster that has grown
+        assert await ask(4, (0, 1, 2)) == rounds[3].blobs[0]
 
 
 async def test_each_lie_is_named_and_the_round_goes_on_without_it(tmp_path: Path) -> None:

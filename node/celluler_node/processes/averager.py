@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from celluler.aggregation.q16 import part_slices
 from celluler.errors import LocalError
 from celluler_node.processes.averager_words import (
     AVERAGER,
@@ -24,6 +25,8 @@ from celluler_node.processes.averager_words import (
     Closed,
     Exchange,
     Exchanged,
+    Had,
+    Inputs,
     Open,
     Opened,
 )
@@ -31,6 +34,7 @@ from celluler_node.processes.serving import Link
 from celluler_node.processes.serving_asyncio import AsyncHandler, serve_async
 from celluler_node.processes.words import Reply
 from celluler_protocols.averaging import Averager, open_averager
+from celluler_protocols.averaging_messages import VALUE_BYTES
 
 
 def main(link: Link) -> None:
@@ -77,7 +81,14 @@ class _Run:
         return f"p2pd ended with status {status}"
 
     def handlers(self) -> dict[type, AsyncHandler]:
-        return {Open: self._open, Admit: self._admit, Exchange: self._exchange, Check: self._check, Close: self._close}
+        return {
+            Open: self._open,
+            Admit: self._admit,
+            Exchange: self._exchange,
+            Check: self._check,
+            Close: self._close,
+            Inputs: self._inputs,
+        }
 
     async def _open(self, request: Open, _: tuple[bytearray, ...]) -> Opened:
         if self._opening:
@@ -99,6 +110,16 @@ class _Run:
 
     async def _check(self, request: Check, _: tuple[bytearray, ...]) -> Checked:
         return Checked(await self._opened().check(request.plan, request.result))
+
+    async def _inputs(self, request: Inputs, _: tuple[bytearray, ...]) -> Reply:
+        member, count = request.member, len(request.member.hashes)
+        if len(member.exponents) != count or list(request.parts) != sorted(set(request.parts)):
+            raise LocalError("a commitment or parts that contradict themselves")
+        if request.parts[-1] >= count:
+            raise LocalError(f"no part {request.parts[-1]} of {count}")
+        pieces = part_slices(request.dimension, count)
+        sizes = {part: VALUE_BYTES * (pieces[part].stop - pieces[part].start) for part in request.parts}
+        return Reply(Had(), (await self._opened().inputs(request.run, request.round, member, sizes),))
 
     async def _close(self, request: Close, _: tuple[bytearray, ...]) -> Closed:
         if self._averager is not None:

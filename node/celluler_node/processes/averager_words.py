@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from celluler.wire import Bytes32, Length, PeerName
+from celluler.wire import U8, U64, Bytes32, Length, PeerName, Range
 from celluler_node.processes.words import Limits, Program
-from celluler_protocols.averaging_messages import MAX_MEMBERS, Address, Member, Outcome, PartOutcome, Plan
+from celluler_protocols.averaging_messages import (
+    MAX_DIMENSION,
+    MAX_MEMBERS,
+    Address,
+    Member,
+    Outcome,
+    PartOutcome,
+    Plan,
+)
 
 Addresses = Annotated[tuple[Address, ...], Length(0, 16)]
 
@@ -30,7 +38,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Once the roster is known: listen to these and connect to them. Hashes and exponents may be empty."""
+    """Once the roster is known: listen to these and connect to them. Hashes and exponents may be empty.
+
+    Again, with all of them, when there are more or their addresses have changed.
+    """
 
     members: Annotated[tuple[Member, ...], Length(1, MAX_MEMBERS)]
 
@@ -70,6 +81,25 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """Parts of a member's update of a past round, from that member itself. → Had
+
+    member: with the hashes and exponents it committed to. dimension: values of the whole update. parts: ascending.
+    """
+
+    run: Bytes32
+    round: U64
+    member: Member
+    dimension: Annotated[int, Range(1, MAX_DIMENSION)]
+    parts: Annotated[tuple[U8, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Had:
+    """Its blob: these parts one after another, each what was committed to. One not had is an error of the call."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Send what others still lack, for at most `drain_s`, and stop listening. The end of the channel ends it too."""
 
@@ -84,8 +114,8 @@ class Closed:
 AVERAGER = Program(
     "averager",
     "celluler_node.processes.averager",
-    requests=(Open, Admit, Exchange, Check, Close),
-    replies=(Opened, Admitted, Exchanged, Checked, Closed),
+    requests=(Open, Admit, Exchange, Check, Close, Inputs),
+    replies=(Opened, Admitted, Exchanged, Checked, Closed, Had),
     max_blob_bytes=1 << 32,
     ready_s=60.0,
 )

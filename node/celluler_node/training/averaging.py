@@ -12,12 +12,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from celluler.aggregation.q16 import part_slices
+import structlog
+import trio
+
+from celluler.aggregation.q16 import is_exponent, part_slices
 from celluler.errors import WorkerFailed
-from celluler.identity import PeerId, public_key_of
+from celluler.identity import PeerId, public_key_of, short
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
 from celluler.learning.effects import Check, Exchange
-from celluler.learning.messages import Part
+from celluler.learning.messages import Commit, Part
 from celluler.learning.roster import RosterMember, RosterView, bad_updates
 from celluler_node.processes import averager_words as words
 from celluler_node.processes.supervisor import Child, open_process
@@ -32,6 +35,8 @@ from celluler_protocols.averaging_messages import (
     PartOutcome,
     Plan,
 )
+
+log = structlog.get_logger()
 
 LINK_FAULTS = frozenset({FaultKind.MISSING, FaultKind.UNREACHABLE, FaultKind.NOT_REDUCED})
 """Faults of a link, so of either end; every other one is the member's own doing."""
@@ -74,7 +79,7 @@ class Averaging:
         self.sent_bytes = self.received_bytes = 0
 
     async def admit(self, roster: RosterView) -> None:
-        """Listen to the members of a roster and to nobody else."""
+        """Listen to the members of a roster and to nobody else; again when it has more, or other addresses."""
         await self._child.call(words.Admit(tuple(_member(member, (), ()) for member in roster.members)))
 
     async def exchange(
@@ -102,6 +107,34 @@ class Averaging:
         except WorkerFailed as error:
             return CheckOutcome(part, Verdict.UNSERVED, str(error).encode()[:200])
         return CheckOutcome(part, Verdict.SAME if reply.record.equal else Verdict.DIFFERENT)
+
+    async def inputs(
+        self,
+        roster: RosterView,
+        place: int,
+        round_number: int,
+        commit: Commit,
+        parts: Sequence[int],
+        dimension: int,
+        within_s: float,
+    ) -> bytes | None:
+        """Parts of a member's update of a past round, from that member, each verified against its commit.
+
+        parts: ascending. One after another, little-endian int16; None when they are not served in time, or are others.
+        """
+        member = _member(roster.members[place], commit.hashes, commit.exponents)
+        if not all(map(is_exponent, commit.exponents)):
+            return None
+        request = words.Inputs(roster.run, round_number, member, dimension, tuple(parts))
+        with trio.move_on_after(within_s):
+            try:
+                data = bytes((await self._child.call(request)).blobs[0])
+            except WorkerFailed as error:
+                log.info("inputs_not_served", peer=short(member.peer), round=round_number, reason=str(error)[:200])
+                return None
+            self.received_bytes += len(data)
+            return data
+        return None
 
     async def drain(self, within_s: float) -> None:
         """After the last round: send on what others still lack, then stop listening."""
