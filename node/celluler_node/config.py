@@ -46,6 +46,7 @@ class NodeConfig:
     store_quota_bytes: int
     replica_bytes: int
     bulk: bool
+    training_port: int
     bulk_port: int
     up_bytes_s: int
     down_bytes_s: int
@@ -72,6 +73,11 @@ class NodeConfig:
     def vault_folder(self) -> Path:
         """Plaintext of the encrypted models that this peer may read; given to nobody."""
         return self.home / "vault"
+
+    @property
+    def jobs_folder(self) -> Path:
+        """What this node knows of its jobs, one file each."""
+        return self.home / "jobs"
 
     @property
     def detached_log_file(self) -> Path:
@@ -266,6 +272,13 @@ SETTINGS: tuple[Setting, ...] = (
         _bytes_or_none,
         "5GiB",
         "the most of the quota that models kept for the swarm alone may take; 0 keeps none",
+    ),
+    Setting(
+        "training.port",
+        "training_port",
+        _between(0, 65535),
+        0,
+        "TCP port of the process that averages with other members; 0 takes any free one",
     ),
     Setting(
         "transfer.bulk",
