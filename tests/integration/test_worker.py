@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from celluler.aggregation.q16 import part_slices
 from celluler.aggregation.rules import rule_named
 from celluler.errors import WorkerFailed
+from celluler.learning.audit import TOLERANCE
 from celluler.models.spec import parse_spec
 from celluler.models.weights import initial_vector, initial_weights
 from celluler_node.processes.supervisor import Child, open_process
@@ -44,6 +45,8 @@ from celluler_node.processes.worker_words import (
     Trained,
     TrainRound,
 )
+from celluler_node.training.trainer import Replayed, RunSetup
+from celluler_node.training.worker_trainer import describe, worker_trainer
 from tests.support.specs import MLP, as_bytes, digits, save_tensors
 
 SPEC = as_bytes(MLP)
@@ -160,6 +163,56 @@ async def test_a_member_left_behind_catches_up_and_then_sends_what_it_would_have
         assert state.record == State(1)
         assert (await bob.call(SetState(1), state.blobs[0])).record == applied
         assert isinstance(applied, Applied)
+
+
+async def test_the_last_rounds_can_be_done_again_and_their_states_be_handed_on(files: Path) -> None:
+    limits, scratch = replace(LIMITS), files.parent
+    for name in ("a", "b"):
+        (scratch / name).mkdir()
+
+    def opened(name: str, index: int) -> Any:
+        setup = RunSetup(
+            RUN, SPEC, files / "weights", files / "learn", "iid", index, 3, PARTS, 20, 32, 0.01, "adam", kept_states=4
+        )
+        return worker_trainer(WORKER, limits, scratch / name)(setup)
+
+    with trio.fail_after(60):
+        async with opened("a", 0) as alice, opened("b", 1) as bob:
+            assert alice.audit_class == bob.audit_class != ""
+            assert alice.audit_class == (await describe(WORKER, limits, scratch))[0]
+            roots, sent = [], []
+            for number in range(6):
+                roots.append(alice.state_root)
+                sent.append(await alice.train(number, fresh=False))
+                for trainer in (alice, bob):
+                    root = await trainer.apply(number, sent[-1].exponents, sent[-1].mantissas)
+                assert root == alice.state_root == bob.state_root
+            assert sorted(path.name for path in (scratch / "b").glob("state-*")) == [f"state-{n}" for n in range(2, 6)]
+            sent.append(await alice.train(6, fresh=False))
+            for number in range(2, 7):
+                assert await again(bob, number, sent) == Replayed(True, (0.0,) * PARTS)
+            for number in (1, 7):
+                with pytest.raises(WorkerFailed, match="is not here; kept: \\(2, 3, 4, 5\\)"):
+                    await again(bob, number, [*sent, sent[-1]])
+
+            lazy = replace(sent[4], mantissas=sent[3].mantissas, exponents=sent[3].exponents)
+            told = await again(bob, 4, [*sent[:4], lazy])
+            assert not told.same
+            assert min(told.deviations) > TOLERANCE
+
+            number, state = await alice.state(4)
+            assert (number, await bob.restore(4, state)) == (4, roots[4])
+            assert await alice.state() == (6, (await alice.state(6))[1])
+            assert list((scratch / "b").glob("state-*")) == []
+            assert await again(bob, 4, sent) == Replayed(True, (0.0,) * PARTS)
+
+
+async def again(trainer: Any, number: int, sent: list[Any]) -> Replayed:
+    """A replay of alice's round, all parts."""
+    now, before = sent[number], sent[number - 1]
+    return await trainer.replay(
+        number, 0, tuple(range(PARTS)), now.exponents, now.mantissas, before.exponents, before.mantissas
+    )
 
 
 async def test_what_cannot_be_done_is_answered_with_its_reason_and_the_worker_lives_on(files: Path) -> None:
