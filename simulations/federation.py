@@ -172,12 +172,13 @@ class Federation:
         x, y = self.task.training
         if member in self._liars and self._attack is not None and self._attack.flips_labels:
             y = y.max() - y
+        share = self._attack.share_of_steps if member in self._liars and self._attack is not None else 1.0
         data = _dataset(x, y) if rows is None else _dataset(x[rows], y[rows])
         config = TrainConfig(
             run=blake3(f"accuracy {self._setting.seed}".encode()).digest(),
             index=member,
             members=PEERS,
-            inner_steps=self.task.inner_steps,
+            inner_steps=max(1, round(share * self.task.inner_steps)),
             batch=self.task.batch,
             learning_rate=self.task.learning_rate,
             optimizer="sgd",

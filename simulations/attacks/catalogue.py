@@ -1,8 +1,12 @@
-"""Attacks by name: `scale:-1000`, `alie`, `adaptive:median`. What tables and command lines say."""
+"""Attackers by name: `scale:-1000`, `adaptive:median`, `equivocating-reducer`. What tables and command lines say.
+
+`python -m simulations.attacks --list` prints all of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from celluler.aggregation.rules import rule_named
 from simulations.attacks.colluders import (
@@ -14,6 +18,24 @@ from simulations.attacks.colluders import (
     MinSum,
     Orthogonal,
     Undo,
+)
+from simulations.attacks.lazy import Cached, Copied, FewerSteps, Replayed
+from simulations.attacks.protocol.accusing import FalseAccuser
+from simulations.attacks.protocol.attacker import Attacker, End, LyingTrainer
+from simulations.attacks.protocol.disturbing import Late, WantFlood
+from simulations.attacks.protocol.equivocating import (
+    EquivocatingCommit,
+    EquivocatingLeader,
+    EquivocatingReducer,
+    EquivocatingVoter,
+)
+from simulations.attacks.protocol.forging import ForgedCertificate, Nonsense, StatusLiar
+from simulations.attacks.protocol.reducing import HidingReducer, WrongReducer
+from simulations.attacks.protocol.withholding import (
+    WithholdingReducer,
+    WithholdingSender,
+    WithholdingVoter,
+    WithholdingWitness,
 )
 from simulations.attacks.updates import Delayed, Drift, LabelFlip, NanBytes, Noise, Scale, UpdateAttack
 
@@ -43,8 +65,12 @@ ATTACKS: Mapping[str, tuple[Callable[[str], UpdateAttack], str]] = {
     "drift": (lambda text: Drift(float(text)), "0.0009"),
     "adaptive": (_adaptive, "nk"),
     "undo": (_undo, "nk"),
+    "fewer-steps": (lambda text: FewerSteps(float(text)), "0.5"),
+    "cached": (lambda _: Cached(), ""),
+    "replayed": (lambda _: Replayed(), ""),
+    "copied": (lambda _: Copied(), ""),
 }
-"""Name -> (from its argument to the attack, the argument by default)."""
+"""What a member makes of its update. Name -> (from its argument to the attack, the argument by default)."""
 
 EVERY = (
     "scale:-1000",
@@ -64,14 +90,46 @@ EVERY = (
     "adaptive",
     "undo",
 )
-"""Those of the tables."""
+"""Those of the tables of accuracy."""
+
+LAZY = ("fewer-steps", "cached", "replayed", "copied")
+"""Those that do not do their steps: near to honest updates, and found by audits alone."""
 
 ADAPTING = frozenset({"adaptive", "undo"})
 """Those whose argument is the rule that they meet."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A protocol attacker. ends: of these, one must come of it in a group that bears it and checks what it may."""
+
+    make: Callable[[], Attacker]
+    ends: tuple[End, ...]
+
+
+PROTOCOL: Mapping[str, Known] = {
+    "equivocating-commit": Known(EquivocatingCommit, (End.PROVEN,)),
+    "equivocating-leader": Known(EquivocatingLeader, (End.PROVEN,)),
+    "equivocating-reducer": Known(EquivocatingReducer, (End.PROVEN,)),
+    "equivocating-voter": Known(EquivocatingVoter, (End.PROVEN,)),
+    "wrong-reducer": Known(WrongReducer, (End.PROVEN,)),
+    "hiding-reducer": Known(HidingReducer, (End.PROVEN, End.BARRED)),
+    "false-accuser": Known(FalseAccuser, (End.PROVEN,)),
+    "withholding-sender": Known(WithholdingSender, (End.WEIGHTLESS,)),
+    "withholding-reducer": Known(WithholdingReducer, (End.BARRED,)),
+    "withholding-voter": Known(WithholdingVoter, (End.BORNE,)),
+    "withholding-witness": Known(WithholdingWitness, (End.BARRED, End.BORNE)),
+    "late": Known(Late, (End.ABSENT,)),
+    "want-flood": Known(WantFlood, (End.BORNE,)),
+    "status-liar": Known(StatusLiar, (End.BORNE,)),
+    "forged-certificate": Known(ForgedCertificate, (End.TOLD,)),
+    "nonsense": Known(Nonsense, (End.TOLD,)),
+}
+"""What a member does in the protocol, its update being honest."""
+
+
 def parse_attack(text: str) -> UpdateAttack:
-    """A fresh attack. Raises ValueError for one that nobody knows, or an argument it cannot take."""
+    """A fresh attack on updates. Raises ValueError for one that nobody knows, or an argument it cannot take."""
     name, _, argument = text.partition(":")
     if name not in ATTACKS:
         raise ValueError(f"no attack is called {name!r}; there are {', '.join(ATTACKS)}")
@@ -79,3 +137,28 @@ def parse_attack(text: str) -> UpdateAttack:
     if argument and not usual:
         raise ValueError(f"{name} takes no argument, not {argument!r}")
     return make(argument or usual)
+
+
+def parse_attacker(text: str) -> Attacker:
+    """A fresh attacker of either kind. Raises ValueError as `parse_attack`."""
+    if text in PROTOCOL:
+        return PROTOCOL[text].make()
+    if text.partition(":")[0] not in ATTACKS:
+        raise ValueError(f"no attacker is called {text!r}; there are {', '.join((*ATTACKS, *PROTOCOL))}")
+    return LyingTrainer(parse_attack(text))
+
+
+def listed() -> str:
+    """Every attacker, one a line: its name, with its usual argument, and the first sentence that is said of it."""
+    lines: list[tuple[str, object, str]] = []
+    for name, (make, usual) in ATTACKS.items():
+        lines.append((f"{name}:{usual}" if usual else name, make(usual), ""))
+    for name, known in PROTOCOL.items():
+        ends = " or ".join(end.value for end in known.ends)
+        lines.append((name, known.make(), f" [{ends}]"))
+    wide = max(len(name) for name, _, _ in lines)
+    return "\n".join(f"{name:{wide}}  {_said(attacker)}{end}" for name, attacker, end in lines)
+
+
+def _said(attacker: object) -> str:
+    return (type(attacker).__doc__ or "").strip().splitlines()[0]

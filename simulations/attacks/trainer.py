@@ -87,6 +87,7 @@ def lying(honest: TrainerFactory, attack: UpdateAttack, *, liars: int = 1, watch
         others = _others(setup, watched) if attack.knows_others else ()
         with tempfile.TemporaryDirectory(prefix="celluler-liar-") as folder:
             own = replace(setup, data=_flipped(setup, Path(folder))) if attack.flips_labels else setup
+            own = replace(own, inner_steps=steps_of(attack, setup.inner_steps))
             async with _all_open(honest, (own, *(replace(setup, index=other) for other in others))) as trainers:
                 yield LyingTrainer(trainers[0], trainers[1:], attack, setup, liars=liars)
 
@@ -112,6 +113,11 @@ async def _all_open(honest: TrainerFactory, setups: Sequence[RunSetup]) -> Async
                 opening.start_soon(holding.start, hold, place, setup)
         yield [opened[place] for place in sorted(opened)]
         holding.cancel_scope.cancel()
+
+
+def steps_of(attack: UpdateAttack, steps: int) -> int:
+    """How many of its steps it does."""
+    return max(1, round(attack.share_of_steps * steps))
 
 
 def _others(setup: RunSetup, count: int) -> tuple[int, ...]:

@@ -66,11 +66,15 @@ class UpdateAttack:
     """What a lying member does. Called once a round.
 
     knows_others: it needs the updates of others, and all of its party send the same. flips_labels: what it calls its
-    own honest update was trained on wrong labels.
+    own honest update was trained on wrong labels. share_of_steps: how much of its steps it does.
     """
 
     knows_others: ClassVar[bool] = False
     flips_labels: ClassVar[bool] = False
+
+    @property
+    def share_of_steps(self) -> float:
+        return 1.0
 
     def __call__(self, scene: Scene) -> Values | Wire:
         raise NotImplementedError

@@ -26,7 +26,7 @@ from simulations.swarm import CommandFailed, NodeProcess, Swarm, celluler, cellu
 
 NAMES = ("alice", "bob", "carol", "dave", "mallory")
 LIAR = "mallory"
-LIES = ("-m", "simulations.attacks.node", "scale:-1000")
+LIES = ("-m", "simulations.attacks.node", "--attack", "scale:-1000")
 ROUNDS = 15
 MEAN_ROUNDS = 5
 JOB_S = 150.0

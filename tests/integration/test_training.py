@@ -17,7 +17,7 @@ from simulations.swarm import NodeProcess, Swarm, open_swarm
 from tests.support.waiting import eventually
 
 TRAIN_S = 120.0
-LIES = ("-m", "simulations.attacks.node", "scale:-1000")
+LIES = ("-m", "simulations.attacks.node", "--attack", "scale:-1000")
 NAMES = ("alice", "bob", "carol", "dave", "erin")
 
 
