@@ -1,6 +1,6 @@
 """A real node that lies: everything of the shipped node but what its attacker puts in its place.
 
-`python -m simulations.attacks.node --attack scale:-1000 up --nickname mallory --join ADDR …`; `catalogue.py` has the names.
+`python -m simulations.attacks.node --attack scale:-1000 up --join ADDR …`; `catalogue.py` has the names.
 """
 
 from __future__ import annotations
