@@ -54,9 +54,14 @@ def gram(kept: Aligned) -> ExactMatrix:
     """
     size = len(kept.rows)
     total = np.zeros((size, size), dtype=np.int64)
+    # The same rows twice: multiplied by their own transpose, BLAS would take a way that is half as fast for few rows.
+    left, right = _scratch(kept), _scratch(kept)
     for columns in kept.columns():
-        block = kept.block(columns).astype(np.float64)
-        total += (block @ block.T).astype(np.int64)
+        block = kept.block(columns)
+        one, other = left[:, : block.shape[1]], right[:, : block.shape[1]]
+        np.copyto(one, block)
+        np.copyto(other, one)
+        total += (one @ other.T).astype(np.int64)
     scale = [1 << shift for shift in kept.left]
     exact: ExactMatrix = total.astype(object) * np.multiply.outer(np.array(scale, object), np.array(scale, object))
     return exact
@@ -110,14 +115,23 @@ def shared_out(parts: list[int], total: int) -> list[int]:
 def weighted_mean(kept: Aligned, weights: list[int], total: int) -> Aggregate:
     """Σ weight·row / total, rounded half up, in units of 2^base. The weights may sum to less than `total` <= 2^15.
 
-    In float64 and still exact: sums stay below 2^45, and a quotient that is no integer is at least 1/(2·total) away
-    from one, far more than the division's error, so that `floor` never errs.
+    In float64 and still exact: sums stay below 2^45, and with the odd half added every quotient lies at least
+    1/(4·total) away from an integer, far more than multiplying by 1/(2·total) errs, so that `floor` never does.
     """
     factors = np.array([2.0 * (weight << shift) for weight, shift in zip(weights, kept.left, strict=True)])
     values = np.empty(kept.mantissas.shape[1], dtype=np.int32)
+    scratch, sums, inverse = _scratch(kept), np.empty(kept.width), 0.5 / total
     for columns in kept.columns():
-        quotients = factors @ kept.block(columns).astype(np.float64)
-        quotients += total
-        quotients /= 2.0 * total
+        block = kept.block(columns)
+        rows, quotients = scratch[:, : block.shape[1]], sums[: block.shape[1]]
+        np.copyto(rows, block)
+        np.matmul(factors, rows, out=quotients)
+        quotients += total + 0.5
+        quotients *= inverse
         values[columns] = np.floor(quotients, out=quotients)
     return values
+
+
+def _scratch(kept: Aligned) -> npt.NDArray[np.float64]:
+    """Room for one block: made once, since fresh memory costs more than what is computed in it."""
+    return np.empty((len(kept.rows), kept.width))

@@ -19,8 +19,8 @@ from celluler.errors import LocalError
 MAX_ROWS = 64
 """Peers in one group."""
 MAX_LEFT_SHIFT = 14
-BLOCK_CELLS = 1 << 18
-"""Cells aligned at a time: as float64 they are 2 MiB, which a second-level cache holds."""
+BLOCK_CELLS = 1 << 16
+"""Cells aligned at a time: as float64 they are 512 KiB, two of which a second-level cache holds."""
 
 _RIGHT_SHIFT_END = 15  # shifted this far an int16 is 0 or -1, and further shifts change nothing
 _MANTISSA_BITS = 15
@@ -57,10 +57,14 @@ class Aligned:
     right: tuple[int, ...]
     mantissas: Mantissas
 
+    @property
+    def width(self) -> int:
+        """Of a block: how many columns."""
+        return min(max(1, BLOCK_CELLS // len(self.rows)), int(self.mantissas.shape[1]))
+
     def columns(self) -> list[slice]:
         """The blocks in which to walk over the part."""
-        width = max(1, BLOCK_CELLS // len(self.rows))
-        return [slice(start, start + width) for start in range(0, self.mantissas.shape[1], width)]
+        return [slice(start, start + self.width) for start in range(0, self.mantissas.shape[1], self.width)]
 
     def block(self, columns: slice) -> Mantissas:
         """(rows, block) int16, shifted right where it must be but not yet left. Not to be written to."""
