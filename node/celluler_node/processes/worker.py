@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, encode_parts, part_slices
+from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, part_slices
+from celluler.aggregation.wires import FINEST, wire_named
 from celluler.engines.audit_class import audit_class
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
@@ -31,6 +32,7 @@ from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_replay import ReplayUnderWay
 from celluler_node.processes.worker_states import KeptStates
+from celluler_node.processes.worker_wire import encode_update
 from celluler_node.processes.worker_words import (
     REPLIES,
     REQUESTS,
@@ -83,7 +85,7 @@ class Worker:
         self._scratch, self._memory = scratch, memory_bytes
         self._model: Predictor | None = None
         self._run: Trainer | None = None
-        self._parts = 1
+        self._parts, self._wire = 1, FINEST
         self._states = KeptStates(scratch, 0)
         self._replay: ReplayUnderWay | None = None
 
@@ -121,8 +123,7 @@ class Worker:
     def start_run(self, request: StartRun, _: Blobs) -> RunReady:
         architecture = parse_spec(request.spec)
         part_slices(architecture.dimension, request.parts)  # refuses more parts than values
-        if request.wire != "q16":
-            raise LocalError(f"no wire is called {request.wire!r}")
+        wire = wire_named(request.wire).name
         data = load_dataset(architecture, Path(request.data), request.selection)
         micro = micro_batch(architecture, request.batch, self._memory, data.x.nbytes + data.y.nbytes)
         config = TrainConfig(
@@ -140,7 +141,7 @@ class Worker:
             micro_batch=micro,
         )
         weights = load_vector(architecture, Path(request.weights))
-        self._run, self._parts = Trainer(architecture, weights, data, config), request.parts
+        self._run, self._parts, self._wire = Trainer(architecture, weights, data, config), request.parts, wire
         self._states, self._replay = KeptStates(self._scratch, request.kept_states), None
         told = audit_class(request.precision, micro if micro < request.batch else 0)
         return RunReady(self._run.dimension, self._run.state_root(), config.micro, told)
@@ -148,7 +149,7 @@ class Worker:
     def train_round(self, request: TrainRound, _: Blobs) -> Reply:
         run = self._need_run()
         update, loss = run.train(request.round, fresh=request.fresh)
-        exponents, mantissas = encode_parts(update, self._parts)
+        exponents, mantissas = encode_update(update, self._parts, self._wire)
         run.sent(request.round, decode_parts(exponents, mantissas))
         return Reply(Trained(loss, exponents), (_little_endian(mantissas),))
 
@@ -201,7 +202,7 @@ class Worker:
         run, self._replay = self._need_run(), None
         current = request.round == run.applied + 1
         start = run.parameters.copy() if current else weights_of(self._kept(request.round))
-        self._replay = ReplayUnderWay(run, self._parts, request, blobs, start)
+        self._replay = ReplayUnderWay(run, self._parts, self._wire, request, blobs, start)
         return self.go_on(GoOn(request.within_ms), ())
 
     def go_on(self, request: GoOn, _: Blobs) -> Replaying | Replayed:

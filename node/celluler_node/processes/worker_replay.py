@@ -13,28 +13,32 @@ from celluler.aggregation.q16 import (
     ZERO_EXPONENT,
     Quantised,
     decode,
-    encode_parts,
     is_exponent,
     part_slices,
 )
-from celluler.engines.replay import deviation
+from celluler.aggregation.wires import FINEST
+from celluler.engines.replay import Units, deviation
 from celluler.engines.train import Trainer, Vector
 from celluler.errors import LocalError
+from celluler_node.processes.worker_wire import encode_update, steps_of
 from celluler_node.processes.worker_words import Replay, Replayed, Replaying
 
 
 class ReplayUnderWay:
     """One member's round on its way to be done again, in as many turns as the caller likes."""
 
-    def __init__(self, run: Trainer, parts: int, request: Replay, blobs: Sequence[bytearray], start: Vector) -> None:
-        """parts: into how many an update of this run is cut. start: (dimension,) float32, the public weights before
-        that round. Raises LocalError for a request that means nothing."""
+    def __init__(
+        self, run: Trainer, parts: int, wire: str, request: Replay, blobs: Sequence[bytearray], start: Vector
+    ) -> None:
+        """parts: into how many an update of this run is cut. wire: in which form it travels. start: (dimension,)
+        float32, the public weights before that round. Raises LocalError for a request that means nothing."""
         if len(blobs) != 1 + bool(request.before) or list(request.parts) != sorted(set(request.parts)):
             raise LocalError(f"{len(blobs)} blobs for parts {request.parts}")
         if request.parts[-1] >= parts:
             raise LocalError(f"no part {request.parts[-1]} of {parts}")
         pieces = part_slices(run.dimension, parts)
-        self._run, self._parts, self._chosen = run, parts, [pieces[part] for part in request.parts]
+        self._run, self._parts, self._wire = run, parts, wire
+        self._chosen = [pieces[part] for part in request.parts]
         self._numbers = request.parts
         self._sent = _cut(self._chosen, request.exponents, blobs[0])
         self._before = _cut(self._chosen, request.before, blobs[1]) if request.before else None
@@ -49,13 +53,15 @@ class ReplayUnderWay:
     def _judge(self) -> Replayed:
         before = None if self._before is None else _spread(self._run.dimension, self._chosen, self._before)
         work = self._run.work_of(self._steps, before)
-        exponents, mantissas = encode_parts(work.update, self._parts)
+        exponents, mantissas = encode_update(work.update, self._parts, self._wire)
         places = zip(self._numbers, self._chosen, strict=True)
         again = [Quantised(exponents[number], mantissas[piece]) for number, piece in places]
         return Replayed(
             same=all(map(_same, self._sent, again)),
             deviations=tuple(
-                deviation(decode(one), decode(other), work.update[piece], work.added[piece], _unit(one, other))
+                deviation(
+                    decode(one), decode(other), work.update[piece], work.added[piece], _unit(self._wire, one, other)
+                )
                 for one, other, piece in zip(self._sent, again, self._chosen, strict=True)
             ),
         )
@@ -86,9 +92,14 @@ def _same(one: Quantised, other: Quantised) -> bool:
     return one.exponent == other.exponent and bool((one.mantissas == other.mantissas).all())
 
 
-def _unit(sent: Quantised, again: Quantised) -> float:
-    """Between neighbouring mantissas. 0, which forgives nothing, where the exponents differ by more than rounding can
-    explain: with a large one every value would lie within half a unit of zero."""
+def _unit(wire: str, sent: Quantised, again: Quantised) -> float | Units:
+    """Between neighbouring values of the wire. 0, which forgives nothing, where the exponents differ by more than
+    rounding can explain: with a large one every value would lie within half a unit of zero."""
     if ZERO_EXPONENT in (sent.exponent, again.exponent) or abs(sent.exponent - again.exponent) > 1:
         return 0.0
-    return float(2.0 ** max(sent.exponent, again.exponent))
+    mantissa = 2.0 ** max(sent.exponent, again.exponent)
+    if wire == FINEST:
+        return mantissa
+    # Half a mantissa more on either side: the update was rounded to mantissas before.
+    steps = np.maximum(steps_of(wire, sent.mantissas), steps_of(wire, again.mantissas)) + np.float32(1)
+    return steps.astype(np.float64) * mantissa
