@@ -16,7 +16,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class TrainConfig:
     """What a member does in each round; the same at all members but for `index`.
 
-    run: 32 bytes. partition: `iid`, every member draws from all samples; else each from a shard of its own, dealt with
+    run: 32 bytes. members: that were there at the start; shards are theirs, and who came later, at a place behind them,
+    shares one. partition: `iid`, every member draws from all samples; else each from a shard of its own, dealt with
     the run as seed: `shard`, an equal part at random; `by-label`, whole classes; `by-key`, whole keys. precision: of
     the local steps' products; state, update and outer step are float32 always. micro_batch: of so many samples at
     most are the activations held at once, their gradients summed: never other samples, but other roundings. 0: of all.
@@ -38,7 +39,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if len(self.run) != 32:
             raise LocalError("a run has an id of 32 bytes")
-        if not 0 <= self.index < self.members:
+        if self.index < 0 or self.members < 1:
             raise LocalError(f"member {self.index} of {self.members}")
         if self.inner_steps < 1 or self.batch < 1:
             raise LocalError("a round takes at least one step on at least one sample")

@@ -152,7 +152,8 @@ def own_rows(data: Dataset, config: TrainConfig, index: int) -> Tensor | None:
         if data.y.dtype != torch.int64:
             raise LocalError("only a classification's data can be sharded by label")
         labels = data.y.numpy()
-    rows = shard(kind, len(data), config.members, index, config.run, labels=labels, keys=data.keys)
+    place = index % config.members  # who came later shares the shard of one who was there
+    rows = shard(kind, len(data), config.members, place, config.run, labels=labels, keys=data.keys)
     return torch.from_numpy(rows)
 
 

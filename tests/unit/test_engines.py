@@ -230,6 +230,12 @@ def rows_drawn(member: Trainer) -> set[int]:
     return {row for step in range(8) for row in steps.rows(step).tolist()}
 
 
+def test_who_comes_later_shares_a_shard_and_draws_other_samples_of_it() -> None:
+    first, late = (trainer(index=index, members=3, partition="shard", batch=200) for index in (1, 4))
+    assert len(rows_drawn(first) & rows_drawn(late)) > 400
+    assert steps_of(first).rows(0).tolist() != steps_of(late).rows(0).tolist()
+
+
 def test_classes_or_keys_are_a_members_own() -> None:
     data = replace(learning_set(), keys=np.arange(1437, dtype=np.int64) % 30)
     for partition, values in (("by-label", data.y.numpy()), ("by-key", data.keys)):
