@@ -340,7 +340,7 @@ def test_a_regression_learns() -> None:
     "changes",
     [
         {"run": b"short"},
-        {"index": 1},
+        {"index": -1},
         {"inner_steps": 0},
         {"batch": 0},
         {"learning_rate": float("nan")},
