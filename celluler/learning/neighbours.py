@@ -282,7 +282,9 @@ class Neighbours:
         return self._now - self._heard[place] <= self._delta_s
 
     def _graph(self) -> Graph:
-        silent = frozenset(place for place in self._told if not self._alive(place))
+        """Among those we hear of, and those whose model is here though they fell silent since."""
+        here = {place for place, _ in self._here}
+        silent = frozenset(place for place in self._told if place not in here and not self._alive(place))
         return graph(self._topology, len(self.roster), regions=self._regions, silent=silent)
 
     def _most_reached(self) -> int:
@@ -305,14 +307,14 @@ class Neighbours:
         def names(some: Sequence[int]) -> tuple[PeerId, ...]:
             return tuple(self.roster.members[place].peer for place in some)
 
-        absent = [place for place in self._told if not self._alive(place)]
-        missing = [place for place in self._graph().neighbours[self.me] if place not in places]
+        neighbours = self._graph().neighbours[self.me]
+        absent = [p for p in self._told if p not in places and (p in neighbours or not self._alive(p))]
         report = RoundReport(
             round=self.round,
             views=1,
             contributed=names(sorted([*places, self.me])),
             no_weight=names(ignored),
-            absent=names(sorted([*absent, *missing])),
+            absent=names(absent),
         )
         if self.round < self.roster.rules.rounds:
             self.report.rounds.append(report)

@@ -55,7 +55,7 @@ def test_the_same_seed_is_the_same_run(topology: Topology) -> None:
     slow=st.dictionaries(st.integers(0, MEMBERS - 1), st.floats(0.2, 3), max_size=2),
     cut=st.none() | st.tuples(st.floats(0, 2), st.floats(2, 5), st.sets(st.integers(0, MEMBERS - 1)).map(tuple)),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_whatever_the_network_does_and_whoever_dies_the_rest_ends_trained(
     topology: Topology,
     seed: int,
