@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
-Units = npt.NDArray[np.float64]
+Steps = npt.NDArray[np.float32]
 
 BORDER = 1 / 64
 """How close, in units of the wire, a replayed value must lie to where rounding changes."""
@@ -27,23 +27,25 @@ WORST = 1e9
 _BLOCK = 1 << 16  # values compared at a time, in float64
 
 
-def deviation(sent: Vector, again: Vector, exact: Vector, added: Vector, unit: float | Units) -> float:
+def deviation(
+    sent: Vector, again: Vector, exact: Vector, added: Vector, unit: float, steps: Steps | None = None
+) -> float:
     """‖sent − again‖ / ‖added‖ over one part, 0…WORST.
 
     All (d,) float32. sent, again: what the two wires stand for. exact: the replayed update before it was rounded;
-    added: the part of it that the member's steps gave. unit: between neighbouring values of the wire, of all or of
-    each; 0 forgives no rounding.
+    added: the part of it that the member's steps gave. unit: between neighbouring mantissas; 0 forgives no rounding.
+    steps: (d,) float32, of a wire that rounds mantissas once more: between neighbouring values of it, in mantissas.
     """
-    units = np.broadcast_to(np.asarray(unit, dtype=np.float64), sent.shape)
     difference = worked = 0.0
     for start in range(0, sent.size, _BLOCK):
         block = slice(start, start + _BLOCK)
         one, other = sent[block].astype(np.float64), again[block].astype(np.float64)
         apart = one - other
-        apart[np.abs(one - exact[block]) <= (0.5 + BORDER) * units[block]] = 0
+        reach = 0.5 if steps is None else 0.5 * steps[block] + 0.5
+        apart[np.abs(one - exact[block]) <= (reach + BORDER) * unit] = 0
         difference += float(apart @ apart)
-        steps = added[block].astype(np.float64)
-        worked += float(steps @ steps)
+        work = added[block].astype(np.float64)
+        worked += float(work @ work)
     if difference == 0.0:
         return 0.0
     return min(WORST, math.sqrt(difference / worked)) if worked > 0.0 else WORST

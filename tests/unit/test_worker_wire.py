@@ -11,7 +11,7 @@ from celluler.aggregation.q16 import Quantised, Values, decode, part_slices
 from celluler.aggregation.wires import WIRES, round_to
 from celluler.engines.replay import deviation
 from celluler.learning.audit import TOLERANCE
-from celluler_node.processes.worker_replay import _unit
+from celluler_node.processes.worker_replay import _steps, _unit
 from celluler_node.processes.worker_wire import encode_update, steps_of
 
 SIZE = 5000
@@ -27,7 +27,7 @@ def updates(seed: int) -> tuple[Values, Values]:
 
 def measure(wire: str, sent: Values, exact: Values, added: Values) -> float:
     one, other = (Quantised(e[0], m) for e, m in (encode_update(values, 1, wire) for values in (sent, exact)))
-    return deviation(decode(one), decode(other), exact, added, _unit(wire, one, other))
+    return deviation(decode(one), decode(other), exact, added, _unit(one, other), _steps(wire, one, other))
 
 
 @pytest.mark.parametrize("wire", WIRES)

@@ -17,8 +17,8 @@ from celluler.aggregation.q16 import (
     part_slices,
 )
 from celluler.aggregation.wires import FINEST
-from celluler.engines.replay import Units, deviation
-from celluler.engines.train import Trainer, Vector
+from celluler.engines.replay import Steps, deviation
+from celluler.engines.train import Trainer, Vector, Work
 from celluler.errors import LocalError
 from celluler_node.processes.worker_wire import encode_update, steps_of
 from celluler_node.processes.worker_words import Replay, Replayed, Replaying
@@ -56,15 +56,13 @@ class ReplayUnderWay:
         exponents, mantissas = encode_update(work.update, self._parts, self._wire)
         places = zip(self._numbers, self._chosen, strict=True)
         again = [Quantised(exponents[number], mantissas[piece]) for number, piece in places]
-        return Replayed(
-            same=all(map(_same, self._sent, again)),
-            deviations=tuple(
-                deviation(
-                    decode(one), decode(other), work.update[piece], work.added[piece], _unit(self._wire, one, other)
-                )
-                for one, other, piece in zip(self._sent, again, self._chosen, strict=True)
-            ),
-        )
+        compared = zip(self._sent, again, self._chosen, strict=True)
+        deviations = tuple(self._deviation(work, piece, one, other) for one, other, piece in compared)
+        return Replayed(all(map(_same, self._sent, again)), deviations)
+
+    def _deviation(self, work: Work, piece: slice, sent: Quantised, again: Quantised) -> float:
+        exact, added = work.update[piece], work.added[piece]
+        return deviation(decode(sent), decode(again), exact, added, _unit(sent, again), _steps(self._wire, sent, again))
 
 
 def _cut(chosen: Sequence[slice], exponents: Sequence[int], blob: bytearray) -> list[Quantised]:
@@ -92,14 +90,17 @@ def _same(one: Quantised, other: Quantised) -> bool:
     return one.exponent == other.exponent and bool((one.mantissas == other.mantissas).all())
 
 
-def _unit(wire: str, sent: Quantised, again: Quantised) -> float | Units:
-    """Between neighbouring values of the wire. 0, which forgives nothing, where the exponents differ by more than
-    rounding can explain: with a large one every value would lie within half a unit of zero."""
+def _unit(sent: Quantised, again: Quantised) -> float:
+    """Between neighbouring mantissas. 0, which forgives nothing, where the exponents differ by more than rounding can
+    explain: with a large one every value would lie within half a unit of zero."""
     if ZERO_EXPONENT in (sent.exponent, again.exponent) or abs(sent.exponent - again.exponent) > 1:
         return 0.0
-    mantissa = 2.0 ** max(sent.exponent, again.exponent)
+    return float(2.0 ** max(sent.exponent, again.exponent))
+
+
+def _steps(wire: str, sent: Quantised, again: Quantised) -> Steps | None:
+    """Between neighbouring values of a wire that is coarser than mantissas."""
     if wire == FINEST:
-        return mantissa
-    # Half a mantissa more on either side: the update was rounded to mantissas before.
-    steps = np.maximum(steps_of(wire, sent.mantissas), steps_of(wire, again.mantissas)) + np.float32(1)
-    return steps.astype(np.float64) * mantissa
+        return None
+    steps: Steps = np.maximum(steps_of(wire, sent.mantissas), steps_of(wire, again.mantissas))
+    return steps
