@@ -8,6 +8,7 @@ way round: the kinds differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 from celluler.errors import ProtocolViolation
@@ -18,6 +19,7 @@ from celluler.wire import I16, Bytes32, Length, Range, unpack
 MAX_SETTLING = 64
 MAX_MESSAGE_BYTES = 4096
 _ENVELOPE_BYTES = 320
+_CACHED_WORDS = 512
 
 Number = Annotated[int, Range(0, MAX_ROUNDS + MAX_SETTLING)]
 """A round, from 0; one past the last for a member that has finished."""
@@ -46,8 +48,9 @@ class Model:
 _BY_KIND: dict[str, Any] = {cls.KIND: cls for cls in (Here, Model)}
 
 
+@lru_cache(maxsize=_CACHED_WORDS)
 def open_word(raw: bytes) -> Signed[Here] | Signed[Model]:
-    """Verify and parse. Raises PeerViolation."""
+    """Verify and parse. Raises PeerViolation. Remembers the last ones: what may be lost is said again and again."""
     kind = unpack(Envelope, raw, limit=MAX_MESSAGE_BYTES + _ENVELOPE_BYTES).kind
     cls = _BY_KIND.get(kind)
     if cls is None:

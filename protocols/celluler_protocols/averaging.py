@@ -26,19 +26,19 @@ import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from celluler.aggregation.digests import part_hash
+from celluler.aggregation.digests import part_hash, wire_bytes
+from celluler.aggregation.wires import unpack
 from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import Identity, public_key_of, short
-from celluler.wire import LENGTH_PREFIX_BYTES
 from celluler_protocols import p2pd_guard
-from celluler_protocols.averaging_exchange import Delivery, Exchange, Late, Slot, check_aggregate, is_committed
+from celluler_protocols.averaging_exchange import Delivery, Exchange, Sealed, Slot
+from celluler_protocols.averaging_gathering import Late, check_aggregate, is_committed, used_in
 from celluler_protocols.averaging_messages import (
-    FRAME_LIMIT,
     MAX_MEMBERS,
     OWN,
     PROTOCOL_ID,
@@ -54,10 +54,11 @@ from celluler_protocols.averaging_messages import (
     Reduced,
     Refused,
     Taken,
+    Update,
     Want,
-    frames,
 )
 from celluler_protocols.averaging_own import OwnWires
+from celluler_protocols.averaging_stream import Stream
 
 
 def _enter_without_running(*packages: str) -> None:
@@ -89,8 +90,6 @@ START_S = 20.0
 CONNECT_S = 10.0
 ANNOUNCE_S = 10.0
 """For the first message of a stream."""
-STALL_S = 20.0
-"""Without a byte on a stream that should be flowing."""
 HOLD_S = 60.0
 """How long an announcement may wait for an exchange that we have not begun."""
 DRAIN_S = 1.0
@@ -103,8 +102,6 @@ KEPT_ROUNDS = 2
 """Exchanges whose inputs are kept for those who check."""
 RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 
-_CHUNK_BYTES = 1 << 18
-_READ_BYTES = 1 << 18
 _LONGEST_FOLDER = 107 - len("/p2pclient-0123456789a.sock")
 
 _STREAM_ERRORS = (OSError, EOFError, RuntimeError, P2PDaemonError, PeerViolation)
@@ -141,8 +138,11 @@ async def open_averager(
 
 @dataclass(slots=True)
 class _Running:
+    """foreseen: of each part whose inputs go to all, what we find by ourselves once they are there."""
+
     exchange: Exchange
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    foreseen: dict[int, asyncio.Task[Sealed | None]] = field(default_factory=dict)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
 
@@ -165,6 +165,7 @@ class Averager:
         self._running: dict[Key, _Running] = {}
         self._kept: OrderedDict[Key, Exchange] = OrderedDict()
         self._own = OwnWires()
+        self._found: dict[tuple[Key, int], Sealed] = {}
         self._salvaged: dict[tuple[bytes, int, int, int], bytes | bytearray | memoryview] = {}
         self._waiting: dict[Key, _Waiting] = {}
         self._newest: Key | None = None
@@ -220,24 +221,55 @@ class Averager:
             await self._end(running)
         return running.exchange.outcome(), running.exchange.aggregate
 
-    async def check(self, plan: Plan, result: PartOutcome) -> bool:
-        """Fetch the inputs that the reducer says it used and reduce them anew: whether every bit is the same.
+    def offer(self, run: bytes, round_number: int, parts: Mapping[int, memoryview]) -> None:
+        """Serve these parts of ours to whoever asks for them by `inputs`, without an exchange of that round.
 
-        Inputs come from the reducer, else from the member itself; one that is not what its member committed to counts
-        as not had. Raises Unavailable when one cannot be had; the caller sets the deadline.
+        Raises LocalError where another run was begun.
         """
+        if self._newest is not None and run != self._newest[0]:
+            raise LocalError("an averager serves one run")
+        self._newest = max(self._newest or (run, 0, 0), (run, round_number, 0))
+        self._own.keep(round_number, parts)
+
+    async def check(self, plan: Plan, result: PartOutcome) -> bool:
+        """Reduce a part anew from the inputs that its reducer says it used: whether every bit is the same.
+
+        What an exchange gave us counts, where inputs went to all even what we found in it; other inputs come from the
+        reducer, else from the member itself. One that is not what its member committed to counts as not had. Raises
+        Unavailable when one cannot be had; the caller sets the deadline.
+        """
+        found = self._found.get((plan.key, result.part))
+        if found is not None and found.result.used == result.used and self._is_same(plan):
+            return found.result == result
         reducer = next(each.reducer for each in plan.assignments if each.part == result.part)
         inputs: dict[int, bytes | bytearray | memoryview] = {}
-        used = [member for member in range(len(plan.members)) if result.used >> member & 1]
         try:
-            for member in used:
+            for member in used_in(plan, result):
                 key = (plan.run, plan.round, result.part, member)
-                had = self._salvaged.pop(key) if key in self._salvaged else None
+                had = self._salvaged.pop(key) if key in self._salvaged else self._here(plan, result.part, member)
                 inputs[member] = had or await self._input(plan, result.part, member, reducer)
         except Unavailable:
             self._salvage(plan, result.part, inputs)
             raise
         return await asyncio.to_thread(check_aggregate, plan, result, inputs)
+
+    def _is_same(self, plan: Plan) -> bool:
+        """Whether the exchange that we know by this name is this one: the same members, bytes and rule."""
+        known = next((each.plan for key, each in self._known() if key == plan.key), None)
+        return known is not None and replace(known, gather_s=0, deadline_s=0, quorum=0) == replace(
+            plan, gather_s=0, deadline_s=0, quorum=0
+        )
+
+    def _here(self, plan: Plan, part: int, member: int) -> memoryview | None:
+        """An input that an exchange of this round has brought us."""
+        who = plan.members[member]
+        for key, exchange in self._known():
+            places = [place for place, each in enumerate(exchange.plan.members) if each.author == who.author]
+            if key[:2] == (plan.run, plan.round) and places and exchange.plan.members[places[0]].hashes == who.hashes:
+                held = exchange.input_of(part, places[0])
+                if held is not None:
+                    return held
+        return None
 
     async def inputs(self, run: bytes, round_number: int, member: Member, sizes: Mapping[int, int]) -> bytearray:
         """Parts of a member's update of a past round, from itself, each what it committed to; one after another.
@@ -268,17 +300,38 @@ class Averager:
     def _start(self, running: _Running, until: float) -> None:
         for delivery in running.exchange.parts_to_send():
             self._attach(running, self._deliver(running, delivery, until))
-        for part in running.exchange.gatherings:
+        for part in running.exchange.mine:
             self._attach(running, self._reduce(running, part, until))
+        for part in running.exchange.gatherings.keys() - set(running.exchange.mine):
+            running.foreseen[part] = self._attach(running, self._foresee(running, part))
+
+    async def _gathered(self, running: _Running, part: int) -> None:
+        """Until all inputs of a part are there, or the gathering time is over."""
+        gathering = running.exchange.gatherings[part]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(running.exchange.plan.gather_s):
+                while not gathering.complete:
+                    running.changed.clear()
+                    await running.changed.wait()
+
+    async def _foresee(self, running: _Running, part: int) -> Sealed | None:
+        """Compute beside its reducer what it will tell us. None when inputs are missing: then we must be told."""
+        exchange = running.exchange
+        gathering = exchange.gatherings[part]
+        await self._gathered(running, part)
+        if not gathering.complete:
+            return None
+        gathering.closed = True
+        used = sum(1 << member for member in gathering.there)
+        sealed = await asyncio.to_thread(exchange.foresee, part, used)
+        if sealed is not None:
+            self._found[exchange.plan.key, part] = sealed
+        return sealed
 
     async def _reduce(self, running: _Running, part: int, until: float) -> None:
         exchange = running.exchange
         gathering = exchange.gatherings[part]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(exchange.plan.gather_s):
-                while not gathering.complete:
-                    running.changed.clear()
-                    await running.changed.wait()
+        await self._gathered(running, part)
         if not gathering.complete:
             _log.info("averaging.inputs_missing part=%d there=%s", part, gathering.there)
         if not exchange.close_gathering(part):
@@ -312,7 +365,7 @@ class Averager:
         finally:
             if problem:
                 _log.info("averaging.undelivered peer=%s problem=%s", short(member.peer), problem[:200])
-                running.exchange.fault(FaultKind.UNREACHABLE, delivery.member, delivery.message.part, problem)
+                running.exchange.fault(FaultKind.UNREACHABLE, delivery.member, delivery.part, problem)
 
     async def _send(self, peer: str, delivery: Delivery) -> Taken | Refused:
         async with self._open(peer) as stream:
@@ -322,6 +375,8 @@ class Averager:
                     await stream.send_bytes(delivery.body)
                 case Refused() as refused:
                     return refused
+                case Taken() as taken if isinstance(delivery.message, Reduced):
+                    return taken
                 case _:
                     raise ProtocolViolation("neither Ready nor Refused")
             match await stream.hear():
@@ -331,18 +386,17 @@ class Averager:
                     raise ProtocolViolation("neither Taken nor Refused")
 
     async def _input(self, plan: Plan, part: int, member: int, reducer: int) -> bytes | bytearray | memoryview:
-        size = plan.values_in(part) * VALUE_BYTES
+        size, want = plan.bytes_of(part), Want(plan.run, plan.round, part, member)
         for place in dict.fromkeys((reducer, member)):
             if plan.members[place].peer == self.peer_id:
-                kept = self._kept.get(plan.key)
-                held = kept.input_of(part, member) if kept is not None else None
-                if held is not None:
-                    return held
                 continue
-            data, want = bytearray(size), Want(plan.run, plan.round, part, member)
-            came = await self._ask(plan.members[place].peer, want, memoryview(data))
-            if came and await asyncio.to_thread(is_committed, plan, part, member, data):
-                return data
+            data = bytearray(size)
+            if not await self._ask(plan.members[place].peer, want, memoryview(data)):
+                continue
+            with contextlib.suppress(ProtocolViolation):
+                mantissas = await asyncio.to_thread(unpack, plan.wire, data, plan.values_in(part))
+                if await asyncio.to_thread(is_committed, plan, part, member, wire_bytes(mantissas)):
+                    return memoryview(wire_bytes(mantissas))
         raise Unavailable(f"the input of member {member} for part {part}")
 
     async def _ask(self, peer: str, want: Want, target: memoryview) -> bool:
@@ -357,12 +411,12 @@ class Averager:
         return False
 
     @asynccontextmanager
-    async def _open(self, peer: str) -> AsyncIterator[_Stream]:
+    async def _open(self, peer: str) -> AsyncIterator[Stream]:
         if peer not in self._admitted:
             raise LocalError(f"{short(peer)} is not of this run")
         await self._connect(peer)
         async with asyncio.timeout(CONNECT_S):
-            stream = _Stream(*await self._open_stream(peer))
+            stream = Stream(*await self._open_stream(peer))
         try:
             yield stream
         finally:
@@ -393,7 +447,7 @@ class Averager:
 
     async def _handle(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The boundary: nothing that a remote does escapes from here."""
-        peer, stream = info.peer_id.to_base58(), _Stream(reader, writer)
+        peer, stream = info.peer_id.to_base58(), Stream(reader, writer)
         task = asyncio.current_task()
         assert task is not None
         self._handlers.add(task)
@@ -414,7 +468,7 @@ class Averager:
                 del self._streams[peer]
             stream.close()
 
-    async def _answer(self, peer: str, stream: _Stream) -> None:
+    async def _answer(self, peer: str, stream: Stream) -> None:
         if self._violations[peer] >= MAX_VIOLATIONS or self._streams[peer] > MAX_STREAMS_PER_PEER:
             return None
         async with asyncio.timeout(ANNOUNCE_S):
@@ -422,7 +476,7 @@ class Averager:
         if peer not in self._admitted:  # it may know the roster before we do, so it may ask again
             return await stream.refuse("not admitted", final=False)
         match message:
-            case Part() | Reduced():
+            case Part() | Reduced() | Update():
                 await self._take(peer, stream, message)
             case Want():
                 await self._serve(peer, stream, message)
@@ -430,14 +484,14 @@ class Averager:
                 raise ProtocolViolation(f"{type(message).__name__} begins no stream", peer=peer)
         return None
 
-    async def _take(self, peer: str, stream: _Stream, message: Part | Reduced) -> None:
+    async def _take(self, peer: str, stream: Stream, message: Part | Reduced | Update) -> None:
         task = asyncio.current_task()
         assert task is not None
         try:
             running = await self._exchange_of(peer, (message.run, message.round, message.view))
             running.tasks.add(task)
             try:
-                await self._receive(running, stream, running.exchange.begin(peer, message))
+                await self._take_in(running, peer, stream, message)
             finally:
                 running.tasks.discard(task)
                 running.changed.set()
@@ -448,15 +502,47 @@ class Averager:
         except Unavailable as error:
             await stream.refuse(str(error), final=isinstance(error, Late))
 
-    async def _receive(self, running: _Running, stream: _Stream, slot: Slot) -> None:
+    async def _take_in(self, running: _Running, peer: str, stream: Stream, message: Part | Reduced | Update) -> None:
+        exchange = running.exchange
+        if isinstance(message, Update):
+            await self._receive(running, stream, exchange.begin_update(peer, message))
+        elif isinstance(message, Reduced) and await self._is_found(running, peer, message):
+            await stream.say(Taken())
+        else:
+            await self._receive(running, stream, [exchange.begin(peer, message)])
+
+    async def _is_found(self, running: _Running, peer: str, message: Reduced) -> bool:
+        """Whether we have found by ourselves what a reducer announces; what it used may be less than what we have."""
+        exchange = running.exchange
+        if not exchange.plan.to_all:
+            return False
+        exchange.is_announced(peer, message)
+        sealed = await asyncio.shield(running.foreseen[message.part])
+        if sealed is None or sealed.result.used != message.used:
+            exchange.gatherings[message.part].closed = True
+            sealed = await asyncio.to_thread(exchange.foresee, message.part, message.used)
+        exchange.is_announced(peer, message)  # another stream may have brought it meanwhile
+        return sealed is not None and exchange.settle(message, sealed)
+
+    async def _receive(self, running: _Running, stream: Stream, slots: Sequence[Slot]) -> None:
+        """One after another. What is wrong with one is told at the end: the others count."""
+        wrong: PeerViolation | None = None
+        left = list(slots)
         try:
             await stream.say(Ready())
-            await stream.receive_into(slot.target)
+            while left:
+                await stream.receive_into(left[0].target)
+                try:
+                    running.exchange.finish(left.pop(0))
+                except PeerViolation as error:
+                    wrong = wrong or error
+                running.changed.set()
         except BaseException:
-            running.exchange.broken(slot)
+            for slot in left:
+                running.exchange.broken(slot)
             raise
-        running.exchange.finish(slot)
-        running.changed.set()
+        if wrong is not None:
+            raise wrong
         await stream.say(Taken())
 
     async def _exchange_of(self, peer: str, key: Key) -> _Running:
@@ -491,13 +577,13 @@ class Averager:
             if not waiting.count:
                 self._waiting.pop(key, None)
 
-    async def _serve(self, peer: str, stream: _Stream, want: Want) -> None:
+    async def _serve(self, peer: str, stream: Stream, want: Want) -> None:
         if want.member == OWN:
             return await self._serve_own(peer, stream, want)
         for key, exchange in self._known():
             if key[:2] != (want.run, want.round):
                 continue
-            held = exchange.input_of(want.part, want.member) if want.member < len(exchange.plan.members) else None
+            held = exchange.input_packed(want.part, want.member) if want.member < len(exchange.plan.members) else None
             if held is None:
                 continue
             self._served[peer, key, want.part, want.member] += 1
@@ -511,7 +597,7 @@ class Averager:
         """The exchanges whose inputs we can serve, the newest first; what came of one that runs is there already."""
         return [*((key, each.exchange) for key, each in self._running.items()), *reversed(self._kept.items())]
 
-    async def _serve_own(self, peer: str, stream: _Stream, want: Want) -> None:
+    async def _serve_own(self, peer: str, stream: Stream, want: Want) -> None:
         if self._newest is None or want.run != self._newest[0]:
             return await stream.refuse("not here", final=True)
         try:
@@ -534,6 +620,7 @@ class Averager:
         await asyncio.gather(*running.tasks, return_exceptions=True)
         while len(self._kept) > KEPT_ROUNDS:
             forgotten, _ = self._kept.popitem(last=False)
+            self._found = {place: sealed for place, sealed in self._found.items() if place[0] != forgotten}
             self._served = Counter({place: count for place, count in self._served.items() if place[1] != forgotten})
 
     async def ended(self) -> int:
@@ -552,12 +639,13 @@ class Averager:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _attach(self, running: _Running, work: Coroutine[Any, Any, None]) -> None:
+    def _attach(self, running: _Running, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of an exchange: it ends with it."""
         task = asyncio.create_task(work)
         running.tasks.add(task)
         task.add_done_callback(running.tasks.discard)
         task.add_done_callback(_report)
+        return task
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """A task of the averager: bounded by its own deadline, or by our end."""
@@ -573,53 +661,6 @@ def _report(task: asyncio.Task[Any]) -> None:
             _log.info("averaging.unreachable reason=%s", error)
         else:
             _log.error("averaging.task_failed", exc_info=error)
-
-
-class _Stream:
-    """Frames of the protocol and raw bytes on one stream of p2pd."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._frames = frames()
-
-    async def say(self, message: Any) -> None:
-        self._writer.write(self._frames.encode(message))
-        await self._drain()
-
-    async def hear(self) -> Any:
-        """One message, and not a byte beyond it."""
-        prefix = await self._reader.readexactly(LENGTH_PREFIX_BYTES)
-        size = int.from_bytes(prefix, "big")
-        if not 0 < size <= FRAME_LIMIT:
-            raise ProtocolViolation(f"frame of {size} bytes, limit {FRAME_LIMIT}")
-        (message,) = self._frames.feed(prefix + await self._reader.readexactly(size))
-        return message
-
-    async def refuse(self, reason: str, *, final: bool) -> None:
-        await self.say(Refused(reason.encode()[:180].decode("utf-8", "ignore"), final))
-
-    async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), _CHUNK_BYTES):
-            self._writer.write(view[start : start + _CHUNK_BYTES])
-            await self._drain()
-
-    async def receive_into(self, target: memoryview) -> None:
-        filled = 0
-        while filled < len(target):
-            async with asyncio.timeout(STALL_S):
-                chunk = await self._reader.read(min(_READ_BYTES, len(target) - filled))
-            if not chunk:
-                raise EOFError("the stream ended within the bytes")
-            target[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-
-    async def _drain(self) -> None:
-        async with asyncio.timeout(STALL_S):
-            await self._writer.drain()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _dialable(addresses: Sequence[str], peer: str) -> list[Multiaddr]:

@@ -27,6 +27,8 @@ from celluler_node.processes.averager_words import (
     Exchanged,
     Had,
     Inputs,
+    Offer,
+    Offered,
     Open,
     Opened,
 )
@@ -88,6 +90,7 @@ class _Run:
             Check: self._check,
             Close: self._close,
             Inputs: self._inputs,
+            Offer: self._offer,
         }
 
     async def _open(self, request: Open, _: tuple[bytearray, ...]) -> Opened:
@@ -120,6 +123,15 @@ class _Run:
         pieces = part_slices(request.dimension, count)
         sizes = {part: VALUE_BYTES * (pieces[part].stop - pieces[part].start) for part in request.parts}
         return Reply(Had(), (await self._opened().inputs(request.run, request.round, member, sizes),))
+
+    async def _offer(self, request: Offer, blobs: tuple[bytearray, ...]) -> Offered:
+        if len(blobs) != 1:
+            raise LocalError(f"{len(blobs)} blobs, must be one")
+        whole = memoryview(blobs[0])
+        pieces = part_slices(len(whole) // VALUE_BYTES, request.parts)
+        parts = {part: whole[piece.start * VALUE_BYTES : piece.stop * VALUE_BYTES] for part, piece in enumerate(pieces)}
+        self._opened().offer(request.run, request.round, parts)
+        return Offered()
 
     async def _close(self, request: Close, _: tuple[bytearray, ...]) -> Closed:
         if self._averager is not None:

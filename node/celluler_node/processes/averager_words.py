@@ -100,6 +100,20 @@ class Had:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """Serve our own mantissas of a round, its blob, to whoever asks by `Inputs`, without any exchange. → Offered"""
+
+    run: Bytes32
+    round: U64
+    parts: Annotated[int, Range(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Send what others still lack, for at most `drain_s`, and stop listening. The end of the channel ends it too."""
 
@@ -114,8 +128,8 @@ class Closed:
 AVERAGER = Program(
     "averager",
     "celluler_node.processes.averager",
-    requests=(Open, Admit, Exchange, Check, Close, Inputs),
-    replies=(Opened, Admitted, Exchanged, Checked, Closed, Had),
+    requests=(Open, Admit, Exchange, Check, Close, Inputs, Offer),
+    replies=(Opened, Admitted, Exchanged, Checked, Closed, Had, Offered),
     max_blob_bytes=1 << 32,
     ready_s=60.0,
 )

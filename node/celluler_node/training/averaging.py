@@ -21,6 +21,7 @@ from celluler.identity import PeerId, public_key_of, short
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
 from celluler.learning.effects import Check, Exchange
 from celluler.learning.messages import Commit, Part
+from celluler.learning.neighbours_messages import Model
 from celluler.learning.roster import RosterMember, RosterView, bad_updates
 from celluler_node.processes import averager_words as words
 from celluler_node.processes.supervisor import Child, open_process
@@ -113,12 +114,12 @@ class Averaging:
         roster: RosterView,
         place: int,
         round_number: int,
-        commit: Commit,
+        commit: Commit | Model,
         parts: Sequence[int],
         dimension: int,
         within_s: float,
     ) -> bytes | None:
-        """Parts of a member's update of a past round, from that member, each verified against its commit.
+        """Parts of a member's update of a round, from that member, each verified against what it committed to.
 
         parts: ascending. One after another, little-endian int16; None when they are not served in time, or are others.
         """
@@ -135,6 +136,10 @@ class Averaging:
             self.received_bytes += len(data)
             return data
         return None
+
+    async def offer(self, run: bytes, round_number: int, parts: int, mantissas: bytes) -> None:
+        """Serve our own model of a round to those who ask by `inputs`: (dimension,) little-endian int16."""
+        await self._child.call(words.Offer(run, round_number, parts), mantissas)
 
     async def drain(self, within_s: float) -> None:
         """After the last round: send on what others still lack, then stop listening."""
