@@ -68,6 +68,25 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """Do a member's steps of a certified round again and answer `audited`, when there is nothing to train.
+
+    member: a roster place. commit: what it committed to; before: the same of the round before, whose momentum its
+    update carries; None when it carries none. parts: those to compare. accused: because somebody says that it is wrong.
+    Its data is had from the member by the hashes in both; that may take `within_s`, after which it counts as not
+    served. The answer may come late; one that comes when the state before the round is gone is of no use.
+    """
+
+    round: int
+    member: int
+    commit: Commit
+    before: Commit | None
+    parts: tuple[int, ...]
+    accused: bool
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Get reduced parts from those who hold them, answer `fetched` for each. Repeated while they lack.
 
@@ -141,4 +160,6 @@ class Stalled:
     reason: str
 
 
-Effect = Send | Train | Exchange | Check | Fetch | Apply | Certified | Fault | Exclude | Diverged | Finished | Stalled
+Effect = (
+    Send | Train | Exchange | Check | Audit | Fetch | Apply | Certified | Fault | Exclude | Diverged | Finished | Stalled
+)  # fmt: skip

@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar
 from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.identity import Signed
 from celluler.learning.audit_evidence import REFUTED_ACCUSATIONS, AuditEvidence, RefutedEvidence
+from celluler.learning.audit_messages import Accuse, Verdict
 from celluler.learning.inputs import check_part
 from celluler.learning.messages import (
     BodyProposal,
@@ -106,6 +107,8 @@ def _occasion(record: Any) -> tuple[int, ...] | None:
             return record.view, record.part
         case Vote():
             return record.view, record.phase
+        case Accuse() | Verdict():
+            return (record.target,)
     return None
 
 
@@ -115,6 +118,8 @@ _WHAT: Mapping[type, str] = {
     Reduced: "two different results for one part in one view",
     BodyProposal: "two different bodies in one view",
     Vote: "two votes in one phase of one view",
+    Accuse: "two different accusations of one update",
+    Verdict: "two different verdicts on one update",
 }
 
 

@@ -124,13 +124,19 @@ class Case:
         return self.roster.members[self.accused].nickname
 
 
-def evidence_file(roster: RosterView, kind: Kind, record: Evidence, chain: Iterable[Certificate] = ()) -> bytes:
-    """chain: every certificate before the round in question, needed only if a member was expelled or admitted by then.
+def evidence_file(roster: RosterView, kind: Kind, record: Evidence | bytes, chain: Iterable[Certificate] = ()) -> bytes:
+    """record: of this kind, or its packed form. chain: every certificate before the round in question, needed only if
+    a member was expelled or admitted by then.
 
     The roster is the one that the coordinator signed: whoever was admitted later is in the chain.
     """
-    file = EvidenceFile(roster.run, roster.coordinator, roster.raw, kind.value, pack(record), tuple(chain))
-    return MARK + pack(file)
+    body = record if isinstance(record, bytes) else pack(record)
+    return MARK + pack(EvidenceFile(roster.run, roster.coordinator, roster.raw, kind.value, body, tuple(chain)))
+
+
+def with_chain(raw: bytes, chain: Iterable[Certificate]) -> bytes:
+    """The same file with the certificates before the round in question."""
+    return MARK + pack(replace(read_evidence_file(raw), chain=tuple(chain)))
 
 
 def open_evidence_file(raw: bytes, *, coordinator: str | None = None) -> Case:
@@ -161,11 +167,6 @@ def open_evidence(electorate_of: ElectorateOf, kind: Kind, body: bytes) -> Case:
     """The same for one who knows who took part in each round. Raises ProtocolViolation or BadSignature."""
     record = unpack(_RECORDS[kind], body, limit=MAX_EVIDENCE_BYTES)
     return _open(electorate_of, kind, record)
-
-
-def conviction(round_number: int, kind: Kind, record: Evidence) -> Conviction:
-    """What makes the other members see it too, for the kinds that need nothing but signatures."""
-    return Conviction(record.run, round_number, kind.value, pack(record))
 
 
 def open_conviction(electorate_of: ElectorateOf, record: Conviction) -> Case:
