@@ -7,7 +7,7 @@ What it finds wrong, and what it could not look at, stands in the report: it rai
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +28,7 @@ from celluler.learning.audit import (
     draw,
     odds,
 )
-from celluler.learning.messages import places
+from celluler.learning.messages import places, record_hash
 from celluler.learning.transcript import Transcript
 from celluler.learning.verify import Archive, Link
 from celluler_node.processes import worker_words as words
@@ -49,11 +49,14 @@ _TOLD = 3
 @dataclass(frozen=True, slots=True)
 class Sample:
     """replays: updates to draw. seed: chosen after the run was made, or whoever chose it before could evade it.
-    tolerance: deviation up to which a replay is believed."""
+    tolerance: deviation up to which a replay is believed. only: instead of a draw these, by (round, roster place),
+    each with the hash of the commit that is meant; nothing is followed further than they need.
+    """
 
     replays: int
     seed: bytes
     tolerance: float = TOLERANCE
+    only: Mapping[tuple[int, int], bytes] | None = None
 
 
 async def verify_training(
@@ -110,6 +113,7 @@ class _Verification:
         self._lines = {check: _Line(of=1) for check in (*_CHECKS, "training")}
         self._replayable: list[Replayable] = []
         self._drawn: dict[int, list[Replayable]] = {}
+        self._meant: set[tuple[int, int]] = set()
         self._replays: list[Replayed] = []
         self._weights = ""
         self._updates = 0
@@ -125,6 +129,11 @@ class _Verification:
 
     def wrong(self, check: str, reason: str) -> None:
         self._lines[check].wrong.append(reason)
+
+    def explain(self, reason: str) -> None:
+        """Why there was nothing to look at."""
+        for line in self._lines.values():
+            line.detail = reason
 
     def report(self) -> TrainingReport:
         findings = tuple(line.finding(check) for check, line in self._lines.items())
@@ -152,6 +161,7 @@ class _Verification:
             for link in archive.walk():
                 self.ok("certificates", 1)
                 population.add(link)
+                self._note_meant(link)
                 self._examine(archive, link)
                 expelled += [f"{archive.name_of(one)} in round {link.round}" for one in places(link.body.expelled)]
                 self._on_round(link.round, 2 * rounds)
@@ -168,11 +178,21 @@ class _Verification:
         self._lines["momentum"].of = population.updates
         self.ok("momentum", population.sound)
         self._lines["momentum"].wrong += population.odd
-        chosen = draw(population.replayable, self._sample.replays, self._sample.seed)
+        if self._sample.only is None:
+            chosen = draw(population.replayable, self._sample.replays, self._sample.seed)
+        else:
+            chosen = frozenset(self._meant)
         for one in population.replayable:
             if (one.round, one.member) in chosen:
                 self._drawn.setdefault(one.round, []).append(one)
         return True
+
+    def _note_meant(self, link: Link) -> None:
+        """Of the updates asked for by name, those that this history has."""
+        for (number, member), name in (self._sample.only or {}).items():
+            commit = link.commit_of(member) if number == link.round else None
+            if commit is not None and record_hash(commit) == name:
+                self._meant.add((number, member))
 
     def _expect(self, rounds: int, parts: int) -> None:
         counts = {"certificates": rounds + 1, "commits": rounds, "states": rounds + 1}
@@ -195,6 +215,8 @@ class _Verification:
     async def follow(self, archive: Archive, fetch: Fetch, worker: Program, limits: Limits, scratch: Path) -> None:
         """Every state from the first, and the replays drawn, in a worker. What it lacks is told, not raised."""
         assert self.papers is not None
+        if self._sample.only is not None and not self._drawn:
+            return
         try:
             weights = await fetch(Digest(self.papers.base.record.weights), "weights")
             data = await fetch(self.papers.order.spec.data.content, "data")
@@ -211,7 +233,7 @@ class _Verification:
         rounds = archive.roster.rules.rounds
         while (link := await trio.to_thread.run_sync(next, links, None)) is not None:
             self._compare(link)
-            if self._root is None:
+            if self._root is None or (self._sample.only is not None and link.round > max(self._drawn)):
                 return
             for one in self._drawn.get(link.round, ()):
                 await self._replay(archive, child, one, link, before)
@@ -279,6 +301,13 @@ class _Verification:
             self.wrong("result", f"the run ends in weights {self._weights}, and these are not the model's")
 
 
+def nothing_verified(sample: Sample, reason: str) -> TrainingReport:
+    """What is said of a run of which nothing could be looked at."""
+    verification = _Verification(sample, None, lambda number, of: None)
+    verification.explain(reason)
+    return verification.report()
+
+
 def _start(papers: Papers, weights: Path, data: Path) -> words.StartRun:
     """The run as every member of it started it."""
     train = papers.order.spec.train
@@ -298,6 +327,8 @@ def _start(papers: Papers, weights: Path, data: Path) -> words.StartRun:
         outer_learning_rate=OUTER_LEARNING_RATE,
         outer_momentum=OUTER_MOMENTUM,
         selection=papers.order.spec.data.selection,
+        precision=train.precision,
+        wire=train.wire,
     )
 
 

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data_commands", "Datasets: add, ls, show, pull."),
     "blob": ("blob_commands", "Contents by CID: add, get, stat, gc."),
     "run": ("run_command", "Run a model on an input."),
-    "verify": ("verify_commands", "Verify how a model was trained."),
+    "verify": ("verify_commands", "Verify how a model was trained, or what is held against a member."),
     "job": ("job_commands", "Jobs: submit, validate, ls, show, logs, wait, cancel."),
 }
 """Name → (module, one line of help). A module holds one Typer app for each of its commands, in `APPS`."""
