@@ -42,7 +42,6 @@ from celluler_protocols.averaging_messages import (
     MAX_MEMBERS,
     OWN,
     PROTOCOL_ID,
-    VALUE_BYTES,
     FaultKind,
     Have,
     Member,
@@ -299,7 +298,10 @@ class Averager:
 
     def _start(self, running: _Running, until: float) -> None:
         for delivery in running.exchange.parts_to_send():
-            self._attach(running, self._deliver(running, delivery, until))
+            if running.exchange.plan.to_all:  # we may be complete before the others have all that we sent
+                self._spawn(self._deliver(running, delivery, until))
+            else:
+                self._attach(running, self._deliver(running, delivery, until))
         for part in running.exchange.mine:
             self._attach(running, self._reduce(running, part, until))
         for part in running.exchange.gatherings.keys() - set(running.exchange.mine):

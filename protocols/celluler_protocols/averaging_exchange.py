@@ -1,22 +1,21 @@
 """One exchange of /celluler/averaging/1 as a machine: what came, what it is worth, what goes out. No input or output.
 
-A reducer keeps one row a member for each of its parts; bytes are received straight into their row and count only
-once they hash to what the member committed to. A row is written by one stream at a time, and by none once the rule
-has begun. Knows nothing of streams, clocks or hivemind.
+Each part has a reducer, who gathers its inputs (`averaging_gathering`) and sends the aggregate to everybody. Where
+inputs go to all (`Plan.to_all`), every member gathers every part and finds the aggregates by itself; the reducer still
+says which inputs it used and what came of them, and its bytes travel to those only who did not find the same.
+Knows nothing of streams, clocks or hivemind.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
 
-import numpy as np
-
-from celluler.aggregation.digests import part_hash, reduced_digest, wire_bytes
-from celluler.aggregation.q16 import Mantissas, part_slices
+from celluler.aggregation.digests import mantissas_of, reduced_digest, wire_bytes
+from celluler.aggregation.q16 import part_slices
 from celluler.aggregation.rule import Reduced as RuleResult
-from celluler.aggregation.rules import rule_named
-from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation, Unavailable
+from celluler.aggregation.wires import FINEST, pack, unpack
+from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation
+from celluler_protocols.averaging_gathering import Gathering, outcome_of
 from celluler_protocols.averaging_messages import (
     VALUE_BYTES,
     Fault,
@@ -26,32 +25,26 @@ from celluler_protocols.averaging_messages import (
     PartOutcome,
     Plan,
     Reduced,
+    Update,
     check_plan,
 )
 
 MAX_FAULTS = 1024
-MAX_TRIES = 3
-"""Streams on which a member may begin the same part, a broken connection being no fault of its own."""
 
 
-class Late(Unavailable):
-    """Too late for this part; nobody's fault."""
-
-
-class _Row(Enum):
-    ABSENT = auto()
-    COMING = auto()
-    THERE = auto()
-    SHUT = auto()  # it committed to nothing, or sent something else: nothing more is expected
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
-    """Where the bytes of an announced part or aggregate go. `target` has exactly the announced length."""
+    """Where the bytes of a part or an aggregate go, `target`, and where its mantissas belong then, `place`.
+
+    The two are one unless it comes packed. reduced: what was announced of an aggregate. vain: what comes is here.
+    """
 
     target: memoryview
+    place: memoryview
     member: int
-    message: Part | Reduced
+    part: int
+    reduced: Reduced | None = None
+    vain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,75 +52,20 @@ class Delivery:
     """One message and its bytes for one member, by place."""
 
     member: int
-    message: Part | Reduced
+    message: Part | Reduced | Update
     body: bytes | bytearray | memoryview
+
+    @property
+    def part(self) -> int:
+        return 0 if isinstance(self.message, Update) else self.message.part
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """An aggregate of ours: what is said about it, and its bytes."""
+    """An aggregate of ours: what is said about it, and its mantissas."""
 
     result: PartOutcome
     body: memoryview
-
-
-class Gathering:
-    """The inputs of one part at its reducer."""
-
-    def __init__(self, plan: Plan, part: int) -> None:
-        self.part = part
-        self._plan = plan
-        self._matrix = np.zeros((len(plan.members), plan.values_in(part)), dtype=np.dtype("<i2"))
-        self._rows = [_Row.ABSENT if member.hashes else _Row.SHUT for member in plan.members]
-        self._tries = [0] * len(plan.members)
-        self.closed = False
-
-    @property
-    def complete(self) -> bool:
-        return all(row in (_Row.THERE, _Row.SHUT) for row in self._rows)
-
-    @property
-    def there(self) -> tuple[int, ...]:
-        return tuple(member for member, row in enumerate(self._rows) if row is _Row.THERE)
-
-    def begin(self, member: int) -> memoryview:
-        """The row to receive into. Raises Late or Busy (try again), ProtocolViolation when this member may not."""
-        if self.closed:
-            raise Late("the part is being reduced already")
-        match self._rows[member]:
-            case _Row.THERE:
-                raise ProtocolViolation("a second copy of the part")
-            case _Row.SHUT:
-                raise ProtocolViolation("nothing more is expected from this member")
-            case _Row.COMING:
-                raise Busy("another stream is bringing this part")
-        self._tries[member] += 1
-        if self._tries[member] > MAX_TRIES:
-            raise ProtocolViolation(f"begun {MAX_TRIES} times and never finished")
-        self._rows[member] = _Row.COMING
-        return self.row(member)
-
-    def broken(self, member: int) -> None:
-        """The stream ended within the bytes."""
-        self._rows[member] = _Row.ABSENT
-
-    def finish(self, member: int) -> None:
-        """All bytes of the row came. Raises ProtocolViolation when they are not what the member committed to."""
-        if not is_committed(self._plan, self.part, member, self.row(member)):
-            self._rows[member] = _Row.SHUT
-            raise ProtocolViolation("bytes other than those committed to")
-        self._rows[member] = _Row.THERE
-
-    def row(self, member: int) -> memoryview:
-        return memoryview(wire_bytes(self._matrix[member]))
-
-    def reduce(self) -> tuple[tuple[int, ...], RuleResult]:
-        """(members used, the rule's result over their rows). Only after `closed` was set; may run in a thread."""
-        assert self.closed
-        used = self.there
-        rows: Mantissas = self._matrix if len(used) == len(self._rows) else self._matrix[list(used)]
-        exponents = np.array([self._plan.members[member].exponents[self.part] for member in used], dtype=np.int16)
-        return used, rule_named(self._plan.rule)(exponents, rows.astype(np.int16, copy=False), self._plan.f)
 
 
 class Exchange:
@@ -151,26 +89,35 @@ class Exchange:
         self._coming: set[int] = set()
         self._faults: dict[tuple[FaultKind, int, int], Fault] = {}
         self._broken: set[tuple[int, int]] = set()
-        self.gatherings = {
-            each.part: Gathering(plan, each.part) for each in plan.assignments if each.reducer == plan.me
-        }
+        self.mine = tuple(each.part for each in plan.assignments if each.reducer == plan.me)
+        """The parts of which we are the reducer."""
+        self.gatherings = {part: Gathering(plan, part) for part in (self._reducer if plan.to_all else self.mine)}
         if len(self._own) != (len(self.aggregate) if self._me.hashes else 0):
             raise LocalError(f"{len(self._own)} bytes of our own for {len(self.aggregate)}")
         self._take_own()
+        self._travelling = {part: self._packed(self.own(part)) for part in self._places if self._me.hashes}
 
     # --- what goes out ---
 
     def parts_to_send(self) -> list[Delivery]:
-        """Our parts for the others, beginning behind ourselves so that not everybody starts at the first reducer."""
+        """Our parts for the others, beginning behind ourselves so that not everybody starts at the first reducer.
+
+        Where inputs go to all, one message brings all of them.
+        """
         if not self._me.hashes:
             return []
-        deliveries = [
-            Delivery(reducer, Part(*self.plan.key, part, len(self.own(part))), self.own(part))
-            for part, reducer in self._reducer.items()
-            if reducer != self.plan.me
-        ]
-        count = len(self.plan.members)
-        return sorted(deliveries, key=lambda delivery: (delivery.member - self.plan.me) % count)
+        me, count = self.plan.me, len(self.plan.members)
+        if self.plan.to_all:
+            body = self._own if self.plan.wire == FINEST else b"".join(self._travelling.values())
+            update = Update(*self.plan.key, len(body))
+            deliveries = [Delivery(member, update, body) for member in range(count) if member != me]
+        else:
+            deliveries = [
+                Delivery(reducer, Part(*self.plan.key, part, self.plan.bytes_of(part)), self._travelling[part])
+                for part, reducer in self._reducer.items()
+                if reducer != me
+            ]
+        return sorted(deliveries, key=lambda delivery: (delivery.member - me) % count)
 
     def close_gathering(self, part: int) -> bool:
         """No more inputs for this part; says whether there are enough. The missing ones are noted as faults."""
@@ -183,24 +130,8 @@ class Exchange:
         return len(there) >= self.plan.quorum
 
     def seal(self, part: int, used: tuple[int, ...], result: RuleResult) -> Sealed:
-        """The aggregate as it will be sent. Changes nothing, so it may run in a thread."""
-        body = memoryview(wire_bytes(result.mantissas))
-        weights = [0] * len(self.plan.members)
-        for member, weight in zip(used, result.weights, strict=True):
-            weights[member] = weight
-        bitmap = sum(1 << member for member in used)
-        plan = self.plan
-        digest = reduced_digest(
-            plan.run,
-            plan.round,
-            plan.set_hash,
-            part=part,
-            exponent=result.exponent,
-            used=bitmap,
-            weights=tuple(weights),
-            mantissas=body,
-        )
-        return Sealed(PartOutcome(part, result.exponent, bitmap, tuple(weights), digest), body)
+        """The aggregate as it will be told. Changes nothing, so it may run in a thread."""
+        return Sealed(outcome_of(self.plan, part, used, result), memoryview(wire_bytes(result.mantissas)))
 
     def publish(self, sealed: Sealed) -> list[Delivery]:
         """Keep the aggregate as everybody else will, and give out the same bytes for all the others.
@@ -219,47 +150,103 @@ class Exchange:
             result.used,
             result.weights,
             result.digest,
-            len(sealed.body),
+            plan.bytes_of(result.part),
         )
+        body = self._packed(sealed.body)
         others = [place for place in range(len(plan.members)) if place != plan.me]
-        return [Delivery(member, message, sealed.body) for member in others]
+        return [Delivery(member, message, body) for member in others]
+
+    # --- what we find by ourselves, where inputs go to all ---
+
+    def foresee(self, part: int, used: int) -> Sealed | None:
+        """The aggregate over these inputs, if we have them all. Once the part is closed; may run in a thread.
+
+        used: as `PartOutcome` has it.
+        """
+        gathering = self.gatherings.get(part)
+        places = tuple(place for place in range(len(self.plan.members)) if used >> place & 1)
+        if gathering is None or not gathering.closed or not all(map(gathering.has, places)) or not places:
+            return None
+        return self.seal(part, *gathering.reduce(places))
+
+    def settle(self, message: Reduced, sealed: Sealed) -> bool:
+        """Whether what its reducer says of an aggregate is what we have found; if so it has come."""
+        told = PartOutcome(message.part, message.exponent, message.used, message.weights, message.digest)
+        if told != sealed.result:
+            return False
+        self._places_view(message.part)[:] = sealed.body
+        self._results[message.part] = told
+        return True
 
     # --- what comes in ---
 
     def begin(self, peer: str, message: Part | Reduced) -> Slot:
         """Where the announced bytes go. Raises PeerViolation (noted as a fault), or Unavailable: try again."""
-        member = self._members.get(peer)
-        if member is None:
-            raise ProtocolViolation("not a member of this round", peer=peer)
+        member = self._member(peer)
         try:
-            if message.part not in self._places or message.size != len(self._places_view(message.part)):
+            if message.part not in self._places or message.size != self.plan.bytes_of(message.part):
                 raise _Wrong(FaultKind.LENGTH, f"{message.size} bytes announced")
             if isinstance(message, Part):
-                return Slot(self._begin_part(member, message), member, message)
-            return Slot(self._begin_reduced(member, message), member, message)
+                return self._slot(self._begin_part(member, message), member, message.part)
+            return self._slot(self._begin_reduced(member, message), member, message.part, message)
+        except PeerViolation as error:
+            self._note(error, member, message.part)
+            raise
+
+    def begin_update(self, peer: str, message: Update) -> list[Slot]:
+        """Where the bytes of all the parts go, one slot after another. Raises as `begin` does."""
+        member = self._member(peer)
+        try:
+            if not self.plan.to_all:
+                raise _Wrong(FaultKind.ORDER, "parts that are not ours to reduce")
+            if message.size != sum(self.plan.bytes_of(part) for part in self._places):
+                raise _Wrong(FaultKind.LENGTH, f"{message.size} bytes announced")
+            if any(gathering.is_coming(member) for gathering in self.gatherings.values()):
+                raise Busy("another stream is bringing this update")
+            if all(gathering.has(member) for gathering in self.gatherings.values()):
+                raise _Wrong(FaultKind.ORDER, "a second copy of the update")
+            return self._slots_of_update(member)
+        except PeerViolation as error:
+            self._note(error, member, 0)
+            raise
+
+    def is_announced(self, peer: str, message: Reduced) -> None:
+        """An aggregate that we may have found already. Raises as `begin` does, and takes no slot."""
+        member = self._member(peer)
+        try:
+            if message.part not in self._places or message.size != self.plan.bytes_of(message.part):
+                raise _Wrong(FaultKind.LENGTH, f"{message.size} bytes announced")
+            self._check_turn(member, message)
+            self._check_reduced(message)
         except PeerViolation as error:
             self._note(error, member, message.part)
             raise
 
     def finish(self, slot: Slot) -> None:
         """All the bytes came. Raises PeerViolation, noted as a fault, when they are not what they must be."""
+        if slot.vain:
+            return
         try:
-            if isinstance(slot.message, Part):
-                self._finish_part(slot.member, slot.message)
+            if slot.target is not slot.place:
+                self._unpack(slot)
+            if slot.reduced is None:
+                self._finish_part(slot)
             else:
-                self._finish_reduced(slot, slot.message)
+                self._finish_reduced(slot, slot.reduced)
         except PeerViolation as error:
-            self._note(error, slot.member, slot.message.part)
+            self._note(error, slot.member, slot.part)
             raise
 
     def broken(self, slot: Slot) -> None:
         """The stream ended within the bytes: room for another try, and no fault if that succeeds."""
-        self._broken.add((slot.member, slot.message.part))
-        if isinstance(slot.message, Part):
-            self.gatherings[slot.message.part].broken(slot.member)
+        if slot.vain:
+            return
+        self._broken.add((slot.member, slot.part))
+        if slot.reduced is None:
+            self.gatherings[slot.part].broken(slot.member)
         else:
-            self._coming.discard(slot.message.part)
-            slot.target[:] = bytes(len(slot.target))
+            self._coming.discard(slot.part)
+            slot.place[:] = bytes(len(slot.place))
 
     def fault(self, kind: FaultKind, member: int, part: int, detail: str) -> None:
         if len(self._faults) < MAX_FAULTS:
@@ -286,6 +273,13 @@ class Exchange:
         if member == self.plan.me and self._me.hashes and part in self._places:
             return self.own(part)
         return None
+
+    def input_packed(self, part: int, member: int) -> bytes | bytearray | memoryview | None:
+        """The same as it travels."""
+        if member == self.plan.me and part in self._travelling:
+            return self._travelling[part]
+        held = self.input_of(part, member)
+        return None if held is None else self._packed(held)
 
     def own(self, part: int) -> memoryview:
         return self._own[self._places[part]]
@@ -318,22 +312,68 @@ class Exchange:
             except ProtocolViolation:
                 raise LocalError(f"our own part {part} is not what we committed to") from None
 
+    def _member(self, peer: str) -> int:
+        member = self._members.get(peer)
+        if member is None:
+            raise ProtocolViolation("not a member of this round", peer=peer)
+        return member
+
+    def _packed(self, mantissas: memoryview) -> bytes | bytearray | memoryview:
+        return pack(self.plan.wire, mantissas_of(mantissas))
+
+    def _unpack(self, slot: Slot) -> None:
+        try:
+            found = unpack(self.plan.wire, slot.target, self.plan.values_in(slot.part))
+        except ProtocolViolation as error:
+            if slot.reduced is None:
+                self.gatherings[slot.part].shut(slot.member)
+            else:
+                self._coming.discard(slot.part)
+            kind = FaultKind.HASH if slot.reduced is None else FaultKind.AGGREGATE
+            raise _Wrong(kind, f"no packing of this wire: {error}") from None
+        slot.place[:] = wire_bytes(found)
+
+    def _slot(self, place: memoryview, member: int, part: int, reduced: Reduced | None = None) -> Slot:
+        packed = self.plan.wire != FINEST
+        target = memoryview(bytearray(self.plan.bytes_of(part))) if packed else place
+        return Slot(target, place, member, part, reduced)
+
+    def _slots_of_update(self, member: int) -> list[Slot]:
+        slots: list[Slot] = []
+        try:
+            for part in self._places:
+                slots.append(self._slot_of_update(member, part))
+        except ProtocolViolation:
+            for slot in slots:
+                self.broken(slot)
+            raise
+        return slots
+
+    def _slot_of_update(self, member: int, part: int) -> Slot:
+        gathering = self.gatherings[part]
+        if gathering.closed or gathering.has(member) or gathering.is_shut(member):
+            target = memoryview(bytearray(self.plan.bytes_of(part)))
+            return Slot(target, target, member, part, vain=True)
+        return self._slot(gathering.begin(member), member, part)
+
     def _begin_part(self, member: int, message: Part) -> memoryview:
-        gathering = self.gatherings.get(message.part)
-        if gathering is None:
+        if self._reducer[message.part] != self.plan.me:
             raise _Wrong(FaultKind.ORDER, "not our part to reduce")
-        return gathering.begin(member)
+        return self.gatherings[message.part].begin(member)
 
     def _begin_reduced(self, member: int, message: Reduced) -> memoryview:
-        if self._reducer[message.part] != member:
-            raise _Wrong(FaultKind.ORDER, "not its part to reduce")
-        if message.part in self._results:
-            raise _Wrong(FaultKind.ORDER, "a second aggregate")
+        self._check_turn(member, message)
         if message.part in self._coming:
             raise Busy("another stream is bringing this aggregate")
         self._check_reduced(message)
         self._coming.add(message.part)
         return self._places_view(message.part)
+
+    def _check_turn(self, member: int, message: Reduced) -> None:
+        if self._reducer[message.part] != member:
+            raise _Wrong(FaultKind.ORDER, "not its part to reduce")
+        if message.part in self._results:
+            raise _Wrong(FaultKind.ORDER, "a second aggregate")
 
     def _check_reduced(self, message: Reduced) -> None:
         """The fields agree with the set and with each other; whether the rule was followed is for the checkers."""
@@ -346,9 +386,9 @@ class Exchange:
         if any(weight and not message.used >> place & 1 for place, weight in enumerate(message.weights)):
             raise _Wrong(FaultKind.AGGREGATE, "weight on an input that was not there")
 
-    def _finish_part(self, member: int, message: Part) -> None:
+    def _finish_part(self, slot: Slot) -> None:
         try:
-            self.gatherings[message.part].finish(member)
+            self.gatherings[slot.part].finish(slot.member)
         except ProtocolViolation as error:
             raise _Wrong(FaultKind.HASH, str(error)) from None
 
@@ -362,10 +402,10 @@ class Exchange:
             exponent=message.exponent,
             used=message.used,
             weights=message.weights,
-            mantissas=slot.target,
+            mantissas=slot.place,
         )
         if found != message.digest:
-            slot.target[:] = bytes(len(slot.target))
+            slot.place[:] = bytes(len(slot.place))
             raise _Wrong(FaultKind.AGGREGATE, "bytes that do not match their digest")
         self._results[message.part] = PartOutcome(
             message.part, message.exponent, message.used, message.weights, message.digest
@@ -380,43 +420,3 @@ class _Wrong(ProtocolViolation):
     def __init__(self, kind: FaultKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-def is_committed(plan: Plan, part: int, member: int, mantissas: bytes | bytearray | memoryview) -> bool:
-    """Whether these are the bytes that the member committed to for this part."""
-    who = plan.members[member]
-    if not who.hashes:
-        return False
-    found = part_hash(plan.run, plan.round, who.author, part=part, exponent=who.exponents[part], mantissas=mantissas)
-    return found == who.hashes[part]
-
-
-def check_aggregate(plan: Plan, result: PartOutcome, inputs: dict[int, bytes | bytearray | memoryview]) -> bool:
-    """Reduce a part anew from the inputs its reducer says it used, and compare everything, bit for bit.
-
-    inputs: of every member in `result.used`. Raises LocalError when one is missing, ProtocolViolation when one is
-    not what its member committed to.
-    """
-    gathering = Gathering(plan, result.part)
-    used = tuple(place for place in range(len(plan.members)) if result.used >> place & 1)
-    for member in used:
-        if member not in inputs or memoryview(inputs[member]).nbytes != plan.values_in(result.part) * VALUE_BYTES:
-            raise LocalError(f"no input of member {member}")
-        gathering.begin(member)[:] = memoryview(inputs[member]).cast("B")
-        gathering.finish(member)
-    gathering.closed = True
-    _, reduced = gathering.reduce()
-    weights = [0] * len(plan.members)
-    for member, weight in zip(used, reduced.weights, strict=True):
-        weights[member] = weight
-    digest = reduced_digest(
-        plan.run,
-        plan.round,
-        plan.set_hash,
-        part=result.part,
-        exponent=reduced.exponent,
-        used=result.used,
-        weights=tuple(weights),
-        mantissas=reduced.mantissas,
-    )
-    return (reduced.exponent, tuple(weights), digest) == (result.exponent, result.weights, result.digest)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from celluler.aggregation.q16 import MAX_EXPONENT, ZERO_EXPONENT, is_exponent, part_slices
 from celluler.aggregation.rules import rule_named
+from celluler.aggregation.wires import FINEST, packed_bytes, wire_named
 from celluler.errors import LocalError
 from celluler.identity import public_key_of
 from celluler.wire import U8, U16, U32, U64, Bytes32, Frames, Length, Name, PeerName, Range
@@ -21,6 +22,7 @@ MAX_MEMBERS = 64
 MAX_DIMENSION = 1 << 31
 """Values in one update."""
 MAX_PART_BYTES = 1 << 28
+MAX_UPDATE_BYTES = MAX_DIMENSION * 2
 FRAME_LIMIT = 1024
 VALUE_BYTES = 2
 OWN = 255
@@ -30,6 +32,7 @@ Address = Annotated[str, Length(1, 256)]
 Reason = Annotated[str, Length(0, 200)]
 Exponent = Annotated[int, Range(ZERO_EXPONENT, MAX_EXPONENT)]
 PartBytes = Annotated[int, Range(VALUE_BYTES, MAX_PART_BYTES)]
+UpdateBytes = Annotated[int, Range(VALUE_BYTES, MAX_UPDATE_BYTES)]
 Weights = Annotated[tuple[U16, ...], Length(1, MAX_MEMBERS)]
 
 
@@ -49,7 +52,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """The aggregate of a part. used: bit k is set when member k's input was there. After `Ready`, `size` bytes."""
+    """The aggregate of a part. used: bit k is set when member k's input was there. After `Ready`, `size` bytes.
+
+    `Taken` at once: the receiver has found the same by itself and needs no bytes.
+    """
 
     run: Bytes32
     round: U64
@@ -101,8 +107,18 @@ class Refused:
     final: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """I have the parts of this exchange for you, who reduce all of them. After `Ready`, all in the plan's order."""
+
+    run: Bytes32
+    round: U64
+    view: U32
+    size: UpdateBytes
+
+
 def frames() -> Frames:
-    return Frames((Part, Reduced, Want, Have, Ready, Taken, Refused), limit=FRAME_LIMIT)
+    return Frames((Part, Reduced, Want, Have, Ready, Taken, Refused, Update), limit=FRAME_LIMIT)
 
 
 # --- what one exchange is to do, and what came of it -------------------------------------------------------------
@@ -137,6 +153,8 @@ class Plan:
 
     dimension: values in the whole update, cut into `parts`. assignments: the parts to exchange now. quorum: how many
     inputs a reducer needs. gather_s: how long it waits for the rest. deadline_s: when the exchange is over.
+    wire: how coarse mantissas are, and how they travel. to_all: every input goes to every member, not to its reducer
+    alone: where everybody computes all parts anew, that moves each input once.
     """
 
     run: Bytes32
@@ -153,6 +171,8 @@ class Plan:
     quorum: U8
     gather_s: float
     deadline_s: float
+    wire: Name = FINEST
+    to_all: bool = False
 
     @property
     def key(self) -> tuple[bytes, int, int]:
@@ -162,12 +182,17 @@ class Plan:
         piece = part_slices(self.dimension, self.parts)[part]
         return int(piece.stop - piece.start)
 
+    def bytes_of(self, part: int) -> int:
+        """Of a part as it travels."""
+        return packed_bytes(self.wire, self.values_in(part))
+
 
 def check_plan(plan: Plan) -> None:
     """Raises LocalError for a plan that contradicts itself."""
     count = len(plan.members)
     pieces = part_slices(plan.dimension, plan.parts)
     rule_named(plan.rule)
+    wire_named(plan.wire)
     if max(piece.stop - piece.start for piece in pieces) * VALUE_BYTES > MAX_PART_BYTES:
         raise LocalError(f"{plan.dimension} values in {plan.parts} parts: a part is over {MAX_PART_BYTES} bytes")
     if plan.me >= count or any(each.reducer >= count or each.part >= plan.parts for each in plan.assignments):

@@ -38,7 +38,7 @@ from celluler.learning.roster import bad_updates
 from celluler.learning.run import Run
 from celluler_node.training.averaging import plan_of
 from celluler_protocols.averaging_exchange import Exchange as Hands
-from celluler_protocols.averaging_exchange import check_aggregate, is_committed
+from celluler_protocols.averaging_gathering import check_aggregate, is_committed
 from celluler_protocols.averaging_messages import VALUE_BYTES, PartOutcome, Plan
 from simulations.attacks.catalogue import parse_attacker
 from simulations.attacks.protocol.attacker import Attacker, End, Puppet

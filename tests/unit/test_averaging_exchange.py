@@ -9,7 +9,8 @@ from celluler.aggregation.digests import part_hash
 from celluler.aggregation.q16 import encode_parts, part_slices
 from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import Identity
-from celluler_protocols.averaging_exchange import MAX_TRIES, Delivery, Exchange, Late, check_aggregate
+from celluler_protocols.averaging_exchange import Delivery, Exchange
+from celluler_protocols.averaging_gathering import MAX_TRIES, Late, check_aggregate
 from celluler_protocols.averaging_messages import Assignment, Member, Outcome, Part, Plan, Reduced, check_plan
 
 RUN = bytes(range(32))
