@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from celluler.client import AsyncClient, AsyncJob
+from celluler.content.digest import Codec, cid_of
+from celluler.content.manifest import describe
 from celluler.errors import InvalidSpec, LocalError
-from celluler.jobs.spec import check_job, read_document
+from celluler.jobs.spec import TrainJob, check_job, read_document
 from celluler.quantities import format_bytes
 from celluler_node.cli.output import say
 
@@ -58,6 +60,14 @@ def settings(texts: Sequence[str]) -> dict[str, Any]:
             raise InvalidSpec("set", f"{text[:80]!r} is not PATH=VALUE", hint="--set train.parts=4")
         found[path] = read_document(value)
     return found
+
+
+def check(document: Mapping[str, Any], files: Files) -> TrainJob:
+    """The job that the document and the files make, without adding any. Raises InvalidSpec."""
+    whole = dict(document)
+    if files.data is not None:
+        put(whole, {"data.cid": cid_of(describe(files.data, "dataset").root, Codec.MANIFEST)})
+    return check_job(whole)
 
 
 async def submit(
