@@ -5,20 +5,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
-from celluler.client import Client, Job
-from simulations.digits import MLP, Digits, write_digits
-from simulations.swarm import NodeProcess, Swarm, open_swarm
+from celluler.client import Client
+from simulations.digits import Digits, write_digits
+from simulations.swarm import Swarm, open_swarm
+from tests.support.training import TRAIN_S, await_round, start_nodes, submit, transcript_in
 from tests.support.waiting import eventually
-
-TRAIN_S = 120.0
-LIES = ("-m", "simulations.attacks.node", "--attack", "scale:-1000")
-NAMES = ("alice", "bob", "carol", "dave", "erin")
 
 
 @pytest.fixture
@@ -32,52 +28,8 @@ def digits(tmp_path: Path) -> Digits:
     return write_digits(tmp_path)
 
 
-def start_nodes(swarm: Swarm, count: int, *, liar: int | None = None) -> list[NodeProcess]:
-    """The first alone, the others side by side. liar: place of the one that lies."""
-    first = swarm.start(NAMES[0])
-    for place, name in enumerate(NAMES[1:count], 1):
-        if place == liar:
-            swarm.launch(name, join=[first.address], program=LIES)
-        else:
-            swarm.launch(name, join=[first.address])
-    for node in swarm.nodes[1:]:
-        swarm.await_ready(node)
-    return swarm.nodes
-
-
-def submit(client: Client, digits: Digits, members: int, **train: Any) -> Job:
-    """A job of all nodes, handed in at the client's own."""
-    model = client.models.add("alice/untrained:1.0.0", MLP)
-    data = client.blobs.add(digits.train, kind="dataset")
-    settings = {"rounds": 8, "inner_steps": 20, "batch": 32, "learning_rate": 0.2, "optimizer": "sgd"}
-    return client.jobs.submit(
-        {
-            "apiVersion": "celluler/v1",
-            "kind": "TrainJob",
-            "name": "digits",
-            "model": model.cid,
-            "data": {"cid": data.cid},
-            "train": {**settings, **train},
-            "resources": {"peers": {"min": members, "max": members}},
-            "policy": {"deadline": "5m"},
-        }
-    )
-
-
-def transcript_in(reason: str) -> str:
-    """The CID of a member's transcript, from what it says of its end."""
-    return reason.rpartition("transcript ")[2]
-
-
-def await_round(job: Job, number: int) -> None:
-    for line in job.logs(follow=True):
-        if line.metrics.get("round", 0) >= number:
-            return
-    pytest.fail(f"the job ended before round {number}: {job.refresh().reason}")
-
-
 def test_five_members_learn_although_one_of_them_lies(swarm: Swarm, digits: Digits) -> None:
-    nodes = start_nodes(swarm, 5, liar=3)
+    nodes = start_nodes(swarm, 5, {3: "scale:-1000"})
     with Client(home=nodes[0].home) as alice:
         job = submit(alice, digits, 5)
         ended = job.wait(TRAIN_S)
