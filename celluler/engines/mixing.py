@@ -48,14 +48,14 @@ def clipped(
 ) -> Mixture:
     """Move `own` towards the rows.
 
-    own: (d,) float32. rows: of the same shape, finite; read twice, one after the other, so they may be made when asked
-    for. weights: one a row, not negative, together at most 1. trusted: how many rows set the radius, the nearest; None
-    for the length of our last step instead. step: that length. Raises LocalError for weights that are no such.
+    own: (d,) float32. rows: of the same shape, finite; each asked for twice, one after the other, so that they may be
+    made then. weights: one a row, not negative, together at most 1. trusted: how many rows set the radius, the
+    nearest; None for the length of our last step instead. step: that length. Raises LocalError for other weights.
     """
     _check(rows, weights)
     if trusted is not None and not 0 <= trusted <= len(rows):
         raise LocalError(f"{trusted} trusted rows of {len(rows)}")
-    distances = [length_between(row, own) for row in rows]
+    distances = [length_between(rows[place], own) for place in range(len(rows))]
     radius = step if trusted is None else _radius(distances, weights, trusted)
     pulls = [1.0 if distance <= radius else radius / distance for distance in distances]
     return _mixture(own, rows, weights, distances, pulls)
@@ -64,7 +64,8 @@ def clipped(
 def averaged(own: Vector, rows: Sequence[Vector], weights: Sequence[float]) -> Mixture:
     """The plain weighted mean: what a run asks for that trusts all its members. As `clipped` without a radius."""
     _check(rows, weights)
-    return _mixture(own, rows, weights, [length_between(row, own) for row in rows], [1.0] * len(rows))
+    distances = [length_between(rows[place], own) for place in range(len(rows))]
+    return _mixture(own, rows, weights, distances, [1.0] * len(rows))
 
 
 def length_between(one: Vector, two: Vector) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import trio
@@ -40,7 +41,7 @@ class SlowWorker:
 
 def open_trainer() -> tuple[WorkerTrainer, SlowWorker]:
     worker = SlowWorker()
-    return WorkerTrainer(cast(Child, worker), words.RunReady(1, bytes(32))), worker
+    return WorkerTrainer(cast(Child, worker), words.RunReady(1, bytes(32)), Path()), worker
 
 
 async def replay(trainer: WorkerTrainer) -> Replayed:

@@ -30,6 +30,7 @@ from celluler.models.spec import parse_spec
 from celluler.models.weights import load_vector
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
+from celluler_node.processes.worker_mix import Mixer
 from celluler_node.processes.worker_replay import ReplayUnderWay
 from celluler_node.processes.worker_states import KeptStates
 from celluler_node.processes.worker_wire import encode_update
@@ -88,6 +89,7 @@ class Worker:
         self._parts, self._wire = 1, FINEST
         self._states = KeptStates(scratch, 0)
         self._replay: ReplayUnderWay | None = None
+        self._mixer = Mixer(scratch, lambda: (self._need_run(), self._parts))
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
@@ -105,6 +107,7 @@ class Worker:
             Replay: self.replay,
             GoOn: self.go_on,
             Describe: self.describe,
+            **self._mixer.handlers,
         }
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:

@@ -14,6 +14,7 @@ from celluler.datasets.schema import MAX_NAME_BYTES, USUAL, Selection, Summary
 from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
 from celluler.wire import I16, U8, U16, U32, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import PathText, Program
+from celluler_node.processes.worker_mix_words import MIX_REPLIES, MIX_REQUESTS
 
 MAX_PARTS = 64
 MAX_CLASS_BYTES = 64
@@ -262,10 +263,12 @@ class Summarised:
 REQUESTS = (
     *(LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState),
     *(Summarise, Replay, GoOn, Describe),
+    *MIX_REQUESTS,
 )
 REPLIES = (
     *(Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised, Replayed),
     *(Replaying, Described),
+    *MIX_REPLIES,
 )
 
 WORKER = Program(

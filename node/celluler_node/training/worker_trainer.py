@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from celluler_node.processes import worker_mix_words as mix_words
 from celluler_node.processes import worker_words as words
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import RunReady
+from celluler_node.training.neighbours_trainer import NeighbourMixture, NeighbourRow
 from celluler_node.training.trainer import Replayed, RunSetup, Trainer, TrainerFactory, Update
 
 OUTER_LEARNING_RATE = 0.7
@@ -20,6 +23,7 @@ OUTER_MOMENTUM = 0.4
 """Measured: 0.9, the usual choice, drifts upwards. See docs/explanation/verified-rounds.md."""
 
 EXPORT_NAME = "weights.safetensors"
+COMPARED_NAME = "compared.safetensors"
 TURN_MS = 200
 """Of a replay at a time, and one local step at least: so long may training have to wait for an audit."""
 
@@ -27,8 +31,8 @@ TURN_MS = 200
 class WorkerTrainer:
     """Made by `worker_trainer`."""
 
-    def __init__(self, child: Child, ready: RunReady) -> None:
-        self._child = child
+    def __init__(self, child: Child, ready: RunReady, scratch: Path) -> None:
+        self._child, self._scratch = child, scratch
         self.dimension, self.state_root, self.audit_class = ready.dimension, ready.state_root, ready.audit_class
         self._replaying, self._urgent, self._calm = trio.Lock(), 0, trio.Event()
         self.isolation = "full" if child.isolation.full else "reduced: " + "; ".join(child.isolation.missing)
@@ -72,6 +76,31 @@ class WorkerTrainer:
             reply = await self._child.call(words.SetState(next_round), state)
         self.state_root = reply.record.state_root
         return self.state_root
+
+    async def step(self, round_number: int, *, train: bool) -> Update:
+        async with self._first():
+            reply = await self._child.call(mix_words.StepOwn(round_number, train))
+        return Update(reply.record.exponents, bytes(reply.blobs[0]), reply.record.loss)
+
+    async def mix(
+        self, round_number: int, rows: Sequence[NeighbourRow], *, trusted: int | None, clip: bool
+    ) -> NeighbourMixture:
+        asked = tuple(mix_words.MixRow(row.weight, row.exponents) for row in rows)
+        request = mix_words.MixOwn(round_number, asked, trusted, clip)
+        async with self._first():
+            told = (await self._child.call(request, *(row.mantissas for row in rows))).record
+        self.state_root = told.state_root
+        return NeighbourMixture(told.deviations, told.pulls)
+
+    async def deviation(self, weights: Path) -> float:
+        copy = self._scratch / COMPARED_NAME
+        await trio.to_thread.run_sync(shutil.copyfile, weights, copy)
+        try:
+            async with self._first():
+                told = (await self._child.call(mix_words.CompareOwn(COMPARED_NAME))).record
+        finally:
+            copy.unlink()
+        return float(told.deviation)
 
     async def export(self) -> Path:
         async with self._first():
@@ -136,7 +165,7 @@ async def _open(setup: RunSetup, program: Program, limits: Limits, scratch: Path
                 wire=setup.wire,
             )
         )
-        yield WorkerTrainer(child, reply.record)
+        yield WorkerTrainer(child, reply.record, scratch)
 
 
 async def describe(program: Program, limits: Limits, scratch: Path, precision: str = "fp32") -> tuple[str, str]:
