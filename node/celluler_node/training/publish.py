@@ -7,6 +7,7 @@ weights that a member exports itself: no member takes another's word for the res
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -28,6 +29,9 @@ TAKEOVER_S = 20.0
 POLL_S = 0.25
 REPLICAS = 3
 REPLICATE_S = 30.0
+
+Judge = Callable[[OpenedManifest, PeerId], Awaitable[bool]]
+"""Whether a published model is the run's. Raises ProtocolViolation where it is a lie, and not only another opinion."""
 
 log = structlog.get_logger()
 
@@ -51,9 +55,29 @@ async def settle(
     members = tuple(member.peer for member in record.roster.members)
     line = publishers(record.report, members)
     root = (await trio.to_thread.run_sync(describe, weights, "model")).root
+
+    async def ours(opened: OpenedManifest, publisher: PeerId) -> bool:
+        if opened.record.weights != root:
+            raise ProtocolViolation("published other weights than the run certified", peer=publisher)
+        return True
+
+    return await settle_in_line(site, record, base, weights, metrics, line=line, judge=ours)
+
+
+async def settle_in_line(
+    site: Site,
+    record: JobRecord,
+    base: OpenedManifest,
+    weights: Path,
+    metrics: tuple[Metric, ...],
+    *,
+    line: tuple[PeerId, ...],
+    judge: Judge,
+) -> Outcome:
+    """Publish when it is our turn, else take what those in line publish and the judge accepts. Raises Unavailable."""
     place = line.index(site.peer_id) if site.peer_id in line else len(line)
     with trio.move_on_after(TAKEOVER_S * place):
-        return _outcome(await _published_by_another(site, record, line, Digest(root)))
+        return _outcome(await _published_by_another(site, record, line, judge))
     if site.peer_id not in line:
         raise Unavailable("no member published the result")
     return _outcome(await _publish(site, record, base, weights, metrics))
@@ -92,8 +116,8 @@ async def _publish(
     )
 
 
-async def _published_by_another(site: Site, record: JobRecord, line: tuple[PeerId, ...], root: Digest) -> Held:
-    """Watch the announcements of the members in line until one is of this job and of our own result."""
+async def _published_by_another(site: Site, record: JobRecord, line: tuple[PeerId, ...], judge: Judge) -> Held:
+    """Watch the announcements of the members in line until one is of this job and its result is accepted."""
     spec = record.order.spec
     refused: set[bytes] = set()
     while True:
@@ -104,7 +128,7 @@ async def _published_by_another(site: Site, record: JobRecord, line: tuple[PeerI
             if told.manifest in refused:
                 continue
             try:
-                held = await _take(site, record, Digest(told.manifest), signed.signer, root)
+                held = await _take(site, record, Digest(told.manifest), signed.signer, judge)
             except ProtocolViolation as error:
                 refused.add(told.manifest)
                 site.host.penalise(signed.signer, error)
@@ -119,14 +143,12 @@ async def _published_by_another(site: Site, record: JobRecord, line: tuple[PeerI
         await trio.sleep(POLL_S)
 
 
-async def _take(site: Site, record: JobRecord, manifest: Digest, publisher: PeerId, root: Digest) -> Held | None:
-    """The published model, fetched, if it is this job's. Raises ProtocolViolation when it is not what we trained."""
+async def _take(site: Site, record: JobRecord, manifest: Digest, publisher: PeerId, judge: Judge) -> Held | None:
+    """The published model, fetched, if it is this job's and accepted. Raises what the judge does."""
     reference = cid_of(manifest, Codec.MANIFEST)
     opened = await site.repository.resolve(reference, hints=(publisher,))
-    if opened.record.job != record.job:
+    if opened.record.job != record.job or not await judge(opened, publisher):
         return None
-    if opened.record.weights != root:
-        raise ProtocolViolation("published other weights than the run certified", peer=publisher)
     return (await site.repository.pull(reference, hints=(publisher,)))[0]
 
 
