@@ -33,7 +33,9 @@ from celluler.errors import PeerViolation
 from celluler.identity import Identity, PeerId, seal
 from celluler.learning.checks import CheckOutcome, CheckPart, Key, Verdict, checks_for
 from celluler.learning.effects import (
+    Admitted,
     Apply,
+    Behind,
     Certified,
     Check,
     Diverged,
@@ -589,7 +591,7 @@ class Theatre:
         self._handlers: dict[type, Callable[[Member, Any, float], None]] = {
             Train: self._train, Exchange: self._exchange, Check: self._check, Fetch: self._fetch, Apply: self._apply,
             Certified: self._certified, Exclude: self._accused, Fault: self._accused, Diverged: self._diverged,
-            Finished: self._finish, Stalled: self._stall,
+            Finished: self._finish, Stalled: self._stall, Behind: self._nothing, Admitted: self._nothing,
         }  # fmt: skip
 
     def play(self, until: float = HORIZON_S) -> Outcome:
@@ -882,6 +884,9 @@ class Theatre:
         if member.honest:
             self.finished[member.place] = effect.state_root
             self.outcome.finished_s = now
+
+    def _nothing(self, member: Member, effect: Behind | Admitted, now: float) -> None:
+        """Nobody joins these schedules, and nobody forgets."""
 
     def _stall(self, member: Member, effect: Stalled, now: float) -> None:
         if member.honest:

@@ -8,6 +8,7 @@ from celluler.identity import PeerId
 from celluler.learning.checks import CheckPart
 from celluler.learning.messages import Certificate, Commit, Part
 from celluler.learning.report import RoundReport
+from celluler.learning.roster import RosterMember
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,28 @@ class Certified:
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """These are members from now on, in this order behind those that there were. Talk to them, and listen.
+
+    They follow through their probation; `Run.roster` has them.
+    """
+
+    round: int
+    members: tuple[RosterMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The others are at `round` or further, and no longer serve what we would need to follow. Repeated while it is so.
+
+    Fetch the chain and a state from the holders, and begin a new Run with them (and a higher incarnation).
+    """
+
+    round: int
+    holders: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """A member did what no honest one does, or did not do its part; no proof that others would accept."""
 
@@ -161,5 +184,6 @@ class Stalled:
 
 
 Effect = (
-    Send | Train | Exchange | Check | Audit | Fetch | Apply | Certified | Fault | Exclude | Diverged | Finished | Stalled
+    Send | Train | Exchange | Check | Audit | Fetch | Apply | Certified | Admitted | Behind | Fault | Exclude | Diverged
+    | Finished | Stalled
 )  # fmt: skip

@@ -35,8 +35,9 @@ from celluler.learning.evidence import (
     open_false_accusations,
     open_fraud,
 )
-from celluler.learning.messages import Certificate, Equivocation, check_certificate, open_message, record_hash
+from celluler.learning.messages import Certificate, Equivocation, open_message
 from celluler.learning.roster import MAX_ROSTER_BYTES, MAX_ROUNDS, Electorate, RosterView, open_roster
+from celluler.learning.standing import Standing
 from celluler.wire import Bytes32, Length, Name, PeerName, pack, unpack
 
 MARK = b"celluler-evidence-1\n"
@@ -183,14 +184,11 @@ def electorates_of(roster: RosterView, chain: Sequence[Certificate]) -> list[Ele
 
     Raises ProtocolViolation or BadSignature for what is no chain from the roster on.
     """
-    found, prev = [Electorate(roster)], roster.digest
-    for number, certificate in enumerate(chain):
-        check_certificate(roster, certificate, expelled=found[-1].expelled)
-        body = certificate.body
-        if body.round != number or body.prev != prev or not found[-1].may_expel(body.expelled):
-            raise ProtocolViolation(f"evidence with a chain that breaks at round {number}")
-        found.append(replace(found[-1], expelled=found[-1].expelled | body.expelled))
-        prev = record_hash(body)
+    standing = Standing.of(roster)
+    found = [standing.electorate]
+    for certificate in chain:
+        standing = standing.accept(certificate)
+        found.append(standing.electorate)
     return found
 
 

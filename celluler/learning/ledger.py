@@ -13,7 +13,8 @@ from typing import Any, Final
 from celluler.errors import ProtocolViolation
 from celluler.identity import Record, Signed
 from celluler.learning.evidence import Docket
-from celluler.learning.inputs import check_part, check_set
+from celluler.learning.inputs import check_set
+from celluler.learning.links import Links
 from celluler.learning.messages import (
     Body,
     BodyProposal,
@@ -27,6 +28,7 @@ from celluler.learning.messages import (
     record_hash,
 )
 from celluler.learning.roster import Electorate, RosterView
+from celluler.learning.standing import Standing
 from celluler.learning.tally import Tally
 
 VIEW_WINDOW = 8
@@ -37,37 +39,74 @@ MAX_COMMIT_VARIANTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a height is given. leaders: places of the members that take turns. parts: 0 at the closing height.
+    """What a height is given.
 
-    electorate: whom of the roster nobody has expelled. mute: follow without signing anything. checks: how many parts
-    to check in a view; with none, nobody is accused or expelled. expected: whether a member may still be waited for;
-    present: whether it was heard from just now; has_checked: whether it says so of this round and a view; proofs: how
-    many members say that they hold proof against one; condemned: whether we do, or enough of them. suspects (latest
-    last), tardy (did not say in time that they had checked) and docket outlive the height.
+    standing: who takes part. mute: follow without signing anything. checks: how many parts to check in a view; with
+    none, nobody is accused or expelled. voted: mask of those of whom we know that they voted for the body before.
+    applicants: envelopes of the admissions to propose; welcome: whether such may be admitted now.
+
+    expected: whether a member may still be waited for; present: whether it was heard from just now; has_checked:
+    whether it says so of this round and a view. proofs, failures: how many members say that they hold proof against
+    one, or that it does not serve; condemned, failing: whether we do, or enough of them. suspects (latest last), tardy
+    (did not say in time that they had checked), links and docket outlive the height.
     """
 
-    roster: RosterView
-    electorate: Electorate
+    standing: Standing
     me: int
-    round: int
-    prev: bytes
     state_root: bytes
-    parts: int
-    leaders: tuple[int, ...]
     mute: bool
     checks: int
     seal: Callable[[Record], bytes]
+    voted: Callable[[], int]
+    applicants: Callable[[], tuple[bytes, ...]]
+    welcome: Callable[[tuple[bytes, ...]], bool]
     expected: Callable[[int], bool]
     present: Callable[[int], bool]
     has_checked: Callable[[int, int], bool]
     proofs: Callable[[int], int]
     condemned: Callable[[int], bool]
+    failures: Callable[[int], int]
+    failing: Callable[[int], bool]
     suspects: dict[int, None]
     tardy: set[int]
+    links: Links
     docket: Docket
 
+    @property
+    def roster(self) -> RosterView:
+        return self.standing.roster
+
+    @property
+    def electorate(self) -> Electorate:
+        return self.standing.electorate
+
+    @property
+    def round(self) -> int:
+        return self.standing.round
+
+    @property
+    def prev(self) -> bytes:
+        return self.standing.prev
+
+    @property
+    def parts(self) -> int:
+        """0 at the closing height."""
+        return 0 if self.standing.closing else self.roster.rules.parts
+
+    @property
+    def votes(self) -> bool:
+        """Whether we vote, lead and check in this round."""
+        return not self.mute and self.me in self.electorate
+
+    @property
+    def sends(self) -> bool:
+        """Whether a set of this round may name a commit of ours."""
+        return not self.mute and bool(self.standing.senders >> self.me & 1)
+
     def leader(self, view: int) -> int:
-        return self.leaders[(self.round + view) % len(self.leaders)]
+        """Place of whoever leads a view of this round."""
+        leaders = self.standing.leaders
+        return leaders[(self.round + view) % len(leaders)]
 
 
 class Ledger:
@@ -97,13 +136,13 @@ class Ledger:
         record, setting = signed.record, self._setting
         if isinstance(record, Commit):
             return self._add_commit(member, record, signed, view)
-        self.claims[member] = max(record.view, self.claims.get(member, -1))
+        self.claim(member, record.view)
         if record.view > view + VIEW_WINDOW:
             return False
         match record:
             case SetProposal():
                 self._check_leader(member, record.view)
-                check_set(setting.roster, record, expelled=setting.electorate.expelled)
+                check_set(setting.standing, record)
                 return self.keep(self.sets, record.view, member, signed)
             case Reduced():
                 if record.part >= setting.parts:
@@ -114,6 +153,13 @@ class Ledger:
             case Vote():
                 return self._add_vote(member, record, signed)
         raise ProtocolViolation(f"{type(record).__name__} is no message of a height")
+
+    def claim(self, member: int, view: int) -> bool:
+        """A member says that it is in this view; only the word of those who vote counts. True if it is news."""
+        if member not in self._setting.electorate or view <= self.claims.get(member, -1):
+            return False
+        self.claims[member] = view
+        return True
 
     def keep(self, table: dict[Any, Signed[Any]], key: Any, member: int, signed: Signed[Any]) -> bool:
         """The first of its kind stays; a different second one is proof against its author."""
@@ -172,23 +218,10 @@ class Ledger:
                 found += [signed for member, signed in votes.items() if not known >> member & 1]
         return [signed.raw for signed in found]
 
-    def check_body(self, body: Body) -> None:
-        """Raises ProtocolViolation for a body that cannot be of this height."""
-        setting = self._setting
-        if body.round != setting.round or body.prev != setting.prev:
-            raise ProtocolViolation("a body that follows another history")
-        size, electorate = body.members.bit_count(), setting.electorate
-        if size < electorate.q or not electorate.has(body.members):
-            raise ProtocolViolation("a body from less than a quorum, or with strangers")
-        if not electorate.may_expel(body.expelled):
-            raise ProtocolViolation("a body that expels strangers, or more than b in all")
-        if len(body.parts) != setting.parts:
-            raise ProtocolViolation(f"a body of {len(body.parts)} parts in a round of {setting.parts}")
-        for part in body.parts:
-            check_part(part, size, electorate.b)
-
     def _add_commit(self, member: int, commit: Commit, signed: Signed[Commit], view: int) -> bool:
         parts = self._setting.parts
+        if not self._setting.standing.senders >> member & 1:
+            raise ProtocolViolation("a commit of a member that does not train in this round")
         if commit.prev != self._setting.prev:
             raise ProtocolViolation("a commit that follows another history")
         if not len(commit.hashes) == len(commit.exponents) == parts:
@@ -210,20 +243,19 @@ class Ledger:
         self._check_leader(member, proposal.view)
         body, proof = proposal.body, proposal.proof
         if proposal.view not in self.proposals:
-            self.check_body(body)
+            self._setting.standing.check(body)
             if proof is None and len(proposal.statements) != self._setting.parts:
                 raise ProtocolViolation("a body without its reducers' signatures")
             if proof is not None:
                 if proof.view >= proposal.view or proposal.statements:
                     raise ProtocolViolation("a body proposed again without an earlier quorum")
-                electorate = self._setting.electorate
-                check_quorum(
-                    electorate.roster, proposal.round, 1, record_hash(body), proof, expelled=electorate.expelled
-                )
+                check_quorum(self._setting.electorate, proposal.round, 1, record_hash(body), proof)
             self.bodies[record_hash(body)] = body
         return self.keep(self.proposals, proposal.view, member, signed)
 
     def _add_vote(self, member: int, vote: Vote, signed: Signed[Vote]) -> bool:
+        if member not in self._setting.electorate:
+            raise ProtocolViolation("a vote of a member that has none in this round")
         if vote.body is not None and vote.lacking:
             raise ProtocolViolation("a vote for a body that lacks parts")
         tally = self.tally(vote.view, vote.phase)

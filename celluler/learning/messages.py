@@ -20,11 +20,16 @@ from celluler.errors import ProtocolViolation
 from celluler.identity import Envelope, Signed, open_envelope, public_key_of
 from celluler.learning.audit_messages import Accuse, Conviction, Verdict
 from celluler.learning.roster import MAX_MEMBERS, MAX_PARTS, MAX_ROUNDS, Electorate, RosterView
-from celluler.wire import I16, U16, U32, U64, Bytes32, Bytes64, Length, Range, pack, unpack
+from celluler.wire import I16, U16, U32, U64, Bytes32, Bytes64, Length, PeerName, Range, pack, unpack
 
 MAX_MESSAGE_BYTES = 1 << 16
 MAX_PROOF_BYTES = 30_000
-"""One envelope inside an Equivocation; the largest, a body of 64 parts for 64 members, has about 21,000."""
+"""One envelope inside an Equivocation; the largest, a body of 64 parts for 64 members with admissions, has 29,000."""
+MAX_ADMISSION_BYTES = 4096
+MAX_ADMITTED = 4
+"""Members that one body admits."""
+MAX_ADMITTED_BYTES = 8192
+"""Of all their envelopes together, so that a body with them still fits an Equivocation."""
 _ENVELOPE_BYTES = 320
 _CACHED_MESSAGES = 1024
 
@@ -32,6 +37,7 @@ Round = Annotated[int, Range(0, MAX_ROUNDS)]
 """0 for the first; the number of rounds for the closing height, which only certifies the final state."""
 Place = Annotated[int, Range(0, MAX_MEMBERS - 1)]
 Bits = U64
+RawAdmission = Annotated[bytes, Length(1, MAX_ADMISSION_BYTES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,9 @@ class Body:
     """What is voted on. Holds no view: the same set reduced again in a later view is the same body.
 
     members: mask of the set. state_root: the state *before* this round; a member cannot know the one after it until
-    it has applied what is being voted on. expelled: mask of those who take no part from the next round on.
+    it has applied what is being voted on. expelled: mask of those who take no part from the next round on; suspended:
+    of those who do not for some rounds. voted: mask of those who voted for the body before, as the leader heard.
+    admitted: envelopes of the Admissions of those who join, in the order of their places.
     """
 
     KIND: ClassVar[str] = "celluler/rounds/body/1"
@@ -110,6 +118,9 @@ class Body:
     state_root: Bytes32
     parts: Annotated[tuple[Part, ...], Length(0, MAX_PARTS)]
     expelled: Bits = 0
+    suspended: Bits = 0
+    voted: Bits = 0
+    admitted: Annotated[tuple[RawAdmission, ...], Length(0, MAX_ADMITTED)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +186,7 @@ class Status:
     `view`. wanted: commits named by the set that it does not hold.
     heard: members it has heard from lately. certified: it holds this round's certificate already. checked: what it
     found wrong in this view it has told. proven: members against whom it holds proof, or b+1 members say they do.
+    failing: members that do not serve, by its own experience or by that of b+1 others.
     """
 
     KIND: ClassVar[str] = "celluler/rounds/status/1"
@@ -194,6 +206,7 @@ class Status:
     wanted: Annotated[tuple[Entry, ...], Length(0, MAX_MEMBERS)]
     checked: bool = False
     proven: Bits = 0
+    failing: Bits = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +245,50 @@ class CheckDraw:
     set_hash: Bytes32
 
 
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """Signed by the coordinator, or by the inviter that the rules name: this peer may join. expires_s: Unix time."""
+
+    KIND: ClassVar[str] = "celluler/rounds/invite/1"
+    run: Bytes32
+    peer: PeerName
+    expires_s: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Vouch:
+    """Signed by a member: this peer may join, for all it knows."""
+
+    KIND: ClassVar[str] = "celluler/rounds/vouch/1"
+    run: Bytes32
+    peer: PeerName
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Signed by whoever wants to join a run that has begun, and passed on by members.
+
+    entry: its envelope of a RosterEntry. invite: envelope of an Invite, or none; vouches: members' signatures under the
+    Vouch for it, ascending.
+    """
+
+    KIND: ClassVar[str] = "celluler/rounds/admission/1"
+    run: Bytes32
+    entry: RawAdmission
+    invite: RawAdmission | None
+    vouches: Annotated[tuple[Mark, ...], Length(0, MAX_MEMBERS)]
+
+
 Message = (
     Commit | SetProposal | Reduced | BodyProposal | Vote | Certificate | Status | Equivocation | Fraud
-    | Accuse | Verdict | Conviction
+    | Accuse | Verdict | Conviction | Admission
 )  # fmt: skip
 MESSAGES: tuple[Any, ...] = (
     Commit, SetProposal, Reduced, BodyProposal, Vote, Certificate, Status, Equivocation, Fraud,
-    Accuse, Verdict, Conviction,
+    Accuse, Verdict, Conviction, Admission,
 )  # fmt: skip
+OF_A_HEIGHT = (Commit, SetProposal, Reduced, BodyProposal, Vote)
+"""What is said towards one certificate, and by nobody who takes no part in its round."""
 _BY_KIND = {cls.KIND: cls for cls in MESSAGES}
 
 
@@ -291,27 +340,24 @@ def check_signature(roster: RosterView, member: int, record: Any, signature: byt
     return raw
 
 
-def check_quorum(
-    roster: RosterView, round_number: int, phase: int, body: bytes, quorum: Quorum, *, expelled: int = 0
-) -> None:
-    """Raises PeerViolation unless q members of that round signed this vote. expelled: mask of those out before it."""
-    electorate = Electorate(roster, expelled)
+def check_quorum(electorate: Electorate, round_number: int, phase: int, body: bytes, quorum: Quorum) -> None:
+    """Raises PeerViolation unless q of those who vote in that round signed this vote."""
     members = [mark.member for mark in quorum.marks]
     if len(members) < electorate.q or any(one >= two for one, two in pairwise(members)):
         raise ProtocolViolation(f"{len(members)} marks are no quorum of {electorate.q} members in order")
     if not electorate.has(mask(members)):
         raise ProtocolViolation(f"a mark of a member that is not among the {len(electorate)} of this round")
-    vote = Vote(roster.run, round_number, quorum.view, phase, body, 0)
+    vote = Vote(electorate.roster.run, round_number, quorum.view, phase, body, 0)
     for mark in quorum.marks:
-        check_signature(roster, mark.member, vote, mark.signature)
+        check_signature(electorate.roster, mark.member, vote, mark.signature)
 
 
-def check_certificate(roster: RosterView, certificate: Certificate, *, expelled: int = 0) -> None:
-    """Raises PeerViolation unless the certificate is of this run and its quorum is one. Says nothing of `prev`.
+def check_certificate(electorate: Electorate, certificate: Certificate) -> None:
+    """Raises PeerViolation unless the certificate is of this run and its quorum is one. Says nothing of the body.
 
-    expelled: mask of those whom the bodies before it have expelled.
+    electorate: that of the certificate's round.
     """
-    if certificate.run != roster.run:
+    if certificate.run != electorate.roster.run:
         raise ProtocolViolation("certificate of another run")
     body = certificate.body
-    check_quorum(roster, body.round, 2, record_hash(body), certificate.quorum, expelled=expelled)
+    check_quorum(electorate, body.round, 2, record_hash(body), certificate.quorum)

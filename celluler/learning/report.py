@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from celluler.identity import PeerId
+from celluler.learning.admission import admitted_members
 from celluler.learning.messages import Body, places
-from celluler.learning.roster import Electorate
+from celluler.learning.standing import Standing
 
 MAX_FAULTS = 256
 
@@ -16,7 +17,8 @@ MAX_FAULTS = 256
 class RoundReport:
     """views: how many were needed, 1 when all went well. no_weight: contributed, and the rule counted none of it.
 
-    expelled: by this round, so from the next one on.
+    absent: would have counted, and was not in the set. expelled, suspended, admitted: by this round, so from the next
+    one on.
     """
 
     round: int
@@ -25,6 +27,8 @@ class RoundReport:
     no_weight: tuple[PeerId, ...]
     absent: tuple[PeerId, ...]
     expelled: tuple[PeerId, ...] = ()
+    suspended: tuple[PeerId, ...] = ()
+    admitted: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,9 @@ class RunReport:
         return (*proofs, *faults, *ignored)
 
 
-def report_of(electorate: Electorate, body: Body, view: int) -> RoundReport:
-    """Read from the certified bodies alone, so every member reports the same."""
-    roster = electorate.roster
+def report_of(standing: Standing, body: Body, view: int) -> RoundReport:
+    """Read from the certified bodies alone, so every member reports the same. standing: that of the body's round."""
+    roster = standing.roster
     inside = places(body.members)
     unweighted = [
         member for place, member in enumerate(inside) if body.parts and not any(p.weights[place] for p in body.parts)
@@ -73,6 +77,8 @@ def report_of(electorate: Electorate, body: Body, view: int) -> RoundReport:
         views=view + 1,
         contributed=tuple(roster.members[place].peer for place in inside),
         no_weight=tuple(roster.members[place].peer for place in unweighted),
-        absent=tuple(roster.members[place].peer for place in electorate.places if place not in inside),
+        absent=tuple(roster.members[place].peer for place in places(standing.senders & ~body.members)),
         expelled=tuple(roster.members[place].peer for place in places(body.expelled)),
+        suspended=tuple(roster.members[place].peer for place in places(body.suspended)),
+        admitted=tuple(member.peer for member in admitted_members(roster, body.admitted)),
     )

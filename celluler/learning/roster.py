@@ -8,8 +8,9 @@ Knows nothing of how entries are collected, nor of the job beyond its digest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 from blake3 import blake3
@@ -138,49 +139,113 @@ class RosterView:
         """The member's place; None for a stranger."""
         return next((member.index for member in self.members if member.peer == peer), None)
 
+    def with_members(self, more: tuple[RosterMember, ...]) -> RosterView:
+        """The same roster with members that were admitted later: digest and raw stay those of the signed one."""
+        return replace(self, members=(*self.members, *more)) if more else self
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Electorate:
-    """Who takes part in one round: the roster less those whom the bodies certified before have expelled.
+    """Who takes part in one round, and how; everybody keeps its place. All but the roster are masks.
 
-    b and q follow from how many are left; everybody keeps its place. expelled: mask.
+    `in`, `len` and `places` are of those who vote now. b and q count the suspended too: for the others a suspended
+    member is one that is silent, and leaving it out of the count would let those who lie weigh more.
+    waiting: in probation, so that they count for nothing yet. voteless: those that came late, trained through no round
+    yet, and so have no vote, whatever their roles say.
     """
 
     roster: RosterView
     expelled: int = 0
+    suspended: int = 0
+    waiting: int = 0
+    voteless: int = 0
 
     def __len__(self) -> int:
-        return len(self.roster) - self.expelled.bit_count()
+        return len(self.places)
 
     def __contains__(self, place: int) -> bool:
-        return 0 <= place < len(self.roster) and not self.expelled >> place & 1
+        return place >= 0 and bool(self.voters >> place & 1)
 
-    @property
+    @cached_property
     def places(self) -> tuple[int, ...]:
-        return tuple(place for place in range(len(self.roster)) if not self.expelled >> place & 1)
+        return _places(self.voters)
 
-    @property
+    @cached_property
+    def voters(self) -> int:
+        """Mask of those who vote in this round."""
+        return self._electors & ~self.suspended
+
+    @cached_property
+    def workers(self) -> int:
+        """Mask of those whose updates may be in a set."""
+        return self._with(Role.WORKER) & ~self.suspended
+
+    @cached_property
+    def aggregators(self) -> int:
+        """Mask of those workers that may reduce."""
+        return self._with(Role.AGGREGATOR) & self.workers
+
+    @cached_property
     def b(self) -> int:
-        return tolerated(len(self))
+        return tolerated(self._electors.bit_count())
 
-    @property
+    @cached_property
     def q(self) -> int:
-        return quorum(len(self))
+        return quorum(self._electors.bit_count())
+
+    @cached_property
+    def spared(self) -> int:
+        """How many of the workers a set may lack, and of a set's updates a part."""
+        return tolerated(self._with(Role.WORKER).bit_count())
+
+    @cached_property
+    def least(self) -> int:
+        """How many updates a set needs."""
+        return quorum(self._with(Role.WORKER).bit_count())
+
+    def acts(self, place: int) -> bool:
+        """Whether anything it says counts: it votes or trains."""
+        return bool((self.voters | self.workers) >> place & 1)
 
     def has(self, members: int) -> bool:
-        """Whether a mask names nobody but those who take part."""
-        return not members >> len(self.roster) and not members & self.expelled
+        """Whether a mask names nobody but those who vote."""
+        return not members & ~self.voters
 
     def may_expel(self, members: int) -> bool:
-        """Whether a body may expel these: they take part, and are with those before no more than b of the roster.
+        """Whether a body may expel these: they take part, and the voters among all that were ever expelled are no
+        more than b of those that ever had a vote.
 
         Whoever proves more liars than that has shown that nothing here can be relied upon, least of all an expulsion.
         """
-        return self.has(members) and (self.expelled | members).bit_count() <= self.roster.rules.b
+        ever = self._all(Role.VALIDATOR) & ~self.waiting & ~self.voteless
+        known = (self.voters | self.workers | self.suspended) & ~self.expelled
+        return not members & ~known and ((self.expelled | members) & ever).bit_count() <= tolerated(ever.bit_count())
 
-    def after(self, expelled: int) -> Electorate:
-        """Those of the round after a body that expels these."""
-        return Electorate(self.roster, self.expelled | expelled)
+    def may_suspend(self, members: int) -> bool:
+        """Whether a body may suspend these: they act, and enough others are left."""
+        acting = not members & ~(self.voters | self.workers) and self.roster.rules.suspension > 0
+        return not members or (acting and replace(self, suspended=self.suspended | members).able)
+
+    @cached_property
+    def able(self) -> bool:
+        """Whether enough are left to vote, to train and to reduce."""
+        return len(self) >= self.q and self.workers.bit_count() >= self.least and bool(self.aggregators)
+
+    @cached_property
+    def _electors(self) -> int:
+        """Mask of those on whom b and q are counted."""
+        return self._with(Role.VALIDATOR) & ~self.voteless
+
+    def _with(self, role: Role) -> int:
+        """Mask of those that count for a role, the suspended among them."""
+        return self._all(role) & ~self.expelled & ~self.waiting
+
+    def _all(self, role: Role) -> int:
+        return sum(1 << member.index for member in self.roster.members if role in member.roles)
+
+
+def _places(bits: int) -> tuple[int, ...]:
+    return tuple(place for place in range(bits.bit_length()) if bits >> place & 1)
 
 
 def tolerated(members: int) -> int:

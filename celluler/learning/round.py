@@ -19,7 +19,7 @@ Knows nothing of training, arrays, sockets, or of other heights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -110,7 +110,7 @@ class Height:
         self._drawn: tuple[int, ...] = ()  # the parts that are ours to check in this view
         self._objections: float | None = None  # until when others are waited for that may have found a wrong part
         self._exchanging = False
-        self._lacking = 0
+        self._lacking = self._undelivered = 0  # masks of parts: what our vote says, what the exchange did not bring
         self._grace = self._deadline = now
         self._timer: float | None = None
         self._fetch_at: float | None = None
@@ -123,7 +123,7 @@ class Height:
         """Our own training is done."""
         self._now = now
         setting = self.setting
-        if setting.me not in self._ledger.commits and self._may_sign:
+        if setting.me not in self._ledger.commits and setting.sends and not self.diverged:
             run = setting.roster.run
             self._broadcast(Commit(run, self.round, setting.prev, setting.state_root, hashes, exponents, fresh))
         self._advance()
@@ -131,18 +131,16 @@ class Height:
     def receive(self, member: int, signed: Signed[Any], now: float) -> bool:
         """A message of this round, signed by `member`. True if it was new. Raises PeerViolation, blaming `member`."""
         self._now = now
-        claims = self._ledger.claims
-        claimed = claims.get(member)
+        claimed = self._ledger.claims.get(member)
         new = self._ledger.add(member, signed, self.view)
-        if new or claimed != claims.get(member):
+        if new or claimed != self._ledger.claims.get(member):
             self._advance()
         return new
 
     def claim(self, member: int, view: int, now: float) -> None:
         """A member says in which view it is."""
         self._now = now
-        if view > self._ledger.claims.get(member, -1):
-            self._ledger.claims[member] = view
+        if self._ledger.claim(member, view):
             self._advance()
 
     def exchanged(self, view: int, results: Sequence[Part | None], now: float) -> None:
@@ -152,6 +150,7 @@ class Height:
         inputs = self._inputs
         if self._exchanging and inputs is not None and inputs.view == view:
             self._exchanging = False
+            self._undelivered = mask(part for part, result in enumerate(results) if result is None)
             self._state_results(inputs, results)
         self._advance()
 
@@ -195,7 +194,7 @@ class Height:
         self._now = now
         if self.certificate is not None:
             return False
-        self._ledger.check_body(certificate.body)
+        self.setting.standing.check(certificate.body)
         self._decide(certificate)
         self._advance()
         return True
@@ -221,13 +220,22 @@ class Height:
         return min((time for time in times if time is not None), default=None)
 
     @property
+    def voters(self) -> int:
+        """Mask of those who voted for what was certified, as far as it came here. Once decided."""
+        assert self.certificate is not None
+        name = record_hash(self.certificate.body)
+        tallies = [tally for (_, phase), tally in self._ledger.tallies.items() if phase == 2]
+        found = {mark.member for mark in self.certificate.quorum.marks}
+        return mask(found.union(*(tally.voters_for(name) for tally in tallies)))
+
+    @property
     def complete(self) -> bool:
         """Decided, and every part of the certified body is here."""
         return self.certificate is not None and all(part.digest in self._held for part in self.certificate.body.parts)
 
     # --- what we tell each other -------------------------------------------------------------------------------
 
-    def status(self, incarnation: int, sequence: int, heard: int, proven: int) -> Status:
+    def status(self, incarnation: int, sequence: int, heard: int, proven: int, failing: int) -> Status:
         return Status(
             run=self.setting.roster.run,
             round=self.round,
@@ -245,6 +253,7 @@ class Height:
             wanted=tuple(dict.fromkeys((*self._ledger.missing_commits(self.view), *self._ledger.wanted)))[:MAX_MEMBERS],
             checked=self.has_checked,
             proven=proven,
+            failing=failing,
         )
 
     def signatures(self) -> Signatures:
@@ -262,7 +271,7 @@ class Height:
         match self.step:
             case Step.COMMITS:
                 return (
-                    f"{where}: {len(self._ledger.largest_group())} of the {self._electorate.q} "
+                    f"{where}: {len(self._ledger.largest_group())} of the {self.setting.standing.least} "
                     "updates needed from one state"
                 )
             case Step.SET:
@@ -291,8 +300,8 @@ class Height:
         self._ask_checks()
 
     def _open(self) -> bool:
-        """View 0 opens with the q-th commit: how long training takes is nobody's fault before that."""
-        if self.step is not Step.COMMITS or len(self._ledger.largest_group()) < self._electorate.q:
+        """View 0 opens when enough have committed: how long training takes is nobody's fault before that."""
+        if self.step is not Step.COMMITS or len(self._ledger.largest_group()) < self.setting.standing.least:
             return False
         self._enter(0)
         return True
@@ -309,7 +318,8 @@ class Height:
         if self.step is not Step.COMMITS:
             self._note_suspects()
         self.view, self.step = view, Step.SET
-        self._inputs, self._exchanging, self._lacking, self._bad_set = None, False, 0, False
+        self._inputs, self._exchanging, self._bad_set = None, False, False
+        self._lacking = self._undelivered = 0
         self._timer = self._sound = self._objections = None
         self._drawn = ()
         self._grace = self._now + (self._delta_s / 2 if view == 0 else 0.0)
@@ -325,6 +335,22 @@ class Height:
             if (self._lacking >> part & 1 or told > self._electorate.b) and reducer != self.setting.me:
                 self.setting.suspects.pop(reducer, None)
                 self.setting.suspects[reducer] = None
+        self._note_links()
+
+    def _note_links(self) -> None:
+        """Between whom something did not get through in this view, by the voters' word; a liar's is about itself."""
+        inputs, tally = self._inputs, self._ledger.tally(self.view, 1)
+        for voter, signed in tally.votes.items() if inputs is not None else ():
+            for part in places(signed.record.lacking):
+                if inputs is not None and part < len(inputs.reducers):
+                    self.setting.links.note(self.round, inputs.reducers[part], voter)
+
+    def _note_missing(self, inputs: Inputs, body: Body) -> None:
+        """Between whom something did not get through, as the certified body shows it."""
+        for reducer, part in zip(inputs.reducers, body.parts, strict=True):
+            for number, sender in enumerate(inputs.members):
+                if not part.used >> number & 1:
+                    self.setting.links.note(self.round, reducer, sender)
 
     def _propose_set(self) -> bool:
         """The leader's first word: a body with an earlier quorum again, or else a set of inputs."""
@@ -349,23 +375,33 @@ class Height:
 
     def _chosen(self) -> tuple[int, ...] | None:
         """Whose commits to propose; None while it is worth waiting for more."""
-        group, quorum = self._ledger.largest_group(), self._electorate.q
-        if len(group) < quorum:
+        group, standing = self._ledger.largest_group(), self.setting.standing
+        if not self._suffices(group):
             return None
-        missing = [m for m in self._electorate.places if m not in self._ledger.commits and self.setting.expected(m)]
-        if missing and self._now < self._grace:
+        awaited = [member for member in places(standing.awaited) if self.setting.expected(member)]
+        if self._now < self._grace and not set(awaited) <= self._ledger.commits.keys():
             return None
-        trusted = [member for member in group if member not in self.setting.docket.proven]
-        chosen = trusted if len(trusted) >= quorum else group
+        trusted = tuple(member for member in group if member not in self.setting.docket.proven)
+        chosen = trusted if self._suffices(trusted) else group
         if self.view > 0:  # the view before failed: do without those that have fallen silent since they committed
-            present = [member for member in chosen if self.setting.present(member)]
-            chosen = present if len(present) >= quorum else chosen
-        return tuple(chosen)
+            present = tuple(member for member in chosen if self.setting.present(member))
+            chosen = present if self._suffices(present) else chosen
+        return chosen
+
+    def _suffices(self, members: tuple[int, ...]) -> bool:
+        """Enough of them, one of whom may reduce."""
+        reduces = not self.setting.parts or mask(members) & self._electorate.aggregators
+        return len(members) >= self.setting.standing.least and bool(reduces)
 
     def _barred(self, members: tuple[int, ...]) -> int:
-        """At most b, so that a lying leader cannot keep the work among its friends."""
+        """At most b, so that a lying leader cannot keep the work among its friends; never all that may reduce."""
         latest_first = [*sorted(self.setting.docket.proven), *reversed(self.setting.suspects)]
-        return mask(list(dict.fromkeys(member for member in latest_first if member in members))[: self._electorate.b])
+        barred, able = 0, mask(members) & self._electorate.aggregators
+        for member in dict.fromkeys(member for member in latest_first if member in members):
+            more = barred | 1 << member
+            if more.bit_count() <= self._electorate.b and able & ~more:
+                barred = more
+        return barred
 
     def _accept_set(self) -> bool:
         signed = self._ledger.sets.get(self.view)
@@ -374,7 +410,7 @@ class Height:
         proposal = signed.record
         commits = self._ledger.commits_of(proposal.entries)
         try:
-            self._inputs = inputs = inputs_of(self.setting.roster, proposal, commits, self.setting.parts)
+            self._inputs = inputs = inputs_of(self.setting.standing, proposal, commits, self.setting.parts)
         except ProtocolViolation as error:
             self._blame_leader(error)
             return True
@@ -388,7 +424,7 @@ class Height:
             self._out.append(
                 Exchange(
                     self.round, self.view, inputs.hash, inputs.members, inputs.commits, inputs.reducers, wait_s,
-                    least=max(1, len(inputs.members) - self._electorate.b),
+                    least=max(1, len(inputs.members) - self._electorate.spared),
                 )
             )  # fmt: skip
         return True
@@ -401,7 +437,7 @@ class Height:
 
     def _sensible(self, result: Part, inputs: Inputs) -> bool:
         try:
-            check_part(result, len(inputs.members), self._electorate.b)
+            check_part(result, len(inputs.members), self._electorate.spared)
         except ProtocolViolation:
             return False
         return True
@@ -426,9 +462,11 @@ class Height:
             return False
         if self._known_bad():
             return False
+        setting, expelled = self.setting, self._to_expel()
         body = Body(
-            self.round, self.setting.prev, inputs.hash, inputs.mask, inputs.state_root,
-            tuple(signed.record.result for signed in stated), self._to_expel(),
+            self.round, setting.prev, inputs.hash, inputs.mask, inputs.state_root,
+            tuple(signed.record.result for signed in stated), expelled, self._to_suspend(expelled),
+            setting.voted(), () if setting.standing.closing else setting.applicants(),
         )  # fmt: skip
         signatures = tuple(signature_of(signed.raw) for signed in stated)
         self._broadcast(BodyProposal(self.setting.roster.run, self.round, self.view, body, signatures, None))
@@ -445,7 +483,7 @@ class Height:
             if self._now < self._deadline and not self._leader_failed():
                 return False
             choice = None
-        self._lacking = self._lacking_now() if choice is None else 0
+        self._lacking = self._complaint() if choice is None else 0
         self._note_tardy()
         self.step = Step.VOTE_1
         self._cast(1, choice, self._lacking)
@@ -468,9 +506,18 @@ class Height:
         )
         if not free or self.diverged:
             return None
-        if proof is None and not all(self.setting.condemned(member) for member in places(proposal.body.expelled)):
+        if proof is None and not self._agrees(proposal.body):
             return WAIT
         return name if all(part.digest in self._held for part in proposal.body.parts) else WAIT
+
+    def _agrees(self, body: Body) -> bool:
+        """Whether we know of all whom a fresh body sends away that they deserve it, and may let in those it admits."""
+        setting = self.setting
+        return (
+            all(setting.condemned(member) for member in places(body.expelled))
+            and all(setting.failing(member) for member in places(body.suspended))
+            and setting.welcome(body.admitted)
+        )
 
     def _from_inputs(self, proposal: BodyProposal, inputs: Inputs) -> bool:
         """Whether a fresh body is what the reducers of this view signed for this view's set."""
@@ -539,6 +586,9 @@ class Height:
         if inputs is not None and inputs.view == certificate.quorum.view:
             for reducer in inputs.reducers:
                 self.setting.suspects.pop(reducer, None)
+            self._note_links()
+            if inputs.hash == certificate.body.set_hash:
+                self._note_missing(inputs, certificate.body)
         self._compare_state(certificate.body.state_root)
 
     def _fetch(self) -> None:
@@ -583,7 +633,7 @@ class Height:
         """Parts of others. Seeded by the view too: asking for inputs in one view betrays nothing of the next."""
         setting = self.setting
         candidates = [part for part, reducer in enumerate(inputs.reducers) if reducer != setting.me]
-        if not setting.checks or not candidates or not self._may_sign:
+        if not setting.checks or not candidates or not self._may_vote:
             return ()
         if len(candidates) <= setting.checks:
             return tuple(candidates)
@@ -593,7 +643,7 @@ class Height:
     def _to_check(self) -> list[int]:
         """The parts that we drew, and those of proven liars: the leader may not have known, or be one itself."""
         inputs, me = self._inputs, self.setting.me
-        if inputs is None or not self.setting.checks or not self._may_sign:
+        if inputs is None or not self.setting.checks or not self._may_vote:
             return []
         return [
             part for part, reducer in enumerate(inputs.reducers)
@@ -603,7 +653,7 @@ class Height:
     def _ask_checks(self) -> None:
         """Have computed anew what is stated of what we drew, and what others say is wrong."""
         inputs = self._inputs
-        if not self.setting.checks or not self._may_sign:
+        if not self.setting.checks or not self._may_vote:
             return
         if inputs is not None and not self._exchanging and self.step in (Step.EXCHANGE, Step.CHECK):
             entries = self._ledger.sets[self.view].record.entries
@@ -810,6 +860,20 @@ class Height:
                 found = more
         return found
 
+    def _to_suspend(self, expelled: int) -> int:
+        """Those of whom a quorum says that they do not serve."""
+        found, left = 0, replace(self._electorate, expelled=self._electorate.expelled | expelled)
+        for member in places((self._electorate.voters | self._electorate.workers) & ~expelled):
+            more = found | 1 << member
+            if (
+                self.setting.failing(member)
+                and self.setting.failures(member) >= self._electorate.q
+                and self._electorate.may_suspend(more)
+                and left.may_suspend(more)
+            ):
+                found = more
+        return found
+
     # --- small parts -------------------------------------------------------------------------------------------
 
     def _broadcast(self, record: Record) -> None:
@@ -818,7 +882,7 @@ class Height:
         self._ledger.add(self.setting.me, open_message(raw), self.view)
 
     def _cast(self, phase: int, choice: bytes | None, lacking: int) -> None:
-        if self._may_sign:
+        if self._may_vote:
             self._broadcast(Vote(self.setting.roster.run, self.round, self.view, phase, choice, lacking))
 
     @property
@@ -826,8 +890,12 @@ class Height:
         return not self.setting.mute and not self.diverged
 
     @property
+    def _may_vote(self) -> bool:
+        return self.setting.votes and not self.diverged
+
+    @property
     def _leading(self) -> bool:
-        return self.setting.leader(self.view) == self.setting.me and self._may_sign
+        return self.setting.leader(self.view) == self.setting.me and self._may_vote
 
     def _leader_failed(self) -> bool:
         """Nothing more is to be hoped for in this view: its leader proposed nonsense, votes against it, or is gone."""
@@ -861,6 +929,13 @@ class Height:
         stated = [self._stated(part) for part in range(self.setting.parts)]
         absent = mask(n for n, s in enumerate(stated) if s is None or s.record.result.digest not in self._held)
         return absent | self._known_bad()
+
+    def _complaint(self) -> int:
+        """Mask of the parts whose reducer failed us, to be told with a vote against. While there is still time, only
+        what is certain: another's haste is no reducer's fault."""
+        if self._now >= self._deadline:
+            return self._lacking_now()
+        return self._known_bad() | (0 if self._exchanging else self._undelivered)
 
     def _reduced_mask(self) -> int:
         return mask(part for part in range(self.setting.parts) if self._stated(part) is not None)

@@ -7,8 +7,9 @@ and is sent what it lacks. What is new is passed on once to everybody else, so t
 A member killed and started again has forgotten what it signed. With a higher `incarnation` it follows
 without signing until it knows that its new signatures cannot contradict its old ones.
 
-Who a certified body has expelled takes no part from the next round on: it is not listened to, waited for or counted,
-and b and q are those of the members that are left. All agree on that, because it is read from the chain.
+Who takes part in a height, and how, is its `Standing`: read from the certified bodies, so all agree on it. An expelled
+member is not listened to any more; one that is suspended, in probation or without a vote follows, and is told of its
+lack like the others. Who comes late, or was away for so long that nobody serves what it lacks, begins with a chain.
 
 Knows nothing of sockets, workers or arrays.
 """
@@ -20,9 +21,12 @@ from typing import Any
 
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import Identity, PeerId, Record, Signed, seal
+from celluler.learning.admission import Applicants
 from celluler.learning.checks import CheckOutcome
 from celluler.learning.effects import (
+    Admitted,
     Apply,
+    Behind,
     Certified,
     Effect,
     Exclude,
@@ -35,7 +39,10 @@ from celluler.learning.effects import (
 from celluler.learning.evidence import Docket, check_equivocation
 from celluler.learning.evidence_file import Kind, evidence_file
 from celluler.learning.ledger import Setting
+from celluler.learning.links import Links
 from celluler.learning.messages import (
+    OF_A_HEIGHT,
+    Admission,
     Certificate,
     Equivocation,
     Fraud,
@@ -45,15 +52,16 @@ from celluler.learning.messages import (
     mask,
     open_message,
     places,
-    record_hash,
 )
-from celluler.learning.report import RunReport, report_of
+from celluler.learning.presence import Presence
+from celluler.learning.report import RoundReport, RunReport, report_of
 from celluler.learning.roster import Electorate, RosterView
 from celluler.learning.round import Height
+from celluler.learning.standing import follow
 from celluler.learning.transcript import Signatures
 
-INACTIVE_ROUNDS = 3
-"""Rounds in a row without an update after which nobody waits for a member, nor lets it lead."""
+KEPT_ROUNDS = 2
+"""Rounds whose reduced parts every member keeps for those that lag."""
 MAX_EARLY_MESSAGES = 96
 """Messages of the next round kept of one member."""
 STATUSES_PER_DELTA = 4
@@ -65,43 +73,63 @@ class Run:
     """One member's half of a run."""
 
     def __init__(
-        self, roster: RosterView, identity: Identity, *, state_root: bytes, incarnation: int = 0, checks: int = 0
+        self,
+        roster: RosterView,
+        identity: Identity,
+        *,
+        state_root: bytes,
+        incarnation: int = 0,
+        checks: int = 0,
+        chain: Sequence[Certificate] = (),
+        epoch_s: float | None = None,
     ) -> None:
-        """state_root: of the state before round 0. checks: how many parts to compute anew in each view, `checks_for`
-        says how many are due; with 0 nothing is checked, and nobody accused or expelled at our instance.
+        """roster: as the coordinator signed it. state_root: of the state before round 0; with a chain, of the state
+        before its last round, which we then ask for and apply like any other.
 
-        incarnation: 0 at this key's first start in this run; a later start passes a higher number than the one before
-        (the seconds since the epoch will do).
+        checks: how many parts to compute anew in each view, `checks_for` says how many are due; with 0 nothing is
+        checked, and nobody accused or expelled at our instance. incarnation: 0 at this key's first start in this run; a
+        later start passes a higher number than the one before (the seconds since the epoch will do). chain: what was
+        certified from round 0 on. epoch_s: the Unix time at `now` 0, by which invites expire; without it none does.
+
+        Raises PeerViolation for a chain that is none; LocalError when we are not a member after it, or do not hold the
+        state that it names.
         """
-        me = roster.index_of(identity.peer_id)
+        standing = follow(roster, chain[:-1])
+        after = standing.accept(chain[-1]) if chain else standing
+        me = after.roster.index_of(identity.peer_id)
         if me is None:
             raise LocalError("this identity is not in the roster")
-        self.roster, self.me = roster, me
+        if chain and chain[-1].body.state_root != state_root:
+            raise LocalError(f"this is not the state before round {standing.round}")
+        self.me, self.standing, self.roster = me, standing, after.roster
         self.report = RunReport(roster.rules.rule)
         self.certificates: list[Certificate] = []
         self.finished = False
         self.stalled: str | None = None
+        self._chain = tuple(chain)
+        self._next = standing  # what the next height is opened with
         self._seal: Callable[[Record], bytes] = lambda record: seal(identity, record)
         self._state_root = state_root
-        self._places = {member.peer: member.index for member in roster.members}
+        self._places = {member.peer: member.index for member in self.roster.members}
         self._rules = roster.rules
         self._checks = checks
+        self._epoch_s = epoch_s
         self._period_s = roster.rules.delta_ms / 1000 / STATUSES_PER_DELTA
         self._silence_s = roster.rules.delta_ms / 1000
         self._stall_s = roster.rules.stall_ms / 1000
         self._patience_s = (roster.rules.train_ms + roster.rules.exchange_ms + roster.rules.stall_ms) / 1000
-        self._mute_before: int | None = None if incarnation and len(roster) > 1 else 0
+        self._mute_before: int | None = None if incarnation and len(self.roster) > 1 else 0
         self._incarnation = incarnation
+        self._presence = Presence(me, period_s=self._period_s, silence_s=self._silence_s)
+        self._applicants = Applicants()
         self._suspects: dict[int, None] = {}
         self._tardy: set[int] = set()
+        self._links = Links()
         self._docket = Docket()
-        self._heard: dict[int, float] = {}
-        self._statuses: dict[int, Status] = {}
-        self._answered: dict[int, float] = {}
         self._early: dict[int, dict[bytes, Signed[Any]]] = {}  # by author
-        self._applying = self._trained = False
+        self._applying = False
         self._train_at: float | None = None
-        self._status_at = self._began = self._now = 0.0
+        self._status_at = self._behind_at = self._began = self._now = 0.0
         self._few_since: float | None = None
         self._told: tuple[int, int] | None = None  # round and view of which we last said at once that we had checked
         self._sequence = 0
@@ -120,13 +148,18 @@ class Run:
         """Finished, and so by their own word are all others that are alive: nobody needs us any more."""
         if not self.finished:
             return False
-        done = {m for m, s in self._statuses.items() if s.certified and s.round == self._rules.rounds}
-        return all(place in done for place in self._electorate.places if place != self.me and self._alive(place))
+        done = self._presence.certified(self._rules.rounds) | {self.me, *places(self.standing.expelled)}
+        return all(place in done or not self._alive(place) for place in range(len(self.roster)))
 
     def start(self, now: float) -> Effects:
-        self._heard = dict.fromkeys(range(len(self.roster)), now)
-        self._status_at = now
+        self._status_at = self._now = now
+        for place in range(len(self.roster)):
+            self._presence.expect(place, now)
+        for certificate in self._chain[:-1]:
+            self._write_down(certificate)
         self._enter(now)
+        if self._chain:
+            self._at.certify(self._chain[-1], now)
         return self.tick(now)
 
     def receive(self, sender: PeerId, raw: bytes, now: float) -> Effects:
@@ -137,16 +170,29 @@ class Run:
         try:
             signed = open_message(raw)
             author = self._places.get(signed.signer)
-            if author is None or signed.record.run != self.roster.run:
+            applies = isinstance(signed.record, Admission)
+            if (author is None and not applies) or signed.record.run != self.roster.run:
                 raise ProtocolViolation("passed on a message of another run or of a stranger")
         except PeerViolation as error:
             self._out.append(Fault(sender, str(error)))
             return self._drain()
-        if author != self.me:
+        if applies:
+            self._on_admission(sender, raw)
+        elif author is not None and author != self.me:
             try:
                 self._dispatch(sender, author, signed)
             except PeerViolation as error:
                 self._out.append(Fault(signed.signer, str(error)))
+        return self._drain()
+
+    def admit(self, raw: bytes, now: float) -> Effects:
+        """Somebody hands us its sealed Admission: we pass it on, and propose it when we lead.
+
+        Raises PeerViolation, the applicant's, for one that no member would accept now.
+        """
+        self._now = now
+        if self.stalled is None and self._applicants.add(self._next, raw, self._unix_s()):
+            self._out.append(Send(None, raw))
         return self._drain()
 
     def trained(
@@ -212,6 +258,7 @@ class Run:
             if self._train_at is not None and now >= self._train_at:
                 self._train()
             self._watch()
+            self._watch_behind()
         return self._drain()
 
     def next_deadline(self) -> float | None:
@@ -226,41 +273,55 @@ class Run:
         record, here = signed.record, self._at.round
         if isinstance(record, Certificate):
             self._on_certificate(record)
-        elif author not in self._electorate:
+        elif self.standing.expelled >> author & 1:
             self._tell_expelled(author, record)
+        elif isinstance(record, Status):
+            self._on_status(author, record)
+        elif isinstance(record, OF_A_HEIGHT) and record.round == here + 1:
+            self._keep_early(sender, author, signed)
+        elif not self._electorate.acts(author):
+            return  # it takes no part in this round
         elif isinstance(record, Equivocation):
             self._note(sender, author, signed, self._on_equivocation(record))
         elif isinstance(record, Fraud):
             height = self._height_of(record.round)
             new = height is not None and height.accuse(author, signed, self._now)
             self._note(sender, author, signed, new)
-        elif isinstance(record, Status):
-            self._on_status(author, record)
-        elif record.round == here:
+        elif isinstance(record, OF_A_HEIGHT) and record.round == here:
             self._note(sender, author, signed, self._at.receive(author, signed, self._now))
-        elif record.round == here + 1:
-            kept = self._early.setdefault(author, {})
-            new = signed.raw not in kept and len(kept) < MAX_EARLY_MESSAGES
-            if new:
-                kept[signed.raw] = signed
-            self._note(sender, author, signed, new)
+
+    def _keep_early(self, sender: PeerId, author: int, signed: Signed[Any]) -> None:
+        kept = self._early.setdefault(author, {})
+        new = signed.raw not in kept and len(kept) < MAX_EARLY_MESSAGES
+        if new:
+            kept[signed.raw] = signed
+        self._note(sender, author, signed, new)
+
+    def _on_admission(self, sender: PeerId, raw: bytes) -> None:
+        """Passed on by a member, to whom it may have been good; whether we take it is ours to see."""
+        try:
+            new = self._applicants.add(self._next, raw, self._unix_s())
+        except PeerViolation:
+            return
+        if new:
+            self._out.append(Send(None, raw, skip=(sender,)))
 
     def _note(self, sender: PeerId, author: int, signed: Signed[Any], new: bool) -> None:
         """What is new shows its author alive, and goes on to everybody else."""
         if new:
-            self._heard[author] = self._now
-            if len(self._electorate) > 2:
+            self._presence.hear(author, self._now)
+            if len(self.roster) > 2:
                 self._out.append(Send(None, signed.raw, skip=(sender, signed.signer)))
 
     def _on_certificate(self, certificate: Certificate) -> None:
         if certificate.body.round == self._at.round and self._at.certificate is None:
-            check_certificate(self.roster, certificate, expelled=self._electorate.expelled)
+            check_certificate(self._electorate, certificate)
             self._at.certify(certificate, self._now)
 
     def _on_equivocation(self, record: Equivocation) -> bool:
         """True if it tells us of a liar that we did not know."""
         member, what = check_equivocation(self.roster, record)
-        if member in self._docket.proven or member not in self._electorate:
+        if member in self._docket.proven or not self._electorate.acts(member):
             return False
         words = (self._seal(record),) if self._checks else ()
         self._docket.proven[member] = words
@@ -272,25 +333,19 @@ class Run:
         """Nothing it says counts any more; it may be told so, should it not know."""
         if not isinstance(record, Status) or record.certified or record.round >= len(self.certificates):
             return
-        if self._now - self._answered.get(place, -self._period_s) >= self._period_s / 2:
-            self._answered[place] = self._now
+        if self._presence.may_answer(place, self._now):
             self._out.append(Send(self.roster.members[place].peer, self._seal(self.certificates[record.round])))
 
     def _on_status(self, author: int, status: Status) -> None:
-        known = self._statuses.get(author)
-        if known is not None and (status.incarnation, status.sequence) <= (known.incarnation, known.sequence):
-            return  # old, or a replay
-        self._statuses[author] = status
-        self._heard[author] = self._now
+        if not self._presence.take(author, status, self._now):
+            return
         height = self._at
         if status.round == height.round:
             height.claim(author, status.view, self._now)
         self._unmute()
-        if self._now - self._answered.get(author, -self._period_s) < self._period_s / 2:
-            return
-        self._answered[author] = self._now
-        peer = self.roster.members[author].peer
-        self._out += [Send(peer, raw) for raw in self._answer(status)]
+        if self._presence.may_answer(author, self._now):
+            peer = self.roster.members[author].peer
+            self._out += [Send(peer, raw) for raw in self._answer(status)]
 
     def _answer(self, status: Status) -> list[bytes]:
         """What a member lacks by its own word; to one that is ahead, where we are, so that it helps us."""
@@ -306,15 +361,17 @@ class Run:
         """What proves those to be liars of whom this member does not know it yet. An accusation serves two rounds."""
         words = [
             word for member, words in self._docket.proven.items() for word in words
-            if member in self._electorate and not status.proven >> member & 1
+            if not (self.standing.expelled | status.proven) >> member & 1
         ]  # fmt: skip
         return [word for word in words if _serves(open_message(word).record, self._at.round)]
 
     def _status(self) -> bytes:
         self._sequence += 1
-        heard = mask(place for place, at in self._heard.items() if self._now - at <= self._silence_s)
-        proven = mask(place for place in self._electorate.places if self._condemned(place)) if self._checks else 0
-        return self._seal(self._at.status(self._incarnation, self._sequence, heard | 1 << self.me, proven))
+        acting = places(self._electorate.voters | self._electorate.workers)
+        proven = mask(filter(self._condemned, acting)) if self._checks else 0
+        failing = mask(filter(self._failing, acting))
+        heard = self._presence.heard(self._now)
+        return self._seal(self._at.status(self._incarnation, self._sequence, heard, proven, failing))
 
     # --- heights -----------------------------------------------------------------------------------------------
 
@@ -326,7 +383,7 @@ class Run:
 
     @property
     def _electorate(self) -> Electorate:
-        return Electorate(self.roster) if self._height is None else self._height.setting.electorate
+        return self.standing.electorate
 
     def _height_of(self, round_number: int) -> Height | None:
         """This round's or the one before, of which things are still said."""
@@ -335,49 +392,52 @@ class Run:
 
     def _enter(self, now: float) -> None:
         """Open the height after the last certificate."""
-        number = len(self.certificates)
-        electorate = self._electorate.after(self.certificates[-1].body.expelled if self.certificates else 0)
-        if self.me not in electorate:
-            self._stall(f"expelled by the others in round {number - 1}")
+        self.standing = standing = self._next
+        if standing.expelled >> self.me & 1:
+            self._stall(f"expelled by the others in round {standing.round - 1}")
             return
-        closing = number == self._rules.rounds
         self._applying, self._train_at, self._began = False, None, now
         setting = Setting(
-            roster=self.roster,
-            electorate=electorate,
+            standing=standing,
             me=self.me,
-            round=number,
-            prev=record_hash(self.certificates[-1].body) if self.certificates else self.roster.digest,
             state_root=self._state_root,
-            parts=0 if closing else self._rules.parts,
-            leaders=self._active(electorate),
-            mute=self._mute_before is None or number < self._mute_before,
+            mute=self._mute_before is None or standing.round < self._mute_before,
             checks=self._checks,
             seal=self._seal,
-            expected=self._expected,
-            present=self._present,
+            voted=self._voted,
+            applicants=lambda: self._applicants.chosen(standing, self._unix_s()),
+            welcome=lambda admitted: self._applicants.welcome(admitted, self._unix_s()),
+            expected=self._alive,
+            present=lambda place: self._presence.present(place, self._now),
             has_checked=self._has_checked,
             proofs=self._proofs,
             condemned=self._condemned,
+            failures=self._failures,
+            failing=self._failing,
             suspects=self._suspects,
             tardy=self._tardy,
+            links=self._links,
             docket=self._docket,
         )
         self._previous, self._height = self._height, Height(setting, now)
-        height = self._height
         self._unmute()
-        if closing:
-            height.commit((), (), False, now)
+        self._begin_work(now)
+        early, self._early = self._early, {}
+        for author, kept in early.items():
+            if standing.electorate.acts(author):
+                for signed in kept.values():
+                    self._replay(author, signed)
+
+    def _begin_work(self, now: float) -> None:
+        """Our own part of a height: an update, or at the end only our word that we got there."""
+        if len(self.certificates) < len(self._chain):
+            return  # it is decided already
+        if self.standing.closing:
+            self._at.commit((), (), False, now)
         elif self._behind():
             self._train_at = now + 2 * self._silence_s  # certificates are on their way; train if they do not come
         else:
             self._train()
-        early, self._early = self._early, {}
-        for author, kept in early.items():
-            if author not in electorate:
-                continue
-            for signed in kept.values():
-                self._replay(author, signed)
 
     def _replay(self, author: int, signed: Signed[Any]) -> None:
         try:
@@ -387,7 +447,7 @@ class Run:
 
     def _train(self) -> None:
         self._train_at = None
-        if not self._at.setting.mute and not self._at.diverged:
+        if self._at.setting.sends and not self._at.diverged:
             self._out.append(Train(self._at.round, self._fresh))
 
     @property
@@ -395,12 +455,13 @@ class Run:
         """Whether our last update was left out, so that nobody knows the momentum it would carry."""
         return not self.certificates or not self.certificates[-1].body.members >> self.me & 1
 
-    def _active(self, electorate: Electorate) -> tuple[int, ...]:
-        """Who takes turns in leading: read from the chain alone, so that all agree."""
-        recent = [certificate.body.members for certificate in self.certificates[-INACTIVE_ROUNDS:]]
-        if len(recent) < INACTIVE_ROUNDS:
-            return electorate.places
-        return places((recent[0] | recent[1] | recent[2]) & ~electorate.expelled)
+    def _voted(self) -> int:
+        """Mask of those of whom we know that they voted for the body before."""
+        if self.standing.before is None:
+            return 0
+        before = self._previous if self._previous is not None and self._previous.certificate is not None else None
+        marks = mask(mark.member for mark in self.certificates[-1].quorum.marks)
+        return (marks if before is None else before.voters) & self.standing.before.voters
 
     def _after(self) -> None:
         """What a change in the height means for the run."""
@@ -409,14 +470,7 @@ class Run:
             self._told = height.round, height.view
             self._out.append(Send(None, self._status()))
         if height.certificate is not None and len(self.certificates) == height.round:
-            self.certificates.append(height.certificate)
-            report = report_of(self._electorate, height.certificate.body, height.certificate.quorum.view)
-            if height.setting.parts:
-                self.report.rounds.append(report)
-            for peer in report.expelled:
-                self.report.expelled[peer] = report.round
-            self._out.append(Certified(height.certificate, report))
-            self._train_at = None
+            self._decided(height, height.certificate)
         if not height.complete or self._applying or self.finished or height.diverged:
             return
         body = self.certificates[height.round].body
@@ -427,51 +481,76 @@ class Run:
             self.finished = True
             self._out.append(Finished(self.certificates[height.round], body.state_root))
 
+    def _decided(self, height: Height, certificate: Certificate) -> None:
+        before, self._train_at = self.roster, None
+        report = self._write_down(certificate)
+        self._out.append(Certified(certificate, report))
+        joined = self.roster.members[len(before) :]
+        if joined:
+            self._out.append(Admitted(height.round, joined))
+        for member in joined:
+            self._presence.expect(member.index, self._now)
+        for place in places(certificate.body.suspended):  # when it comes back, it starts anew
+            self._links.forget(place)
+            self._docket.unserved.pop(place, None)
+
+    def _write_down(self, certificate: Certificate) -> RoundReport:
+        """One more link of the chain."""
+        body = certificate.body
+        report = report_of(self._next, body, certificate.quorum.view)
+        self._next = self._next.after(body)
+        self.certificates.append(certificate)
+        if body.parts:
+            self.report.rounds.append(report)
+        for peer in report.expelled:
+            self.report.expelled[peer] = report.round
+        if len(self._next.roster) > len(self.roster):
+            self.roster = self._next.roster
+            self._places = {member.peer: member.index for member in self.roster.members}
+        return report
+
     # --- who is there ------------------------------------------------------------------------------------------
 
     def _alive(self, place: int) -> bool:
-        """Heard from within delta, by us or, should only our link be cut, by b+1 members by their own word."""
-        fresh = self._now - self._silence_s
-        if place == self.me or self._heard[place] >= fresh:
-            return True
-        witnesses = [
-            m for m, s in self._statuses.items()
-            if s.heard >> place & 1 and self._heard[m] >= fresh and m in self._electorate
-        ]  # fmt: skip
-        return len(witnesses) > self._electorate.b
-
-    def _expected(self, place: int) -> bool:
-        return place in self._at.setting.leaders and self._alive(place)
-
-    def _present(self, place: int) -> bool:
-        """Heard from by ourselves within the time of two statuses."""
-        return place == self.me or self._now - self._heard[place] <= 2 * self._period_s
+        return self._presence.alive(self._electorate, place, self._now)
 
     def _behind(self) -> bool:
-        ahead = sum(s.round > len(self.certificates) for m, s in self._statuses.items() if m in self._electorate)
-        return ahead > self._electorate.b
+        """More than b members are in later rounds."""
+        return len(self._presence.ahead_of(self._electorate, self._at.round)) > self._electorate.b
 
     def _has_checked(self, place: int, view: int) -> bool:
         """Whether it says so of this round and view, and everybody of whom it says to hold proof is known to us too:
         the proof may still be under way."""
-        status = self._statuses.get(place)
+        status = self._presence.status_of(place)
         if status is None or (status.round, status.view) != (self._at.round, view) or not status.checked:
             return False
-        return all(self._condemned(member) for member in places(status.proven) if member in self._electorate)
+        return all(self._condemned(member) for member in places(status.proven) if self._electorate.acts(member))
 
     def _proofs(self, place: int) -> int:
         """How many members say that they hold proof against one, ourselves included."""
-        return self._witnesses(place) + self._condemned(place)
+        return self._presence.with_proof(self._electorate, place) + self._condemned(place)
 
     def _condemned(self, place: int) -> bool:
         """We hold proof, or so many say they do that one of them is honest: should its inputs be kept from us alone."""
-        return place in self._docket.proven or self._witnesses(place) > self._electorate.b
+        told = self._presence.with_proof(self._electorate, place)
+        return place in self._docket.proven or told > self._electorate.b
 
-    def _witnesses(self, place: int) -> int:
-        return sum(
-            status.proven >> place & 1
-            for member, status in self._statuses.items() if member != place and member in self._electorate
-        )  # fmt: skip
+    def _failures(self, place: int) -> int:
+        """How many members say that one does not serve, ourselves included."""
+        return self._unserved_by(place) + self._failing(place)
+
+    def _failing(self, place: int) -> bool:
+        """By our own experience, by a quorum's attestation, or by the word of so many that one of them is honest."""
+        b = self._electorate.b
+        cut_off = self._links.counterparts(place, self._at.round) > 2 * b
+        return cut_off or place in self._docket.unserved or self._unserved_by(place) > b
+
+    def _unserved_by(self, place: int) -> int:
+        since = dict(self.standing.back).get(place, 0)
+        return self._presence.unserved_by(self._electorate, place, self._now, since=since)
+
+    def _unix_s(self) -> float | None:
+        return None if self._epoch_s is None else self._epoch_s + self._now
 
     def _unmute(self) -> None:
         """A rejoined member signs again two heights after it has caught up with a quorum of the others.
@@ -481,9 +560,19 @@ class Run:
         """
         if self._mute_before is None:
             electorate = self._electorate
-            level = sum(s.round <= self._at.round for member, s in self._statuses.items() if member in electorate)
-            if level >= min(electorate.q, len(electorate) - 1):
+            level = self._presence.level_with(electorate, self._at.round)
+            if level >= min(electorate.q, len(electorate) - (self.me in electorate)):
                 self._mute_before = self._at.round + 2
+
+    def _watch_behind(self) -> None:
+        """Say so when nobody serves what we lack any more."""
+        if self.finished or self._applying or self._at.complete or self._now < self._behind_at:
+            return
+        ahead = self._presence.ahead_of(self._electorate, self._at.round + KEPT_ROUNDS)
+        if len(ahead) > self._electorate.b:
+            self._behind_at = self._now + self._silence_s
+            holders = tuple(self.roster.members[place].peer for _, place in ahead)
+            self._out.append(Behind(ahead[self._electorate.b][0], holders))
 
     def _watch(self) -> None:
         """Give up in bounded time, with the reason."""

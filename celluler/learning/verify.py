@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import public_key_of, short
-from celluler.learning.inputs import check_part, check_set
+from celluler.learning.inputs import check_set
 from celluler.learning.messages import (
     Body,
     Certificate,
@@ -33,6 +33,7 @@ from celluler.learning.messages import (
     set_hash,
 )
 from celluler.learning.roster import Electorate, RosterView, bad_updates
+from celluler.learning.standing import Standing
 from celluler.learning.transcript import HeightRecord, Signatures, Transcript, TranscriptWriter
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ class Link:
     """One height, verified. name: the hash that the next one names as `prev`. voters: roster places of the quorum.
 
     commits: in the order of the set; none when they are not here. reducers: who signed which part, as far as known.
-    electorate: who took part, those before having expelled the rest.
+    standing: who took part, and how, by all heights before; after: by this one too.
     """
 
     round: int
@@ -81,7 +82,12 @@ class Link:
     reducers: Mapping[int, int]
     certificate: Certificate
     signed: Signatures
-    electorate: Electorate
+    standing: Standing
+    after: Standing
+
+    @property
+    def electorate(self) -> Electorate:
+        return self.standing.electorate
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -109,7 +115,10 @@ class Examination:
 
 
 class Archive:
-    """One run from one or more files: what one lacks, or has wrong, another may have right."""
+    """One run from one or more files: what one lacks, or has wrong, another may have right.
+
+    roster: as the coordinator signed it; once a height was walked over, with those who were admitted until then.
+    """
 
     def __init__(self, files: Sequence[Transcript], roster: RosterView, arithmetic: Arithmetic) -> None:
         """Raises LocalError when the files are of different runs."""
@@ -118,6 +127,7 @@ class Archive:
         for file in files:
             file.scan(roster.rules.parts)
         self.roster, self.opening = roster, files[0].opening
+        self._start = Standing.of(roster)
         self._files, self._arithmetic = files, arithmetic
 
     def __len__(self) -> int:
@@ -131,13 +141,15 @@ class Archive:
 
     def walk(self) -> Iterator[Link]:
         """Every height in order, each verified. Raises ProtocolViolation or BadSignature, naming the round."""
-        previous: Link | None = None
+        standing = self._start
         for number in range(len(self)):
             try:
-                previous = self._link(number, previous)
+                link = self._link(number, standing)
             except PeerViolation as error:
                 raise type(error)(f"round {number}: {error}", peer=error.peer) from error
-            yield previous
+            standing = link.after
+            self.roster = standing.roster
+            yield link
 
     def held(self, number: int, member: int) -> frozenset[int]:
         """Parts of a member's update that some file claims to have."""
@@ -238,19 +250,18 @@ class Archive:
 
     # --- one height --------------------------------------------------------------------------------------------
 
-    def _link(self, number: int, previous: Link | None) -> Link:
+    def _link(self, number: int, standing: Standing) -> Link:
         records = [record for file in self._files if (record := file.height(number)) is not None]
         certificates = [record.certificate for record in records]
-        electorate = Electorate(self.roster) if previous is None else previous.electorate.after(previous.body.expelled)
-        certificate = _first(certificates, lambda one: self._check_certificate(one, number, previous, electorate))
+        certificate, after = _first(certificates, lambda one: (one, standing.accept(one)))
         body = certificate.body
-        if any(self._is_fork(other, certificate, electorate) for other in certificates):
+        if any(_is_fork(other, certificate, standing) for other in certificates):
             raise ProtocolViolation("two different results were certified: more members lied than the run could bear")
         commits, raw_commits = self._commits(records, body)
         statements = self._statements(records, body)
         signed = Signatures(
             raw_commits,
-            next((r.proposal for r in records if r.proposal and self._is_proposal(r.proposal, body, electorate)), None),
+            next((r.proposal for r in records if r.proposal and self._is_proposal(r.proposal, body, standing)), None),
             tuple(raw for raw, _ in statements.values()),
         )
         return Link(
@@ -262,36 +273,9 @@ class Archive:
             {part: member for part, (_, member) in statements.items()},
             certificate,
             signed,
-            electorate,
+            standing,
+            after,
         )
-
-    def _check_certificate(
-        self, certificate: Certificate, number: int, previous: Link | None, electorate: Electorate
-    ) -> Certificate:
-        roster, body = self.roster, certificate.body
-        check_certificate(roster, certificate, expelled=electorate.expelled)
-        if body.round != number or body.prev != (roster.digest if previous is None else previous.name):
-            raise ProtocolViolation("a certificate of another history")
-        size = body.members.bit_count()
-        if size < electorate.q or not electorate.has(body.members):
-            raise ProtocolViolation(f"certified from {size} members, a quorum is {electorate.q}")
-        if not electorate.may_expel(body.expelled):
-            raise ProtocolViolation("certified with an expulsion of strangers, or of more members than tolerated")
-        closing = number == roster.rules.rounds
-        if number > roster.rules.rounds or len(body.parts) != (0 if closing else roster.rules.parts):
-            raise ProtocolViolation(f"certified in {len(body.parts)} parts")
-        for part in body.parts:
-            check_part(part, size, electorate.b)
-        return certificate
-
-    def _is_fork(self, other: Certificate, certificate: Certificate, electorate: Electorate) -> bool:
-        if other.body == certificate.body:
-            return False
-        try:
-            check_certificate(self.roster, other, expelled=electorate.expelled)
-        except PeerViolation:
-            return False
-        return True
 
     def _commits(self, records: list[HeightRecord], body: Body) -> tuple[tuple[Commit, ...], tuple[bytes, ...]]:
         there = [record.commits for record in records if record.commits]
@@ -338,12 +322,12 @@ class Archive:
                 found.setdefault(told.part, (raw, member))
         return dict(sorted(found.items()))
 
-    def _is_proposal(self, raw: bytes, body: Body, electorate: Electorate) -> bool:
+    def _is_proposal(self, raw: bytes, body: Body, standing: Standing) -> bool:
         try:
             signed = open_message(raw)
             told = signed.record
             if isinstance(told, SetProposal):
-                check_set(self.roster, told, expelled=electorate.expelled)
+                check_set(standing, told)
         except PeerViolation:
             return False
         return (
@@ -376,6 +360,16 @@ def merge(archive: Archive, file: BinaryIO) -> None:
             aggregate=_right(parts, partial(archive.aggregate, link)),
             wires={member: _right(parts, partial(archive.wire, link, member)) for member in link.members},
         )
+
+
+def _is_fork(other: Certificate, certificate: Certificate, standing: Standing) -> bool:
+    if other.body == certificate.body:
+        return False
+    try:
+        check_certificate(standing.electorate, other)
+    except PeerViolation:
+        return False
+    return True
 
 
 def _run_of(file: Transcript) -> tuple[bytes, bytes, bytes, int]:

@@ -11,6 +11,7 @@ from celluler.learning.effects import Check, Effect, Send
 from celluler.learning.evidence import Docket
 from celluler.learning.inputs import inputs_of
 from celluler.learning.ledger import Setting
+from celluler.learning.links import Links
 from celluler.learning.messages import (
     Body,
     BodyProposal,
@@ -26,8 +27,8 @@ from celluler.learning.messages import (
     record_hash,
     signature_of,
 )
-from celluler.learning.roster import Electorate
 from celluler.learning.round import Height
+from celluler.learning.standing import Standing
 from simulations.rounds import digest, roster_of, signers_of
 
 T = TypeVar("T")
@@ -49,13 +50,19 @@ class Bench:
         self.said_checked: set[int] = set()
         self.condemned: set[int] = set()
         self.proofs: dict[int, int] = {}
+        self.failing: set[int] = set()
+        self.failures: dict[int, int] = {}
+        self.applicants: tuple[bytes, ...] = ()
+        self.welcomes = True
         self.effects: list[Effect] = []
         self.height = Height(
             Setting(
-                roster=ROSTER, me=me, round=0, prev=ROSTER.digest, state_root=ROOT, parts=PARTS,
-                leaders=tuple(range(SIZE)), mute=mute, seal=lambda record: sign(me, record),
+                standing=Standing.of(ROSTER), me=me, state_root=ROOT, mute=mute, checks=checks,
+                seal=lambda record: sign(me, record), voted=lambda: 0,
+                applicants=lambda: self.applicants, welcome=lambda admitted: self.welcomes,
                 expected=lambda place: place in alive, present=lambda place: place in alive,
-                suspects={}, tardy=set(), docket=Docket(), electorate=Electorate(ROSTER), checks=checks,
+                suspects={}, tardy=set(), links=Links(), docket=Docket(),
+                failures=lambda place: self.failures.get(place, 0), failing=lambda place: place in self.failing,
                 has_checked=lambda place, view: place in self.said_checked,
                 proofs=lambda place: self.proofs.get(place, 0), condemned=lambda place: place in self.condemned,
             ),
@@ -126,7 +133,7 @@ RESULTS = tuple(part_of(number) for number in range(PARTS))
 
 def inputs(proposal: SetProposal) -> Any:
     commits = [open_message(sign(entry.member, commit_of(entry.member))) for entry in proposal.entries]
-    return inputs_of(ROSTER, proposal, commits, PARTS)
+    return inputs_of(Standing.of(ROSTER), proposal, commits, PARTS)
 
 
 def body_of(proposal: SetProposal, parts: tuple[Part, ...] = RESULTS) -> Body:

@@ -12,7 +12,8 @@ from celluler.learning.effects import Fault, Send, Stalled, Train
 from celluler.learning.messages import Body, Certificate, Mark, Quorum, Status, open_message
 from celluler.learning.report import RunReport
 from celluler.learning.roster import tolerated
-from celluler.learning.run import INACTIVE_ROUNDS, Run
+from celluler.learning.run import Run
+from celluler.learning.standing import INACTIVE_ROUNDS
 from simulations.rounds import (
     GENESIS,
     Member,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from celluler.identity import seal
 from celluler.learning.messages import (
+    Admission,
     Body,
     BodyProposal,
     Certificate,
@@ -13,6 +14,7 @@ from celluler.learning.messages import (
     Entry,
     Equivocation,
     Fraud,
+    Invite,
     Mark,
     Part,
     Quorum,
@@ -20,17 +22,18 @@ from celluler.learning.messages import (
     SetProposal,
     Status,
     Vote,
+    Vouch,
     record_hash,
     set_hash,
     signature_of,
 )
-from celluler.learning.roster import Roster, RosterEntry, rules_for
+from celluler.learning.roster import Role, Roster, RosterEntry, rules_for
 from celluler_protocols.rounds_messages import PROTOCOL_ID, Absent, Have, Piece, Say, Talk, Want, frames
 from simulations.rounds import identity
 from tests.support.vectors import check_vectors
 
 RUN, ROOT = b"\x11" * 32, b"\x22" * 32
-ALICE, BOB = identity(0), identity(1)
+ALICE, BOB, CAROL = identity(0), identity(1), identity(2)
 
 
 def examples() -> list[object]:
@@ -43,7 +46,14 @@ def examples() -> list[object]:
     vote = Vote(RUN, 3, 1, 2, record_hash(body), 0)
     quorum = Quorum(1, (Mark(0, signature_of(seal(ALICE, vote))), Mark(1, signature_of(seal(BOB, vote)))))
     entry = RosterEntry(RUN, identity(1000).peer_id, ("/ip4/127.0.0.1/tcp/4001",), "alice")
+    late = seal(CAROL, replace(entry, averager=identity(1002).peer_id, roles=Role.WORKER, audit_class="cpu-1"))
+    invite, vouch = Invite(RUN, CAROL.peer_id, 2_000_000_000), Vouch(RUN, CAROL.peer_id)
+    word = Mark(0, signature_of(seal(ALICE, vouch)))
+    admission = seal(CAROL, Admission(RUN, late, seal(ALICE, invite), (word,)))
     signed = [
+        invite,
+        vouch,
+        Admission(RUN, late, None, (word,)),
         entry,
         Roster(RUN, b"\x88" * 32, (seal(ALICE, entry),), rules_for(1, rounds=10)),
         commit,
@@ -55,7 +65,8 @@ def examples() -> list[object]:
         Vote(RUN, 3, 1, 1, None, 0b10),
         Certificate(RUN, body, quorum),
         Certificate(RUN, replace(body, expelled=0b10), quorum),
-        Status(RUN, 3, 1, 0, 17, False, 0b101, True, False, 0b10, 0b1, 0, 0b111, entries, True, 0b10),
+        Certificate(RUN, replace(body, suspended=0b100, voted=0b11, admitted=(admission,)), quorum),
+        Status(RUN, 3, 1, 0, 17, False, 0b101, True, False, 0b10, 0b1, 0, 0b111, entries, True, 0b10, 0b100),
         Equivocation(RUN, 3, seal(BOB, vote), seal(BOB, replace(vote, body=None))),
         Fraud(RUN, 3, seal(BOB, reduced), entries),
     ]

@@ -223,7 +223,7 @@ def recertified(played: Played, signers: int = SIZE, **changes: Any) -> Change:
         (4, {"prev": b"p" * 32}, "another history"),
         (4, {"set_hash": b"s" * 32}, "not those of the certified set"),
         (4, {"state_root": b"w" * 32}, "another round or state"),
-        (4, {"members": 0b11}, "certified from 2 members"),
+        (4, {"members": 0b11}, "a body from 2 updates"),
     ],
 )
 def test_bodies_that_do_not_follow_break_the_chain(
@@ -238,15 +238,15 @@ def test_a_round_certified_without_parts_breaks_the_chain(played: Played) -> Non
         recertified(played, parts=())(height)
         height.aggregate, height.wires = {}, {}
 
-    with refused("round 1: certified in 0 parts"):
+    with refused("round 1: a body of 0 parts"):
         walked(archive(played, falsified(played, 1, change)))
 
 
 def test_an_expulsion_counts_from_the_next_height_and_bears_at_most_b(played: Played) -> None:
     one = archive(played, falsified(played, ROUNDS, recertified(played, expelled=0b10)))
     last = walked(one)[-1]
-    assert (last.body.expelled, last.electorate.after(last.body.expelled).places) == (0b10, (0, 2, 3))
-    with refused("expulsion"):
+    assert (last.body.expelled, last.after.electorate.places) == (0b10, (0, 2, 3))
+    with refused("expels"):
         walked(archive(played, falsified(played, ROUNDS, recertified(played, expelled=0b110))))
 
 
