@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +16,22 @@ import trio
 
 from celluler.aggregation.digests import mantissas_of
 from celluler.aggregation.q16 import decode_parts
-from celluler.content.digest import Codec, Digest, cid_of
+from celluler.content.digest import Codec, Digest, cid_of, digest_of
 from celluler.content.manifest import describe
 from celluler.errors import NotFound, WorkerFailed
 from celluler.learning.audit import TOLERANCE, Outcome, TrainingReport
 from celluler.learning.transcript import Transcript
+from celluler_node.cli import verify_commands
 from celluler_node.cli.root import run
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER, ApplyRound, Replay, Replayed, StartRun, TrainRound
 from celluler_node.verify_command import Sample, verify_training
 from celluler_node.verify_papers import claim_of
+from tests.support import cases
 from tests.support.specs import as_bytes
 from tests.support.transcripts import BATCH, SPEC, STEPS, Member, Played, Update, honest, play
+from tests.support.verifying import KnowingNode, cid_of_file
 
 LIMITS = Limits(memory_bytes=4 << 30, file_bytes=1 << 30, threads=1)
 EVERYTHING = Sample(1 << 20, b"seed" * 4)
@@ -189,6 +192,67 @@ async def test_members_that_do_not_do_their_work_are_told_apart_from_one_that_do
     assert all(one.same for one in report.replays if not one.guilty)
 
 
+# --- by name, and as evidence ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(played: Played, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KnowingNode]:
+    """Knows the weights the run began from, the data, and all that the members announced."""
+    node = KnowingNode(played)
+    node.hold(played.weights, "model")
+    node.hold(played.data, "dataset")
+    monkeypatch.setattr(verify_commands, "open_session", node.session)
+    monkeypatch.setenv("CELLULER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CELLULER_CONFIG", raising=False)
+    yield node
+    node.close()
+
+
+def announce_all(node: KnowingNode, played: Played) -> None:
+    for member, path in zip(played.roster.members, played.transcripts, strict=True):
+        node.announce(member.peer, path)
+
+
+def test_a_model_is_verified_by_its_name_alone(
+    played: Played, node: KnowingNode, capfd: pytest.CaptureFixture[str]
+) -> None:
+    announce_all(node, played)
+    model = node.publish(played.model(transcripts=(describe(played.transcripts[2], "blob").root,)))
+    assert run(["verify", model.reference, "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["ok"]
+    assert all(found["outcome"] == "ok" and found["checked"] == found["of"] for found in told["findings"])
+    assert len(told["replays"]) == told["updates"] == 12
+
+
+def test_evidence_of_an_audit_is_judged_by_doing_the_steps_again(
+    tmp_path: Path, node: KnowingNode, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the steps, in round 1; the quorum says guilty of that member, and of one that did its work."""
+    (tmp_path / "run").mkdir()
+    lazy = play(tmp_path / "run", size=4, rounds=2, updates={1: half_the_steps})
+    node.hold(lazy.weights, "model")
+    node.hold(lazy.data, "dataset")
+    node.job_id = cid_of(digest_of(lazy.opening.order))
+    announce_all(node, lazy)
+
+    def judged(evidence: bytes) -> tuple[int, str, str]:
+        (tmp_path / "evidence").write_bytes(evidence)
+        code = run(["verify", str(tmp_path / "evidence"), "--json"])
+        told = json.loads(capfd.readouterr().out)
+        return code, told["verdict"], told["findings"][-1]["detail"]
+
+    code, verdict, detail = judged(cases.audit(lazy, 1, 1))
+    assert (code, verdict) == (0, "holds"), detail
+    code, verdict, detail = judged(cases.audit(lazy, 1, 2))
+    assert (code, verdict) == (7, "does not hold"), detail
+    assert "off by 0," in detail
+    code, verdict, detail = judged(cases.refuted(lazy, 1, (0, 2)))
+    assert (code, verdict) == (0, "holds"), detail
+    node.blobs.pop(cid_of_file(lazy.data, "dataset"))
+    assert judged(cases.audit(lazy, 1, 1))[:2] == (6, "not decided")
+
+
 # --- the worker's word ------------------------------------------------------------------------------------------------
 
 
@@ -236,8 +300,8 @@ async def test_one_worker_replays_what_another_trained_bit_for_bit(played: Playe
         told = (await auditor.call(replace(honest_one, exponents=coarse), bytes(2 * half), wires[1])).record
         assert min(told.deviations) > TOLERANCE
         for wrong, blobs, reason in [
-            (replace(honest_one, round=0), wires, "the state is the one before round 1"),
-            (replace(honest_one, round=2), wires, "the state is the one before round 1"),
+            (replace(honest_one, round=0), wires, "the state before round 0 is not here"),
+            (replace(honest_one, round=2), wires, "the state before round 2 is not here"),
             (replace(honest_one, index=3), wires, "member 3 of 3"),
             (honest_one, wires[:1], "1 blobs"),
             (replace(honest_one, parts=(1, 0)), wires, "parts"),

@@ -176,7 +176,7 @@ def _order(base: bytes, data: Path, size: int, rounds: int, partition: str) -> b
 
 def _roster(job: bytes, size: int, rounds: int, partition: str) -> RosterView:
     entries = tuple(
-        seal(identity(n), RosterEntry(job, identity(1000 + n).peer_id, (), f"peer-{n}")) for n in range(size)
+        seal(identity(n), RosterEntry(job, identity(1000 + n).peer_id, (), f"peer-{n}", audit_class="cpu")) for n in range(size)
     )
     rules = rules_for(size, rounds=rounds, iid=partition == "iid", delta_ms=2000, exchange_ms=3000)
     return open_roster(seal_roster(COORDINATOR, run=job, job=job, entries=entries, rules=rules), COORDINATOR.peer_id)
