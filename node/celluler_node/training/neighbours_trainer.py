@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from celluler_node.training.trainer import Update
 
@@ -31,6 +31,7 @@ class NeighbourMixture:
     pulls: tuple[float, ...]
 
 
+@runtime_checkable
 class NeighboursTrainer(Protocol):
     """Open for one run. Every method raises WorkerFailed when the process behind it ends, or for what it cannot do."""
 
