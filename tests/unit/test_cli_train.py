@@ -221,6 +221,22 @@ async def test_the_live_page_is_redrawn_until_the_end_and_the_last_one_stays(
     assert "alice/digits:1.0.0" in out
 
 
+def test_ctrl_c_leaves_the_job_to_itself_and_says_how_to_look_again(
+    celluler: Run, node: MemoryNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_arguments: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "watch", interrupted)
+    monkeypatch.setattr(live, "print_lines", interrupted)
+    (tmp_path / "job.yaml").write_text(JOB_YAML)
+    code, _, err = celluler("train", "start", str(tmp_path / "job.yaml"), "--follow")
+    (job,) = node.told
+    assert code == 130
+    assert f"the job goes on; to look again: celluler train status {job[-8:]}" in err
+    assert node.told[job].state == "Pending"
+
+
 def test_the_newest_training_is_shown_when_none_is_named(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:
     code, _, err = celluler("train", "status")
     assert code == 4
@@ -266,6 +282,16 @@ def test_a_training_is_stopped_and_resumed_from_its_checkpoint(celluler: Run, no
     code, _, err = celluler("train", "resume", job, "--rounds", "0")
     assert (code, "no rounds left" in err) == (2, True)
     assert celluler("train", "resume", job, "--model", "alice/x:1.0.0")[0] == 2
+
+
+def test_a_training_that_did_all_its_rounds_is_not_resumed(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:
+    job = started(celluler, tmp_path)
+    trained(node, job, 20)
+    node.move(job, JobState.VERIFYING)
+    node.move(job, JobState.SUCCEEDED)
+    code, _, err = celluler("train", "resume", job)
+    assert code == 2
+    assert "celluler train start --model alice/digits:1.0.0" in err
 
 
 def test_a_checkpoint_that_no_member_published_is_not_believed(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ async def prepare(
     found = await client.jobs.get(job)
     if found.info.state not in ENDED:
         raise LocalError(f"job {found.info.name} is {found.info.state}", hint=f"celluler train stop {job}")
+    if found.info.result is not None and model is None:
+        hint = f"celluler train start --model {found.info.result.model}"
+        raise LocalError(f"job {found.info.name} has done all its rounds", hint=hint)
     spec, attachments = await found.spec(), list[str]()
     if model is None:
         base, done = await newest_checkpoint(client, found.info, spec)

@@ -118,10 +118,10 @@ def name_of(training: Training, peer: str) -> str:
 
 def plan(training: Training) -> str:
     """What was asked for, in a line."""
-    train, peers = training.spec["train"], training.spec["resources"]["peers"]
+    train, peers, model = training.spec["train"], training.spec["resources"]["peers"], training.spec["model"]
     steps = f"{train['inner_steps']} steps of {train['batch']}, {train['optimizer']} {train['learning_rate']:g}"
     ways = [str(train[key]) for key in ("aggregator", "consensus", "topology", "precision", "wire") if key in train]
-    return f"{training.spec['model']}; {steps}; {', '.join(ways)}; {peers['min']} to {peers['max']} peers"
+    return f"{model if '/' in model else ending(model)}; {steps}; {', '.join(ways)}; {peers['min']} to {peers['max']} peers"
 
 
 # --- inside ------------------------------------------------------------------------------------------------------
