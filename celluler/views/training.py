@@ -29,8 +29,9 @@ class RoundAudits:
 class TrainingRound:
     """One certified round. Certified, and so told alike by every member: round (1 for the first) to credits.
 
-    views: 1 when all went well. contributed: whose updates are in it; empty when that was not told. no_weight:
-    contributed, and the rule counted none of it. credits: of each peer after this round.
+    views: 1 when all went well; 0 where nobody certifies rounds, as among neighbours, and all is the teller's own.
+    contributed: whose updates are in it; empty when that was not told. no_weight: contributed, and the rule counted
+    none of it. credits: of each peer after this round.
     As the teller knows it, and empty or None when it does not: the rest. seconds: since the round before. norms: L2
     norm of a peer's update. traffic: of this round, averaging included. loss: mean over its own steps. accuracy: share
     of held-out samples.

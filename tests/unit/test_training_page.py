@@ -28,7 +28,8 @@ training   alice/digits-mlp:0.1.0; 20 steps of 32, adam 0.01; nk, proof-of-learn
 loss       0.03125  █▄▃▂▁▁  from 1, best 0.03125
 accuracy   98.4%    ▁▅▆▇██  from 50.0%, best 98.4%
 norms      0.5 to 40, median 0.6, 80 times apart
-agreed in  1 view (more than one in 1 of 6 rounds); 3 of 4 contributed, 1 without weight
+agreed in  1 view (more than one in 1 of 6 rounds)
+members    3 of 4 contributed, 1 without weight
 audits     6, 1 accused, 1 guilty
 
 member                counted  no weight  absent  norm     sent  received  credits

@@ -121,7 +121,8 @@ def plan(training: Training) -> str:
     train, peers, model = training.spec["train"], training.spec["resources"]["peers"], training.spec["model"]
     steps = f"{train['inner_steps']} steps of {train['batch']}, {train['optimizer']} {train['learning_rate']:g}"
     ways = [str(train[key]) for key in ("aggregator", "consensus", "topology", "precision", "wire") if key in train]
-    return f"{model if '/' in model else ending(model)}; {steps}; {', '.join(ways)}; {peers['min']} to {peers['max']} peers"
+    name = model if "/" in model else ending(model)
+    return f"{name}; {steps}; {', '.join(ways)}; {peers['min']} to {peers['max']} peers"
 
 
 # --- inside ------------------------------------------------------------------------------------------------------

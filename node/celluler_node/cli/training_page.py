@@ -76,8 +76,10 @@ def _facts(training: Training, rounds: Sequence[TrainingRound], now: float) -> I
         yield "accuracy", f"{right[-1]:<8.1%} {sparkline(right)}  from {right[0]:.1%}, best {max(right):.1%}"
     if rounds and rounds[-1].norms:
         yield "norms", _norms(rounds[-1])
-    if rounds:
+    if rounds and rounds[-1].views:
         yield "agreed in", _agreed(rounds)
+    if rounds and rounds[-1].contributed:
+        yield "members", _contributed(rounds[-1])
     audits, accused = sum(each.audits.done for each in rounds), sum(len(each.audits.accused) for each in rounds)
     if audits or accused:
         yield "audits", f"{audits}, {accused} accused, {sum(len(each.audits.guilty) for each in rounds)} guilty"
@@ -105,10 +107,12 @@ def _agreed(rounds: Sequence[TrainingRound]) -> str:
     text = f"{one.views} view{'' if one.views == 1 else 's'}"
     if more:
         text += f" (more than one in {more} of {len(rounds)} rounds)"
-    if one.contributed:
-        everybody = len(one.contributed) + len(one.absent)
-        text += f"; {len(one.contributed)} of {everybody} contributed, {len(one.no_weight)} without weight"
     return text
+
+
+def _contributed(one: TrainingRound) -> str:
+    everybody = len(one.contributed) + len(one.absent)
+    return f"{len(one.contributed)} of {everybody} contributed, {len(one.no_weight)} without weight"
 
 
 def _members(training: Training) -> Table:
