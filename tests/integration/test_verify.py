@@ -302,7 +302,6 @@ async def test_one_worker_replays_what_another_trained_bit_for_bit(played: Playe
         for wrong, blobs, reason in [
             (replace(honest_one, round=0), wires, "the state before round 0 is not here"),
             (replace(honest_one, round=2), wires, "the state before round 2 is not here"),
-            (replace(honest_one, index=3), wires, "member 3 of 3"),
             (honest_one, wires[:1], "1 blobs"),
             (replace(honest_one, parts=(1, 0)), wires, "parts"),
             (replace(honest_one, parts=(1, 2)), wires, "no part 2"),
