@@ -113,7 +113,7 @@ PROTOCOL: Mapping[str, Known] = {
     "equivocating-reducer": Known(EquivocatingReducer, (End.PROVEN,)),
     "equivocating-voter": Known(EquivocatingVoter, (End.PROVEN,)),
     "wrong-reducer": Known(WrongReducer, (End.PROVEN,)),
-    "hiding-reducer": Known(HidingReducer, (End.PROVEN, End.BARRED)),
+    "hiding-reducer": Known(HidingReducer, (End.PROVEN, End.BARRED, End.WEIGHTLESS)),
     "false-accuser": Known(FalseAccuser, (End.PROVEN,)),
     "withholding-sender": Known(WithholdingSender, (End.WEIGHTLESS,)),
     "withholding-reducer": Known(WithholdingReducer, (End.BARRED,)),

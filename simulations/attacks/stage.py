@@ -93,7 +93,7 @@ class Outcome:
     def end_of(self, place: int) -> End:
         """What became of a member: the worst that did."""
         rounds = len(self.views) - 1
-        if place in self.expelled and self.excluded[place].keys() == self.honest:
+        if place in self.expelled:
             return End.PROVEN
         if len(self.absent[place]) == rounds:
             return End.ABSENT
@@ -276,7 +276,7 @@ class Stage:
         claimed, inputs = part.claimed, dict[int, Any]()
         for member in places(claimed.used):
             asked = dict.fromkeys((actor.place, part.reducer, effect.members[member]))
-            given = (self._input(place, effect.round, part.part, member) for place in asked)
+            given = (self._input(actor, place, effect.round, part.part, member) for place in asked)
             had = next((one for one in given if one is not None and is_committed(plan, part.part, member, one)), None)
             if had is None:
                 return Verdict.UNSERVED
@@ -284,9 +284,13 @@ class Stage:
         result = PartOutcome(part.part, claimed.exponent, claimed.used, claimed.weights, claimed.digest)
         return Verdict.SAME if check_aggregate(plan, result, inputs) else Verdict.DIFFERENT
 
-    def _input(self, holder: int, round_number: int, part: int, member: int) -> Any:
-        kept = (hands for hands in reversed(self.actors[holder].kept) if hands.plan.round == round_number)
-        return next((held for hands in kept if (held := hands.input_of(part, member)) is not None), None)
+    def _input(self, actor: Actor, holder: int, round_number: int, part: int, member: int) -> Any:
+        """What a member gives to another, or has itself. Nothing is packed on the finest wire."""
+        for hands in reversed(self.actors[holder].kept):
+            given = hands.input_of if holder == actor.place else hands.input_packed
+            if hands.plan.round == round_number and (held := given(part, member)) is not None:
+                return held
+        return None
 
     def _fetch(self, actor: Actor, effect: Fetch, now: float) -> None:
         for _, part in effect.parts:

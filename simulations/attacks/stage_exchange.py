@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from celluler.errors import PeerViolation, Unavailable
 from celluler_protocols.averaging_exchange import Delivery, Exchange
+from celluler_protocols.averaging_messages import Update
 
 
 @dataclass(slots=True)
@@ -37,7 +38,8 @@ class Room:
     def reduce(self, place: int, *, late: bool) -> None:
         """Reduce what this member has all inputs of; late: or as many as came."""
         exchange = self._seats[place].exchange
-        for part, gathering in exchange.gatherings.items():
+        for part in exchange.mine:
+            gathering = exchange.gatherings[part]
             if gathering.closed or not (gathering.complete or late) or not exchange.close_gathering(part):
                 continue
             for delivery in exchange.publish(exchange.seal(part, *gathering.reduce())):
@@ -56,10 +58,13 @@ class Room:
         if delivery.member not in self._seats:
             self._waiting.append((sender, delivery))
             return
-        receiver = self._seats[delivery.member].exchange
+        receiver, message, body = self._seats[delivery.member].exchange, delivery.message, memoryview(delivery.body)
+        peer, read = receiver.plan.members[sender].peer, 0
         try:
-            slot = receiver.begin(receiver.plan.members[sender].peer, delivery.message)
-            slot.target[:] = memoryview(delivery.body).cast("B")
-            receiver.finish(slot)
+            whole = isinstance(message, Update)
+            for slot in receiver.begin_update(peer, message) if whole else (receiver.begin(peer, message),):
+                slot.target[:] = body.cast("B")[read : read + len(slot.target)]
+                read += len(slot.target)
+                receiver.finish(slot)
         except (PeerViolation, Unavailable):
             pass  # noted in its outcome, or too late

@@ -14,8 +14,9 @@ from simulations.attacks.protocol.attacker import Attacker
 
 class ReducesBackwards(Exchange):
     def seal(self, part: int, used: tuple[int, ...], result: RuleResult) -> Sealed:
-        backwards = np.negative(result.mantissas)  # -32768 is never written, so that this is always possible
-        return super().seal(part, used, replace(result, mantissas=backwards))
+        if part in self.mine:  # -32768 is never written, so that every mantissa has its opposite
+            result = replace(result, mantissas=np.negative(result.mantissas))
+        return super().seal(part, used, result)
 
 
 class WrongReducer(Attacker):
@@ -25,7 +26,7 @@ class WrongReducer(Attacker):
 
 
 class HidesAndReducesBackwards(ReducesBackwards):
-    def input_of(self, part: int, member: int) -> Any:
+    def input_packed(self, part: int, member: int) -> Any:
         return None
 
 

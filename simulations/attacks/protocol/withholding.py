@@ -41,7 +41,7 @@ class WithholdingReducer(Attacker):
 
 
 class ServesNoInputs(Exchange):
-    def input_of(self, part: int, member: int) -> Any:
+    def input_packed(self, part: int, member: int) -> Any:
         return None
 
 
