@@ -68,8 +68,8 @@ class RoundFigures:
 
     By the certified body, the same at every member: round (1 for the first), views (1 when all went well; 0 where
     nobody certifies rounds, so that all of it is the teller's own), contributed, no_weight (contributed, and the rule
-    counted none of it), absent, expelled and suspended (by this round, so from the next one on), credits (of each
-    member after this round).
+    counted none of it), absent, expelled and suspended (by this round, so from the next one on), credits (units of each
+    member after this round, vested or not).
     By the teller alone, and empty or None where it knows nothing: suspected, norms (L2 norm of a member's update, in
     the units of the weights), traffic, audits, seconds (since the round before was certified), loss (mean training loss
     of its own steps), accuracy (share of held-out samples, where it evaluates).
