@@ -26,6 +26,9 @@ POINT_TOTAL = 1 << 20
 WIRE_TOTAL = 1 << 15
 """Shares that leave the rule as weights, which travel as 16 bits each."""
 
+MAX_FLOAT32_SHARES = 1 << 9
+"""Times 2^15, the largest mantissa, this is 2^24: as far as float32 counts."""
+
 ExactMatrix = npt.NDArray[np.object_]
 
 
@@ -54,14 +57,14 @@ def gram(kept: Aligned) -> ExactMatrix:
     """
     size = len(kept.rows)
     total = np.zeros((size, size), dtype=np.int64)
-    # The same rows twice: multiplied by their own transpose, BLAS would take a way that is half as fast for few rows.
-    left, right = _scratch(kept), _scratch(kept)
+    # One row of zeros more on the right: by its own transpose BLAS multiplies in a way that is slow for few rows.
+    scratch = np.zeros((size + 1, kept.width))
     for columns in kept.columns():
         block = kept.block(columns)
-        one, other = left[:, : block.shape[1]], right[:, : block.shape[1]]
-        np.copyto(one, block)
-        np.copyto(other, one)
-        total += (one @ other.T).astype(np.int64)
+        right = scratch[:, : block.shape[1]]
+        left = right[:size]
+        np.copyto(left, block)
+        total += (left @ right.T)[:, :size].astype(np.int64)
     scale = [1 << shift for shift in kept.left]
     exact: ExactMatrix = total.astype(object) * np.multiply.outer(np.array(scale, object), np.array(scale, object))
     return exact
@@ -115,23 +118,23 @@ def shared_out(parts: list[int], total: int) -> list[int]:
 def weighted_mean(kept: Aligned, weights: list[int], total: int) -> Aggregate:
     """Σ weight·row / total, rounded half up, in units of 2^base. The weights may sum to less than `total` <= 2^15.
 
-    In float64 and still exact: sums stay below 2^45, and with the odd half added every quotient lies at least
-    1/(4·total) away from an integer, far more than multiplying by 1/(2·total) errs, so that `floor` never does.
+    In floats and still exact: sums stay below 2^44, or are taken in float32 where they stay within 2^24. With the odd
+    half added every quotient lies at least 1/(4·total) away from an integer, far more than it errs, so that `floor`
+    never does.
     """
-    factors = np.array([2.0 * (weight << shift) for weight, shift in zip(weights, kept.left, strict=True)])
+    least = min(kept.left)
+    shares = [weight << (shift - least) for weight, shift in zip(weights, kept.left, strict=True)]
+    kind = np.float32 if sum(shares) <= MAX_FLOAT32_SHARES else np.float64
+    factors, scratch = np.array(shares, dtype=kind), np.empty((len(shares), kept.width), dtype=kind)
+    sums, quotients = np.empty(kept.width, dtype=kind), np.empty(kept.width)
+    scale, half = 2.0**least / total, (total + 0.5) / (2.0 * total)
     values = np.empty(kept.mantissas.shape[1], dtype=np.int32)
-    scratch, sums, inverse = _scratch(kept), np.empty(kept.width), 0.5 / total
     for columns in kept.columns():
         block = kept.block(columns)
-        rows, quotients = scratch[:, : block.shape[1]], sums[: block.shape[1]]
-        np.copyto(rows, block)
-        np.matmul(factors, rows, out=quotients)
-        quotients += total + 0.5
-        quotients *= inverse
-        values[columns] = np.floor(quotients, out=quotients)
+        size = block.shape[1]
+        np.copyto(scratch[:, :size], block)
+        np.matmul(factors, scratch[:, :size], out=sums[:size])
+        found = np.multiply(sums[:size], scale, out=quotients[:size], dtype=np.float64)
+        found += half
+        values[columns] = np.floor(found, out=found)
     return values
-
-
-def _scratch(kept: Aligned) -> npt.NDArray[np.float64]:
-    """Room for one block: made once, since fresh memory costs more than what is computed in it."""
-    return np.empty((len(kept.rows), kept.width))
