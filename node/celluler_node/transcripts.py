@@ -28,9 +28,11 @@ MAX_RESUMED = 256
 """Transcripts of ours that are told of again after a restart, the newest: each is a record in the DHT."""
 MAX_ASKED = 64
 """Peers asked for at a time: no run has more members."""
-ASKED_AT_ONCE = 8
+ASKED_AT_ONCE = 16
 ANNOUNCE_S = 20.0
-FIND_S = 20.0
+ASK_S = 6.0
+"""For one peer's head: of 64 that are silent all have had their turn after 24 s."""
+FIND_S = 30.0
 
 log = structlog.get_logger()
 
@@ -111,8 +113,9 @@ class Transcripts:
         async def ask(peer: PeerId) -> None:
             async with room:
                 try:
-                    head = (await self._directory.resolve_head(peer, name)).record
-                except CellulerError as error:
+                    with trio.fail_after(ASK_S):
+                        head = (await self._directory.resolve_head(peer, name)).record
+                except (CellulerError, trio.TooSlowError) as error:
                     log.debug("no_transcript_known", peer=peer[-8:], reason=str(error))
                     return
             found[peer] = Transcribed(peer, Digest(head.index), head.issued_s)

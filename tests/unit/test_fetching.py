@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from celluler.content.digest import Digest, digest_of
 from celluler.content.disk import DiskStore
 from celluler.content.manifest import Description
 from celluler.content.store import Store
-from celluler.errors import NotFound, Unavailable
+from celluler.errors import NotFound, QuotaExceeded, Unavailable
 from celluler.identity import PeerId
 from celluler_node import fetching
+from celluler_node.answers.content import all_within
 from celluler_node.fetching import Fetcher
 from celluler_node.notes import MAX_PEERS, NOTE_S, Notes
 from celluler_protocols.content import Found
@@ -214,6 +216,17 @@ async def test_part_of_a_content_is_enough_for_who_wants_no_more(
         assert sum(fetch.moved(described.root).values()) == 1024
         assert (await fetch.content(described.root, hints=[ALICE])).read_bytes() == data
         assert sum(fetch.moved(described.root).values()) == len(data)
+
+
+async def test_what_is_larger_than_asked_for_is_not_begun(
+    swarm: MakeSwarm, store: Store, full: Store, described: Description, data: bytes
+) -> None:
+    async with fetcher(swarm(alice=honest(full)), store) as fetch:
+        with pytest.raises(QuotaExceeded, match="no more than"):
+            await fetch.content(described.root, hints=[ALICE], select=partial(all_within, len(data) - 1))
+        assert not sum(fetch.moved(described.root).values())
+        whole = await fetch.content(described.root, hints=[ALICE], select=partial(all_within, len(data)))
+        assert whole.read_bytes() == data
 
 
 async def test_what_is_large_is_provided_as_soon_as_it_is_begun(

@@ -37,7 +37,7 @@ class ContentAnswers(Answers):
     async def read_blob(self, cid: str, *, at_most: int | None = None) -> Path:
         root = parse_cid(cid)
         if at_most is not None:
-            await self._core.fetcher.content(root, select=partial(_all_within, at_most))
+            await self._core.fetcher.content(root, select=partial(all_within, at_most))
         return await self._core.fetcher.content(root)
 
     async def blob_stat(self, cid: str) -> Blob:
@@ -131,7 +131,7 @@ class ContentAnswers(Answers):
         return root
 
 
-def _all_within(limit: int, manifest: Manifest) -> Collection[int]:
+def all_within(limit: int, manifest: Manifest) -> Collection[int]:
     """Every piece. Raises QuotaExceeded, before any of them is asked for, when they are more bytes than wanted."""
     lengths = tuple(manifest.lengths())
     if sum(lengths) > limit:
