@@ -112,7 +112,9 @@ async def _finish(
     async def near_ours(opened: OpenedManifest, publisher: PeerId) -> bool:
         return await _near_ours(site, trainer, opened, publisher)
 
-    record.outcome = await settle_in_line(site, record, base, weights, metrics, line=members, judge=near_ours)
+    absent = record.report.rounds[-1].absent if record.report is not None and record.report.rounds else ()
+    line = tuple(sorted(members, key=lambda member: member in absent))  # a silent one must not be waited for
+    record.outcome = await settle_in_line(site, record, base, weights, metrics, line=line, judge=near_ours)
     found = await replicated(site, Digest(record.outcome.weights), min(REPLICAS, len(members)))
     record.moved[site.peer_id] = moved()
     record.move(
