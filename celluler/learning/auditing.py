@@ -22,6 +22,7 @@ Knows nothing of training: an `Audit` is the caller's. Nothing here ends a round
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from blake3 import blake3
 
@@ -87,6 +88,18 @@ class Auditing:
             self._court.found[key] = None if deviations is None else max(deviations)
             self._conclude(key, tuple(deviations or ()))
         self._advance(now)
+
+    def receive(self, sender: int | None, author: int, signed: Signed[Any], now: float) -> bool:
+        """A message of audits, signed by `author`. sender: the place of who brought it. True if it is new and worth
+        passing on. Raises PeerViolation, blaming the author."""
+        match signed.record:
+            case Accuse():
+                return self.accuse(sender, signed, now)
+            case Verdict():
+                return self.judged(signed, now)
+            case Conviction():
+                return self.convict(author, signed, now)
+        return False
 
     def accuse(self, sender: int | None, signed: Signed[Accuse], now: float) -> bool:
         """Somebody accuses a trainer. sender: the place of who brought it. True if it is new and to be looked into.

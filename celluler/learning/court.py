@@ -125,7 +125,7 @@ class Court:
 
     def convict(self, author: int, signed: Signed[Conviction]) -> bool:
         """As `Auditing.convict`."""
-        record, docket = signed.record, self._bench.docket
+        record = signed.record
         if self._bench.electorate_of(record.round) is None or author in self._cried:
             return False
         try:
@@ -133,11 +133,7 @@ class Court:
         except PeerViolation:
             self._cried.add(author)
             raise
-        known = docket.unserved if case.kind is Kind.UNSERVED else docket.proven
-        if case.accused in known or case.accused in docket.proven or case.accused == self._bench.me:
-            return False
-        self._note(case.accused, case.what, record)
-        return True
+        return self._note(case.accused, case.what, record)
 
     # --- what we do --------------------------------------------------------------------------------------------
 
@@ -279,15 +275,26 @@ class Court:
         record = Equivocation(self._bench.run, number, first, second)
         self.convict_of(author, "said two different things of one audit", number, Kind.EQUIVOCATION, record)
 
-    def _note(self, member: int, reason: str, word: Conviction) -> None:
-        """Proof against somebody: say so, and make the others see it too."""
+    def _note(self, member: int, reason: str, word: Conviction) -> bool:
+        """Proof against somebody: say so, and make the others see it too. False if it is nothing new."""
         bench, kind = self._bench, Kind(word.kind)
         docket, roster = bench.docket, bench.roster()
         known = docket.unserved if kind is Kind.UNSERVED else docket.proven
         if member in known or member in docket.proven or member == bench.me:
-            return
+            return False
+        now = bench.electorate_of(self.here)
+        if now is not None and now.expelled >> member & 1:
+            return False
+        if kind is Kind.UNSERVED and self._was_suspended(member, word.round):
+            return False
         raw = bench.seal(word)
         known[member] = (raw,)
         self.out.append(Send(None, raw))
         if kind is not Kind.UNSERVED:
             self.out.append(Exclude(roster.members[member].peer, reason, evidence_file(roster, kind, word.body)))
+        return True
+
+    def _was_suspended(self, member: int, number: int) -> bool:
+        """Since that round: then it has paid for it."""
+        electorates = map(self._bench.electorate_of, range(number + 1, self.here + 1))
+        return any(one is not None and one.suspended >> member & 1 for one in electorates)

@@ -17,12 +17,16 @@ Knows nothing of sockets, workers or arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import Identity, PeerId, Record, Signed, seal
 from celluler.learning.admission import Applicants
+from celluler.learning.audit_messages import Accuse, Conviction, Verdict
+from celluler.learning.auditing import Auditing
 from celluler.learning.checks import CheckOutcome
+from celluler.learning.court import Bench
 from celluler.learning.effects import (
     Admitted,
     Apply,
@@ -37,12 +41,13 @@ from celluler.learning.effects import (
     Train,
 )
 from celluler.learning.evidence import Docket, check_equivocation
-from celluler.learning.evidence_file import Kind, evidence_file
+from celluler.learning.evidence_file import Kind, evidence_file, with_chain
 from celluler.learning.ledger import Setting
 from celluler.learning.links import Links
 from celluler.learning.messages import (
     OF_A_HEIGHT,
     Admission,
+    Body,
     Certificate,
     Equivocation,
     Fraud,
@@ -57,7 +62,7 @@ from celluler.learning.presence import Presence
 from celluler.learning.report import RoundReport, RunReport, report_of
 from celluler.learning.roster import Electorate, RosterView
 from celluler.learning.round import Height
-from celluler.learning.standing import follow
+from celluler.learning.standing import Standing, follow
 from celluler.learning.transcript import Signatures
 
 KEPT_ROUNDS = 2
@@ -82,6 +87,7 @@ class Run:
         checks: int = 0,
         chain: Sequence[Certificate] = (),
         epoch_s: float | None = None,
+        audits: bool = False,
     ) -> None:
         """roster: as the coordinator signed it. state_root: of the state before round 0; with a chain, of the state
         before its last round, which we then ask for and apply like any other.
@@ -90,12 +96,16 @@ class Run:
         checked, and nobody accused or expelled at our instance. incarnation: 0 at this key's first start in this run; a
         later start passes a higher number than the one before (the seconds since the epoch will do). chain: what was
         certified from round 0 on. epoch_s: the Unix time at `now` 0, by which invites expire; without it none does.
+        audits: whether to audit others, at the rate of the rules, and to look into what others accuse trainers of; only
+        with checks, for without them nobody is expelled.
 
         Raises PeerViolation for a chain that is none; LocalError when we are not a member after it, or do not hold the
         state that it names.
         """
         standing = follow(roster, chain[:-1])
         after = standing.accept(chain[-1]) if chain else standing
+        if audits and not checks:
+            raise LocalError("audits expel nobody where nothing is checked")
         me = after.roster.index_of(identity.peer_id)
         if me is None:
             raise LocalError("this identity is not in the roster")
@@ -107,7 +117,7 @@ class Run:
         self.finished = False
         self.stalled: str | None = None
         self._chain = tuple(chain)
-        self._next = standing  # what the next height is opened with
+        self._next = Standing.of(roster)  # what the next height is opened with
         self._seal: Callable[[Record], bytes] = lambda record: seal(identity, record)
         self._state_root = state_root
         self._places = {member.peer: member.index for member in self.roster.members}
@@ -126,6 +136,8 @@ class Run:
         self._tardy: set[int] = set()
         self._links = Links()
         self._docket = Docket()
+        self._electorates: list[Electorate] = []  # of every round that is certified here
+        self._audits = Auditing(self._bench()) if audits else None
         self._early: dict[int, dict[bytes, Signed[Any]]] = {}  # by author
         self._applying = False
         self._train_at: float | None = None
@@ -208,6 +220,8 @@ class Run:
         if not len(hashes) == len(exponents) == height.setting.parts:
             raise LocalError(f"an update of {len(hashes)} parts in a round of {height.setting.parts}")
         height.commit(hashes, exponents, self._fresh, now)
+        if self._audits is not None:
+            self._audits.idle(now)
         return self._drain()
 
     def exchanged(self, round_number: int, view: int, results: Sequence[Part | None], now: float) -> Effects:
@@ -227,6 +241,14 @@ class Run:
         height = self._height_of(round_number)
         if height is not None and self.stalled is None:
             height.checked(results, now)
+        return self._drain()
+
+    def audited(self, round_number: int, member: int, deviations: Sequence[float] | None, now: float) -> Effects:
+        """The answer to an Audit: one deviation a part; None when its data was not served; none at all when it could
+        not be done here, which says nothing of anybody."""
+        self._now = now
+        if self._audits is not None and self.stalled is None:
+            self._audits.audited(round_number, member, deviations, now)
         return self._drain()
 
     def fetched(self, round_number: int, digest: bytes, now: float) -> Effects:
@@ -257,6 +279,8 @@ class Run:
                 self._out.append(Send(None, self._status()))
             if self._train_at is not None and now >= self._train_at:
                 self._train()
+            if self._audits is not None:
+                self._audits.tick(now)
             self._watch()
             self._watch_behind()
         return self._drain()
@@ -264,7 +288,8 @@ class Run:
     def next_deadline(self) -> float | None:
         if self._height is None or self.stalled is not None:
             return None
-        times = (self._status_at, self._train_at, self._height.next_deadline())
+        audits_at = None if self._audits is None else self._audits.next_deadline()
+        times = (self._status_at, self._train_at, self._height.next_deadline(), audits_at)
         return min(time for time in times if time is not None)
 
     # --- messages ----------------------------------------------------------------------------------------------
@@ -289,6 +314,9 @@ class Run:
             self._note(sender, author, signed, new)
         elif isinstance(record, OF_A_HEIGHT) and record.round == here:
             self._note(sender, author, signed, self._at.receive(author, signed, self._now))
+        elif self._audits is not None and isinstance(record, Accuse | Verdict | Conviction):
+            new = self._audits.receive(self._places.get(sender), author, signed, self._now)
+            self._note(sender, author, signed, new)
 
     def _keep_early(self, sender: PeerId, author: int, signed: Signed[Any]) -> None:
         kept = self._early.setdefault(author, {})
@@ -359,9 +387,11 @@ class Run:
 
     def _proofs_for(self, status: Status) -> list[bytes]:
         """What proves those to be liars of whom this member does not know it yet. An accusation serves two rounds."""
+        docket, out = self._docket, self.standing.expelled
+        known = [(docket.proven, out | status.proven), (docket.unserved, out | status.failing)]
         words = [
-            word for member, words in self._docket.proven.items() for word in words
-            if not (self.standing.expelled | status.proven) >> member & 1
+            word for proofs, bits in known for member, words in proofs.items() for word in words
+            if not bits >> member & 1
         ]  # fmt: skip
         return [word for word in words if _serves(open_message(word).record, self._at.round)]
 
@@ -432,6 +462,8 @@ class Run:
         """Our own part of a height: an update, or at the end only our word that we got there."""
         if len(self.certificates) < len(self._chain):
             return  # it is decided already
+        if self._audits is not None and not self._at.setting.sends:
+            self._audits.idle(now)
         if self.standing.closing:
             self._at.commit((), (), False, now)
         elif self._behind():
@@ -485,6 +517,9 @@ class Run:
         before, self._train_at = self.roster, None
         report = self._write_down(certificate)
         self._out.append(Certified(certificate, report))
+        if self._audits is not None and height.setting.parts:
+            self._audits.occupied()  # until our next update is handed over
+            self._audits.certified(height.round, height.signatures().commits, self._now)
         joined = self.roster.members[len(before) :]
         if joined:
             self._out.append(Admitted(height.round, joined))
@@ -498,6 +533,7 @@ class Run:
         """One more link of the chain."""
         body = certificate.body
         report = report_of(self._next, body, certificate.quorum.view)
+        self._electorates.append(self._next.electorate)
         self._next = self._next.after(body)
         self.certificates.append(certificate)
         if body.parts:
@@ -508,6 +544,22 @@ class Run:
             self.roster = self._next.roster
             self._places = {member.peer: member.index for member in self.roster.members}
         return report
+
+    def _bench(self) -> Bench:
+        """What our audits look at."""
+
+        def electorate_of(number: int) -> Electorate | None:
+            known = self._electorates
+            return known[number] if number < len(known) else self._next.electorate if number == len(known) else None
+
+        def body_of(number: int) -> Body | None:
+            return self.certificates[number].body if 0 <= number < len(self.certificates) else None
+
+        def may_speak(number: int) -> bool:
+            before = self._mute_before
+            return before is not None and number >= before and not self._at.diverged
+
+        return Bench(self.me, lambda: self.roster, self._seal, self._docket, electorate_of, body_of, may_speak)
 
     # --- who is there ------------------------------------------------------------------------------------------
 
@@ -608,13 +660,22 @@ class Run:
         self._out += self._at.take()
         self._after()
         self._out += self._at.take()
-        effects, self._out = tuple(self._out), []
+        if self._audits is not None:
+            self._out += self._audits.take()
+        effects, self._out = tuple(map(self._with_chain, self._out)), []
         for effect in effects:
             if isinstance(effect, Exclude):
                 self.report.excluded[effect.peer] = effect.reason
             elif isinstance(effect, Fault):
                 self.report.fault(effect.peer, effect.reason)
         return effects
+
+    def _with_chain(self, effect: Effect) -> Effect:
+        """Evidence for strangers says who took part, where that has changed."""
+        bodies = (certificate.body for certificate in self.certificates)
+        if isinstance(effect, Exclude) and any(b.expelled or b.suspended or b.admitted for b in bodies):
+            return replace(effect, evidence=with_chain(effect.evidence, self.certificates))
+        return effect
 
 
 def _serves(record: Any, round_number: int) -> bool:
