@@ -140,6 +140,7 @@ def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:
         store=core.store,
         fetcher=core.fetcher,
         repository=core.repository,
+        transcripts=core.transcripts,
         gossip=core.gossip,
         rounds=RoundsHub(core.host),
         make_trainer=parts.trainer,

@@ -18,6 +18,7 @@ from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.words import Limits, Program
 from celluler_node.repository import Repository
 from celluler_node.training.trainer import TrainerFactory
+from celluler_node.transcripts import Transcripts
 from celluler_protocols.gossip import Gossip
 from celluler_protocols.host import Host
 from celluler_protocols.rounds import RoundsHub
@@ -39,6 +40,7 @@ class Site:
     store: Store
     fetcher: Fetcher
     repository: Repository
+    transcripts: Transcripts
     gossip: Gossip
     rounds: RoundsHub
     make_trainer: TrainerMaker
