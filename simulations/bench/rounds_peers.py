@@ -49,7 +49,7 @@ class Group:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        module = f"simulations.bench.rounds_{kind}"
+        module = f"simulations.bench.rounds_{kind.partition(':')[0]}"
         self._peers = [
             subprocess.Popen(
                 [sys.executable, "-m", module, str(place), str(count), str(size), json.dumps(options)],

@@ -17,11 +17,13 @@ import numpy as np
 import trio
 
 from celluler.aggregation.digests import part_hash
-from celluler.aggregation.q16 import decode_parts, encode_parts, part_slices
+from celluler.aggregation.q16 import Mantissas, decode_parts, encode_parts, part_slices
+from celluler.aggregation.wires import FINEST, round_to
 from celluler.identity import Identity
 from celluler.learning.checks import checks_for
 from celluler_node.processes import averager_words as words
 from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.training.averaging import inputs_go_to_all
 from celluler_protocols.averaging_messages import Assignment, Member, Outcome, Plan
 from simulations.bench.rounds_peers import ROUND_S, hear, quiet, say
 
@@ -54,7 +56,8 @@ async def _round(
 ) -> dict[str, float]:
     count = len(roster)
     clock = _Clock()
-    exponents, mantissas = encode_parts(values, count)
+    exponents, encoded = encode_parts(values, count)
+    mantissas = _rounded(options["wire"], encoded, count)
     hashes = [
         part_hash(RUN, number, author.public_key, part=part, exponent=exponents[part], mantissas=mantissas[piece])
         for part, piece in enumerate(part_slices(len(values), count))
@@ -77,7 +80,8 @@ async def _round(
         quorum=count - (count - 1) // 3,
         gather_s=ROUND_S / 2,
         deadline_s=ROUND_S,
-        **options,
+        wire=options["wire"],
+        to_all=options.get("to_all", inputs_go_to_all(count, count, len(values))),
     )
     clock.lap()
     reply = await child.call(words.Exchange(plan), mantissas.data)
@@ -107,6 +111,13 @@ async def _check(child: Child, plan: Plan, outcome: Outcome) -> None:
 async def _check_part(child: Child, plan: Plan, outcome: Outcome, part: int) -> None:
     result = next(each for each in outcome.reduced if each.part == part)
     assert (await child.call(words.Check(plan, result))).record.equal
+
+
+def _rounded(wire: str, mantissas: Mantissas, parts: int) -> Mantissas:
+    """As a worker does it: part by part, since blocks begin anew in each."""
+    if wire == FINEST:
+        return mantissas
+    return np.concatenate([round_to(wire, mantissas[piece]) for piece in part_slices(mantissas.size, parts)])
 
 
 def _member(each: Any, commit: Any = None) -> Member:

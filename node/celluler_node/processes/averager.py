@@ -32,6 +32,7 @@ from celluler_node.processes.averager_words import (
     Open,
     Opened,
 )
+from celluler_node.processes.memory import keep_freed_memory
 from celluler_node.processes.serving import Link
 from celluler_node.processes.serving_asyncio import AsyncHandler, serve_async
 from celluler_node.processes.words import Reply
@@ -40,6 +41,7 @@ from celluler_protocols.averaging_messages import VALUE_BYTES
 
 
 def main(link: Link) -> None:
+    keep_freed_memory()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("hivemind").setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

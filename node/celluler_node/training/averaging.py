@@ -18,7 +18,7 @@ import trio
 from celluler.aggregation.q16 import is_exponent, part_slices
 from celluler.errors import WorkerFailed
 from celluler.identity import PeerId, public_key_of, short
-from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
+from celluler.learning.checks import CheckOutcome, CheckPart, Verdict, checks_for
 from celluler.learning.effects import Check, Exchange
 from celluler.learning.messages import Commit, Part
 from celluler.learning.neighbours_messages import Model
@@ -42,6 +42,9 @@ log = structlog.get_logger()
 LINK_FAULTS = frozenset({FaultKind.MISSING, FaultKind.UNREACHABLE, FaultKind.NOT_REDUCED})
 """Faults of a link, so of either end; every other one is the member's own doing."""
 
+
+MAX_GATHERED_BYTES = 1 << 29
+"""Of all updates of a round, up to which everybody gathers all of them. An averager keeps three rounds."""
 
 NO_PLACE = 255
 """Of whoever checks an exchange without having been of its set."""
@@ -172,7 +175,7 @@ def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: in
     Whoever only checks need not be of the set, and stands at no place of its own then.
     """
     rules = roster.rules
-    members = zip(effect.members, effect.commits, strict=True)
+    members = tuple(zip(effect.members, effect.commits, strict=True))
     return Plan(
         run=roster.run,
         round=effect.round,
@@ -188,7 +191,13 @@ def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: in
         quorum=effect.least if isinstance(effect, Exchange) else 1,
         gather_s=effect.within_s / 2,
         deadline_s=effect.within_s,
+        to_all=rules.topology == "mesh" and inputs_go_to_all(len(members), rules.parts, dimension),
     )
+
+
+def inputs_go_to_all(members: int, parts: int, dimension: int) -> bool:
+    """Whether each sends its update to everybody: where all would fetch it for their checks, and have room for it."""
+    return checks_for(members, parts) >= parts and members * dimension * VALUE_BYTES <= MAX_GATHERED_BYTES
 
 
 def _member(member: RosterMember, hashes: tuple[bytes, ...], exponents: tuple[int, ...]) -> Member:
