@@ -191,6 +191,36 @@ async def test_each_lie_is_named_and_the_round_goes_on_without_it(tmp_path: Path
         assert results[0][1] == expected(told, "nk", [0, 1, 2, 3, 4])
 
 
+async def test_where_inputs_go_to_all_everybody_knows_and_a_lie_is_found(tmp_path: Path) -> None:
+    """The last of four lies, but in the first round. What everybody has found needs no fetching to be checked."""
+    async with open_peers(4, tmp_path, last=attacks.LIAR) as peers:
+
+        async def play(lie: int) -> tuple[Round, dict[int, tuple[Outcome, bytes]]]:
+            told = plan_round(peers, updates_for(4, seed=lie), number=lie, gather_s=1.5, deadline_s=3.0)
+            told = replace(told, plan=replace(told.plan, to_all=True))
+            with trio.fail_after(30):
+                results = await exchange_all(peers, told, range(4))
+            assert len({results[place][1] for place in range(3)}) == 1
+            return told, results
+
+        told, results = await play(attacks.HONEST)
+        assert results[0][1] == results[3][1] == expected(told, "nk", [0, 1, 2, 3])
+        assert all((outcome.missing, outcome.faults) == ((), ()) for outcome, _ in results.values())
+        with trio.fail_after(10):
+            assert all([await check(peers[0], told, 0, results[0][0], part) for part in range(4)])
+
+        told, results = await play(attacks.OTHER_BYTES)  # of its first part: the rest of it counts
+        assert all(results[place][0].missing == () for place in range(3))
+        assert {part.part: part.used for part in results[0][0].reduced}[1] == 0b1111
+
+        told, results = await play(attacks.WRONG_AGGREGATE)
+        lied = next(each.part for each in told.plan.assignments if each.reducer == 3)
+        with trio.fail_after(10):
+            assert [await check(peers[0], told, 0, results[0][0], part) for part in range(4)] == [
+                part != lied for part in range(4)
+            ]
+
+
 async def test_a_stranger_is_refused_and_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     async with open_peers(3, tmp_path) as peers:
         known, stranger = peers[:2], peers[2]

@@ -1,6 +1,17 @@
 from __future__ import annotations
 
-from celluler_protocols.averaging_messages import PROTOCOL_ID, Have, Part, Ready, Reduced, Refused, Taken, Want, frames
+from celluler_protocols.averaging_messages import (
+    PROTOCOL_ID,
+    Have,
+    Part,
+    Ready,
+    Reduced,
+    Refused,
+    Taken,
+    Update,
+    Want,
+    frames,
+)
 from tests.support.vectors import check_vectors
 
 RUN = bytes(range(32))
@@ -19,5 +30,6 @@ def test_messages_are_these_bytes() -> None:
             Ready(),
             Taken(),
             Refused("bytes other than those committed to", True),
+            Update(RUN, 7, 0, 20_000_000),
         ],
     )
