@@ -57,7 +57,7 @@ from celluler_protocols.averaging_messages import (
     Want,
 )
 from celluler_protocols.averaging_own import OwnWires
-from celluler_protocols.averaging_stream import Stream
+from celluler_protocols.averaging_stream import Meter, Stream
 
 
 def _enter_without_running(*packages: str) -> None:
@@ -164,6 +164,7 @@ class Averager:
         self._running: dict[Key, _Running] = {}
         self._kept: OrderedDict[Key, Exchange] = OrderedDict()
         self._own = OwnWires()
+        self.moved = Meter()
         self._found: dict[tuple[Key, int], Sealed] = {}
         self._salvaged: dict[tuple[bytes, int, int, int], bytes | bytearray | memoryview] = {}
         self._waiting: dict[Key, _Waiting] = {}
@@ -418,7 +419,7 @@ class Averager:
             raise LocalError(f"{short(peer)} is not of this run")
         await self._connect(peer)
         async with asyncio.timeout(CONNECT_S):
-            stream = Stream(*await self._open_stream(peer))
+            stream = Stream(*await self._open_stream(peer), self.moved)
         try:
             yield stream
         finally:
@@ -449,7 +450,7 @@ class Averager:
 
     async def _handle(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The boundary: nothing that a remote does escapes from here."""
-        peer, stream = info.peer_id.to_base58(), Stream(reader, writer)
+        peer, stream = info.peer_id.to_base58(), Stream(reader, writer, self.moved)
         task = asyncio.current_task()
         assert task is not None
         self._handlers.add(task)

@@ -7,6 +7,7 @@ transport writes into the memory that they are for. Knows nothing of hivemind or
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from celluler.errors import ProtocolViolation
@@ -19,15 +20,26 @@ STALL_S = 20.0
 _CHUNK_BYTES = 1 << 18
 
 
-class Stream:
-    """Frames of the protocol and raw bytes."""
+@dataclass(slots=True)
+class Meter:
+    """Bytes that streams have moved, frames among them; what libp2p adds to them is not seen from here."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Stream:
+    """Frames of the protocol and raw bytes. meter: counts them, for as many streams as share it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter | None = None) -> None:
         self._reader, self._writer = reader, writer
+        self._meter = meter or Meter()
         self._frames = frames()
 
     async def say(self, message: Any) -> None:
-        self._writer.write(self._frames.encode(message))
+        frame = self._frames.encode(message)
+        self._meter.sent_bytes += len(frame)
+        self._writer.write(frame)
         await self._drain()
 
     async def hear(self) -> Any:
@@ -36,6 +48,7 @@ class Stream:
         size = int.from_bytes(prefix, "big")
         if not 0 < size <= FRAME_LIMIT:
             raise ProtocolViolation(f"frame of {size} bytes, limit {FRAME_LIMIT}")
+        self._meter.received_bytes += LENGTH_PREFIX_BYTES + size
         (message,) = self._frames.feed(prefix + await self._reader.readexactly(size))
         return message
 
@@ -47,12 +60,14 @@ class Stream:
         for start in range(0, len(view), _CHUNK_BYTES):
             self._writer.write(view[start : start + _CHUNK_BYTES])
             await self._drain()
+            self._meter.sent_bytes += min(_CHUNK_BYTES, len(view) - start)
 
     async def receive_into(self, target: memoryview) -> None:
         """Raises EOFError when the stream ends before `target` is full, TimeoutError when nothing flows."""
         early = self._take_early(target)
         if early < len(target):
             await _receive(self._writer.transport, target[early:])
+        self._meter.received_bytes += len(target)
 
     def close(self) -> None:
         self._writer.close()

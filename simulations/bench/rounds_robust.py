@@ -41,8 +41,11 @@ async def serve(place: int, count: int, size: int, options: dict[str, Any]) -> N
             roster = await trio.to_thread.run_sync(hear)
             await child.call(words.Admit(tuple(_member(each) for each in roster)))
             say({})
+            sent = 0.0
             while (number := await trio.to_thread.run_sync(hear)) is not None:
-                say(await _round(child, number, place, values, roster, author, options))
+                figures = await _round(child, number, place, values, roster, author, options)
+                say({**figures, "sent_bytes": figures["sent_bytes"] - sent})
+                sent = figures["sent_bytes"]
 
 
 async def _round(
@@ -89,7 +92,7 @@ async def _round(
     assert not outcome.missing, outcome.faults
     assert not outcome.faults, outcome.faults
     exchange_s = clock.lap()
-    await _check(child, plan, outcome)
+    moved = max([reply.record.moved, *await _check(child, plan, outcome)], key=lambda one: one.sent_bytes)
     check_s = clock.lap()
     decode_parts(tuple(each.exponent for each in outcome.reduced), np.frombuffer(reply.blobs[0], np.int16))
     decode_s = clock.lap()
@@ -98,19 +101,24 @@ async def _round(
         "exchange": exchange_s,
         "check": check_s,
         "encode": commit_s + decode_s,
+        "sent_bytes": moved.sent_bytes,
     }
 
 
-async def _check(child: Child, plan: Plan, outcome: Outcome) -> None:
+async def _check(child: Child, plan: Plan, outcome: Outcome) -> list[words.Moved]:
+    moved: list[words.Moved] = []
     others = [each.part for each in plan.assignments if each.reducer != plan.me]
     async with trio.open_nursery() as nursery:
         for part in others[: checks_for(len(plan.members), plan.parts)]:
-            nursery.start_soon(_check_part, child, plan, outcome, part)
+            nursery.start_soon(_check_part, child, plan, outcome, part, moved)
+    return moved
 
 
-async def _check_part(child: Child, plan: Plan, outcome: Outcome, part: int) -> None:
+async def _check_part(child: Child, plan: Plan, outcome: Outcome, part: int, moved: list[words.Moved]) -> None:
     result = next(each for each in outcome.reduced if each.part == part)
-    assert (await child.call(words.Check(plan, result))).record.equal
+    reply = await child.call(words.Check(plan, result))
+    assert reply.record.equal
+    moved.append(reply.record.moved)
 
 
 def _rounded(wire: str, mantissas: Mantissas, parts: int) -> Mantissas:

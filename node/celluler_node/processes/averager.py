@@ -27,6 +27,7 @@ from celluler_node.processes.averager_words import (
     Exchanged,
     Had,
     Inputs,
+    Moved,
     Offer,
     Offered,
     Open,
@@ -111,10 +112,11 @@ class _Run:
     async def _exchange(self, request: Exchange, blobs: tuple[bytearray, ...]) -> Reply:
         own = blobs[0] if blobs else bytearray()
         outcome, aggregate = await self._opened().exchange(request.plan, own)
-        return Reply(Exchanged(outcome), (aggregate,))
+        return Reply(Exchanged(outcome, self._moved()), (aggregate,))
 
     async def _check(self, request: Check, _: tuple[bytearray, ...]) -> Checked:
-        return Checked(await self._opened().check(request.plan, request.result))
+        equal = await self._opened().check(request.plan, request.result)
+        return Checked(equal, self._moved())
 
     async def _inputs(self, request: Inputs, _: tuple[bytearray, ...]) -> Reply:
         member, count = request.member, len(request.member.hashes)
@@ -124,7 +126,8 @@ class _Run:
             raise LocalError(f"no part {request.parts[-1]} of {count}")
         pieces = part_slices(request.dimension, count)
         sizes = {part: VALUE_BYTES * (pieces[part].stop - pieces[part].start) for part in request.parts}
-        return Reply(Had(), (await self._opened().inputs(request.run, request.round, member, sizes),))
+        whole = await self._opened().inputs(request.run, request.round, member, sizes)
+        return Reply(Had(self._moved()), (whole,))
 
     async def _offer(self, request: Offer, blobs: tuple[bytearray, ...]) -> Offered:
         if len(blobs) != 1:
@@ -141,6 +144,10 @@ class _Run:
         self._averager = None
         await self._stack.aclose()
         return Closed()
+
+    def _moved(self) -> Moved:
+        moved = self._opened().moved
+        return Moved(moved.sent_bytes, moved.received_bytes)
 
     def _opened(self) -> Averager:
         if self._averager is None:

@@ -59,10 +59,19 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Bytes that went over the averager's streams since it was opened."""
+
+    sent_bytes: U64
+    received_bytes: U64
+
+
+@dataclass(frozen=True, slots=True)
 class Exchanged:
     """Its blob: the reduced mantissas of the assigned parts in their order, zeros where one is missing."""
 
     outcome: Outcome
+    moved: Moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,7 @@ class Checked:
     """equal: bit for bit. An input that could not be had is an error of the call instead."""
 
     equal: bool
+    moved: Moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,8 @@ class Inputs:
 @dataclass(frozen=True, slots=True)
 class Had:
     """Its blob: these parts one after another, each what was committed to. One not had is an error of the call."""
+
+    moved: Moved
 
 
 @dataclass(frozen=True, slots=True)

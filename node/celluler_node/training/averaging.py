@@ -76,7 +76,7 @@ class Exchanged:
 
 
 class Averaging:
-    """Made by `open_averaging`. moved_bytes: mantissas sent and received so far."""
+    """Made by `open_averaging`. sent_bytes, received_bytes: all that its streams have moved so far."""
 
     def __init__(self, child: Child, peer: PeerId, addresses: tuple[str, ...]) -> None:
         self._child, self.peer, self.addresses = child, peer, addresses
@@ -96,7 +96,7 @@ class Averaging:
         plan = plan_of(roster, me, effect, dimension)
         reply = await self._child.call(words.Exchange(plan), mantissas)
         outcome: Outcome = reply.record.outcome
-        self._count(plan, outcome)
+        self._count(reply.record.moved)
         return Exchanged(
             _results(outcome, dimension, memoryview(reply.blobs[0])),
             tuple(_blame(roster, effect.members, fault) for fault in outcome.faults),
@@ -110,6 +110,7 @@ class Averaging:
             reply = await self._child.call(words.Check(plan_of(roster, me, effect, dimension), result))
         except WorkerFailed as error:
             return CheckOutcome(part, Verdict.UNSERVED, str(error).encode()[:200])
+        self._count(reply.record.moved)
         return CheckOutcome(part, Verdict.SAME if reply.record.equal else Verdict.DIFFERENT)
 
     async def inputs(
@@ -132,12 +133,12 @@ class Averaging:
         request = words.Inputs(roster.run, round_number, member, dimension, tuple(parts))
         with trio.move_on_after(within_s):
             try:
-                data = bytes((await self._child.call(request)).blobs[0])
+                reply = await self._child.call(request)
             except WorkerFailed as error:
                 log.info("inputs_not_served", peer=short(member.peer), round=round_number, reason=str(error)[:200])
                 return None
-            self.received_bytes += len(data)
-            return data
+            self._count(reply.record.moved)
+            return bytes(reply.blobs[0])
         return None
 
     async def offer(self, run: bytes, round_number: int, parts: int, mantissas: bytes) -> None:
@@ -148,15 +149,8 @@ class Averaging:
         """After the last round: send on what others still lack, then stop listening."""
         await self._child.call(words.Close(within_s))
 
-    def _count(self, plan: Plan, outcome: Outcome) -> None:
-        """What the exchange moved beside its frames: inputs to and from reducers, aggregates from and to them."""
-        others = len(plan.members) - 1
-        own = {each.part for each in plan.assignments if each.reducer == plan.me}
-        for each in plan.assignments:
-            size = plan.values_in(each.part) * VALUE_BYTES
-            came = each.part not in outcome.missing
-            self.sent_bytes += size * others * came if each.part in own else size
-            self.received_bytes += size * others if each.part in own else size * came
+    def _count(self, moved: words.Moved) -> None:
+        self.sent_bytes, self.received_bytes = moved.sent_bytes, moved.received_bytes
 
 
 @asynccontextmanager
