@@ -27,8 +27,8 @@ _CERTIFIED = Guarantees(
     (
         "All members end with the same model, bit for bit: every round is certified by a quorum, or is no round.",
         "With n members, up to ⌊(n−1)/3⌋ may do anything at all: lie, collude, vanish.",
-        "The rule bears bad updates from fewer than half of a round's members on IID data, from a fifth on data of their "
-        "own; the rule `mean` bears none.",
+        "The rule bears bad updates from fewer than half of a round's members on IID data, from a fifth on data of "
+        "their own; the rule `mean` bears none.",
         "A stranger can verify the result from the members' transcripts.",
     ),
     (
