@@ -277,6 +277,9 @@ class _Verification:
         self.ok("training", 1, f"{same} gave the same bits, the largest deviation is {worst:.2g}")
         if guilty:
             what = f"its steps give something else, by {deviation:.2g}"
+            assert self.papers is not None
+            usual = self.papers.order.spec.train.tolerance
+            what += f" (the job lets {usual:g} pass)" if deviation <= usual else ""
             self.wrong("training", f"round {link.round}: {archive.name_of(one.member)}: {what}")
 
     async def _apply(self, archive: Archive, child: Child, link: Link) -> None:

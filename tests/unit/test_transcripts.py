@@ -5,19 +5,25 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 import trio
 from trio.testing import MockClock
 
-from celluler.content.digest import Digest, digest_of
+from celluler.content.digest import Codec, Digest, cid_of, digest_of
 from celluler.content.memory import MemoryStore
-from celluler.errors import TimedOut
+from celluler.errors import InvalidSpec, TimedOut
 from celluler.identity import Identity, PeerId
 from celluler.learning.transcript import head_name
 from celluler.models.names import ModelName
+from celluler_node.answers.transcripts import TranscriptAnswers
+from celluler_node.gateway.app import gateway_app
 from celluler_node.transcripts import FIND_S, MAX_ASKED, Transcripts
 from celluler_protocols.directory import Directory, HeadBook, HeadValidator, open_directory
+from tests.support.operations import MemoryNode
 
 ALICE, BOB, MALLORY = Identity(b"a" * 32), Identity(b"b" * 32), Identity(b"m" * 32)
 JOB, ROOT, LATER = digest_of(b"job"), digest_of(b"transcript"), digest_of(b"another")
@@ -145,3 +151,31 @@ def test_the_name_is_that_of_no_model_and_fits_a_head() -> None:
     assert len(name) <= 64
     with pytest.raises(Exception, match="name"):
         ModelName("alice", name)
+
+
+# --- what a person may ask --------------------------------------------------------------------------------------------
+
+
+async def test_a_person_asks_by_job_and_peers(autojump_clock: MockClock) -> None:
+    async with at(Dht(), ALICE) as (alice, _, _):
+        await alice.announce(JOB, ROOT)
+        answers = TranscriptAnswers(SimpleNamespace(core=SimpleNamespace(transcripts=alice)))  # type: ignore[arg-type]
+        (told,) = await answers.transcripts(cid_of(JOB), [BOB.peer_id, ALICE.peer_id])
+        assert (told.job, told.peer, told.cid) == (cid_of(JOB), ALICE.peer_id, cid_of(ROOT, Codec.MANIFEST))
+        for job, peers in (("job", []), (cid_of(JOB), ["alice"]), (cid_of(JOB), [ALICE.peer_id] * (MAX_ASKED + 1))):
+            with pytest.raises(InvalidSpec):
+                await answers.transcripts(job, peers)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"job": cid_of(JOB)}, {"job": 1, "peers": []}, {"job": cid_of(JOB), "peers": [1]}, {"peers": "x" * 99999}],
+)
+async def test_the_endpoint_refuses_what_is_no_question(body: dict[str, Any]) -> None:
+    node = MemoryNode()
+    transport = httpx.ASGITransport(app=gateway_app(node, "t"))
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://localhost", headers={"Authorization": "Bearer t"}
+    ) as http:
+        assert (await http.post("/api/v1/transcripts", json=body)).status_code in (400, 422)
+    node.close()
