@@ -20,7 +20,7 @@ from simulations.attacks.colluders import (
     Undo,
 )
 from simulations.attacks.lazy import Cached, Copied, FewerSteps, Replayed
-from simulations.attacks.protocol.accusing import FalseAccuser
+from simulations.attacks.protocol.accusing import FalseAccuser, FalseAuditor
 from simulations.attacks.protocol.attacker import Attacker, End, LyingTrainer
 from simulations.attacks.protocol.disturbing import Late, WantFlood
 from simulations.attacks.protocol.equivocating import (
@@ -101,10 +101,14 @@ ADAPTING = frozenset({"adaptive", "undo"})
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A protocol attacker. ends: of these, one must come of it in a group that bears it and checks what it may."""
+    """A protocol attacker. ends: of these, one must come of it in a group that bears it and checks what it may.
+
+    audits: only in one that audits.
+    """
 
     make: Callable[[], Attacker]
     ends: tuple[End, ...]
+    audits: bool = False
 
 
 PROTOCOL: Mapping[str, Known] = {
@@ -113,12 +117,13 @@ PROTOCOL: Mapping[str, Known] = {
     "equivocating-reducer": Known(EquivocatingReducer, (End.PROVEN,)),
     "equivocating-voter": Known(EquivocatingVoter, (End.PROVEN,)),
     "wrong-reducer": Known(WrongReducer, (End.PROVEN,)),
-    "hiding-reducer": Known(HidingReducer, (End.PROVEN, End.BARRED, End.WEIGHTLESS)),
+    "hiding-reducer": Known(HidingReducer, (End.PROVEN, End.SUSPENDED, End.BARRED, End.WEIGHTLESS)),
     "false-accuser": Known(FalseAccuser, (End.PROVEN,)),
-    "withholding-sender": Known(WithholdingSender, (End.WEIGHTLESS,)),
-    "withholding-reducer": Known(WithholdingReducer, (End.BARRED,)),
+    "false-auditor": Known(FalseAuditor, (End.PROVEN,), audits=True),
+    "withholding-sender": Known(WithholdingSender, (End.SUSPENDED, End.WEIGHTLESS)),
+    "withholding-reducer": Known(WithholdingReducer, (End.SUSPENDED, End.BARRED)),
     "withholding-voter": Known(WithholdingVoter, (End.BORNE,)),
-    "withholding-witness": Known(WithholdingWitness, (End.BARRED, End.BORNE)),
+    "withholding-witness": Known(WithholdingWitness, (End.SUSPENDED, End.BARRED, End.BORNE)),
     "late": Known(Late, (End.ABSENT,)),
     "want-flood": Known(WantFlood, (End.BORNE,)),
     "status-liar": Known(StatusLiar, (End.BORNE,)),

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from celluler_node.app import Parts
 from celluler_node.processes.averager_words import AVERAGER
+from celluler_node.training.trainer import TrainerFactory
 from celluler_node.training.worker_trainer import worker_trainer
 from celluler_protocols.averaging_exchange import Exchange
 from simulations.attacks.averager_hands import program_of
@@ -21,12 +23,14 @@ from simulations.node import add_options, up
 def lying_parts(attack: str, *, liars: int = 1, watched: int = WATCHED) -> Parts:
     """The shipped parts, but for those that the attack is about. Each run has a fresh attacker."""
     attacker = parse_attacker(attack)
-    if attacker.update is not None:
-        return Parts(trainer=lambda *of: lying(worker_trainer(*of), parse_attack(attack), liars=liars, watched=watched))
-    return Parts(
-        make_run=possessed(lambda: parse_attacker(attack)),
-        averager=AVERAGER if attacker.hands is Exchange else program_of(attack),
-    )
+    make_run = possessed(lambda: parse_attacker(attack))
+    if attacker.update is None:
+        return Parts(make_run=make_run, averager=AVERAGER if attacker.hands is Exchange else program_of(attack))
+
+    def trainer(*of: Any) -> TrainerFactory:
+        return lying(worker_trainer(*of), parse_attack(attack), liars=liars, watched=watched)
+
+    return Parts(make_run=make_run, trainer=trainer)
 
 
 def main() -> None:

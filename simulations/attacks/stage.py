@@ -21,6 +21,7 @@ from celluler.identity import PeerId
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict, checks_for
 from celluler.learning.effects import (
     Apply,
+    Audit,
     Certified,
     Check,
     Effect,
@@ -33,6 +34,7 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
+from celluler.learning.evidence_file import Kind, read_evidence_file
 from celluler.learning.messages import Part, places
 from celluler.learning.roster import bad_updates
 from celluler.learning.run import Run
@@ -42,6 +44,8 @@ from celluler_protocols.averaging_gathering import check_aggregate, is_committed
 from celluler_protocols.averaging_messages import VALUE_BYTES, PartOutcome, Plan
 from simulations.attacks.catalogue import parse_attacker
 from simulations.attacks.protocol.attacker import Attacker, End, Puppet
+from simulations.attacks.protocol.withholding import ServesNoInputs
+from simulations.attacks.stage_audit import deviations_of
 from simulations.attacks.stage_exchange import Room
 from simulations.attacks.stage_material import RUN, STEPS, accuracy_of, architecture, roster_of, trainer_of
 from simulations.attacks.trainer import steps_of
@@ -67,9 +71,10 @@ class Outcome:
     """What came of a play. Members are named by their places, rounds begin at 0.
 
     finished, stalled: honest members, with their state root or the reason. excluded: accused -> honest accuser ->
-    (reason, evidence). told: whom an honest member named as at fault, and of what. expelled: in which round a certified
-    body did. absent: rounds whose set has not this member. share: of all weight in parts that others reduced. reduced:
-    how many certified parts it reduced. views: of each round. accuracy: of the final state, on held-out images.
+    (reason, evidence). told: whom an honest member named as at fault, and of what. expelled, suspended: in which round
+    a certified body did. absent: rounds whose set has not this member. share: of all weight in parts that others
+    reduced. reduced: how many certified parts it reduced. views: of each round. accuracy: of the final state, on
+    held-out images.
     """
 
     liars: frozenset[int]
@@ -79,6 +84,7 @@ class Outcome:
     excluded: dict[int, dict[int, tuple[str, bytes]]] = field(default_factory=lambda: defaultdict(dict))
     told: dict[int, str] = field(default_factory=dict)
     expelled: dict[int, int] = field(default_factory=dict)
+    suspended: dict[int, int] = field(default_factory=dict)
     absent: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     share: dict[int, float] = field(default_factory=dict)
     reduced: dict[int, int] = field(default_factory=lambda: defaultdict(int))
@@ -94,7 +100,10 @@ class Outcome:
         """What became of a member: the worst that did."""
         rounds = len(self.views) - 1
         if place in self.expelled:
-            return End.PROVEN
+            kinds = {read_evidence_file(evidence).kind for _, evidence in self.excluded[place].values()}
+            return End.AUDITED if kinds == {Kind.AUDIT.value} else End.PROVEN
+        if place in self.suspended:
+            return End.SUSPENDED
         if len(self.absent[place]) == rounds:
             return End.ABSENT
         if self.share[place] < 1 / (3 * self.members):
@@ -115,11 +124,13 @@ class Actor:
         steps = STEPS if attack is None else steps_of(attack, STEPS)
         self.trainer = trainer_of(place, members, steps=steps, flipped=attack is not None and attack.flips_labels)
         signer = stage.signers[self.peer]
-        run = Run(stage.roster, signer, state_root=self.trainer.state_root(), checks=stage.checks)
+        root, audits = self.trainer.state_root(), stage.roster.rules.audits > 0
+        run = Run(stage.roster, signer, state_root=root, checks=stage.checks, audits=audits)
         self.run: Any = run if attacker is None else Puppet(run, signer, attacker)
         self.sent: dict[int, Wire] = {}
         self.held: dict[bytes, bytes] = {}
         self.kept: deque[Hands] = deque(maxlen=KEPT_EXCHANGES)
+        self.starts = {0: self.trainer.parameters.copy()}
         self._past: deque[Values] = deque(maxlen=PAST_ROUNDS)
         self._aggregate: Values | None = None
 
@@ -158,6 +169,7 @@ class Actor:
     def apply(self, number: int, exponents: tuple[int, ...], mantissas: bytes) -> bytes:
         self._aggregate = decode_parts(exponents, mantissas_of(mantissas))
         self.trainer.apply(number, self._aggregate)
+        self.starts[number + 1] = self.trainer.parameters.copy()
         return self.trainer.state_root()
 
     def _scene(self, number: int, own: Wire) -> Scene:
@@ -170,12 +182,18 @@ class Actor:
 
 
 class Stage:
-    """One play. attackers: their names by place."""
+    """One play. attackers: their names by place. audits: expected a round, over all members."""
 
     def __init__(
-        self, attackers: Mapping[int, str], *, members: int = MEMBERS, rounds: int = ROUNDS, seed: int = 0
+        self,
+        attackers: Mapping[int, str],
+        *,
+        members: int = MEMBERS,
+        rounds: int = ROUNDS,
+        audits: float = 0.0,
+        seed: int = 0,
     ) -> None:
-        self.roster, self.signers = roster_of(members, rounds)
+        self.roster, self.signers = roster_of(members, rounds, round(1000 * audits))
         self.parts = self.roster.rules.parts
         self.checks = checks_for(members, self.parts)
         self.outcome = Outcome(frozenset(attackers), members)
@@ -188,7 +206,7 @@ class Stage:
         self._handlers: dict[type, Callable[[Actor, Any, float], None]] = {
             Train: self._train, Exchange: self._exchange, Check: self._check, Fetch: self._fetch, Apply: self._apply,
             Certified: self._certified, Exclude: self._excluded, Fault: self._fault, Finished: self._finished,
-            Stalled: self._stalled,
+            Stalled: self._stalled, Audit: self._audit,
         }  # fmt: skip
         self.actors = [
             Actor(self, place, parse_attacker(attackers[place]) if place in attackers else None)
@@ -292,6 +310,19 @@ class Stage:
                 return held
         return None
 
+    def _audit(self, actor: Actor, effect: Audit, now: float) -> None:
+        self._later(actor, self.world.rng.uniform(0.1, 0.3), lambda at: self._audited(actor, effect, at))
+
+    def _audited(self, actor: Actor, effect: Audit, now: float) -> Iterable[Effect]:
+        """What it sent it serves to whoever asks, or to nobody."""
+        target, found = self.actors[effect.member], None
+        if not issubclass(target.attacker.hands, ServesNoInputs):
+            before = None if effect.before is None else target.sent[effect.round - 1]
+            sent, start = target.sent[effect.round], actor.starts[effect.round]
+            found = deviations_of(actor.trainer, effect, sent, before, start)
+        called: Iterable[Effect] = actor.run.audited(effect.round, effect.member, found, now)
+        return called
+
     def _fetch(self, actor: Actor, effect: Fetch, now: float) -> None:
         for _, part in effect.parts:
             for holder in effect.holders:
@@ -330,6 +361,8 @@ class Stage:
         outcome.views.append(effect.report.views)
         for place in places(body.expelled):
             outcome.expelled[place] = body.round
+        for place in places(body.suspended):
+            outcome.suspended[place] = body.round
         members = places(body.members)
         for place in range(len(self.roster)):
             if place not in members and place not in outcome.expelled and body.parts:

@@ -61,8 +61,11 @@ class Room:
         receiver, message, body = self._seats[delivery.member].exchange, delivery.message, memoryview(delivery.body)
         peer, read = receiver.plan.members[sender].peer, 0
         try:
-            whole = isinstance(message, Update)
-            for slot in receiver.begin_update(peer, message) if whole else (receiver.begin(peer, message),):
+            if isinstance(message, Update):
+                slots = receiver.begin_update(peer, message)
+            else:
+                slots = [receiver.begin(peer, message)]
+            for slot in slots:
                 slot.target[:] = body.cast("B")[read : read + len(slot.target)]
                 read += len(slot.target)
                 receiver.finish(slot)

@@ -42,17 +42,20 @@ def identity(name: str) -> Identity:
 
 
 @cache
-def roster_of(members: int, rounds: int) -> tuple[RosterView, dict[str, Identity]]:
-    """A roster, and who signs for whom."""
+def roster_of(members: int, rounds: int, audits: int) -> tuple[RosterView, dict[str, Identity]]:
+    """A roster, and who signs for whom. audits: in thousandths."""
     signers = [identity(f"member {number}") for number in range(members)]
-    entries = [
-        seal(signer, RosterEntry(RUN, identity(f"averager {number}").peer_id, (), f"peer-{number}"))
-        for number, signer in enumerate(signers)
-    ]
-    rules = rules_for(members, rounds=rounds, delta_ms=2_000, exchange_ms=4_000, train_ms=30_000, stall_ms=60_000)
+    entries = [seal(signer, _entry(number)) for number, signer in enumerate(signers)]
+    rules = rules_for(
+        members, rounds=rounds, delta_ms=2_000, exchange_ms=4_000, train_ms=30_000, stall_ms=60_000, audits=audits
+    )
     coordinator = identity("coordinator")
     raw = seal_roster(coordinator, run=RUN, job=RUN, entries=tuple(entries), rules=rules)
     return open_roster(raw, coordinator.peer_id), {signer.peer_id: signer for signer in signers}
+
+
+def _entry(number: int) -> RosterEntry:
+    return RosterEntry(RUN, identity(f"averager {number}").peer_id, (), f"peer-{number}", audit_class="stage")
 
 
 def trainer_of(place: int, members: int, *, steps: int, flipped: bool) -> Trainer:

@@ -13,13 +13,13 @@ from simulations.attacks.__main__ import PLACES, holds
 from simulations.attacks.catalogue import ATTACKS, LAZY, PROTOCOL, listed, parse_attacker
 from simulations.attacks.protocol.attacker import Attacker, End, Puppet
 from simulations.attacks.protocol.disturbing import Late
-from simulations.attacks.stage import Stage
+from simulations.attacks.stage import MEMBERS, Stage
 from simulations.attacks.stage_material import roster_of
 
 ROUNDS = 3
 
 
-@pytest.mark.parametrize("name", PROTOCOL)
+@pytest.mark.parametrize("name", [name for name, known in PROTOCOL.items() if not known.audits])
 def test_a_group_bears_two_of_every_kind(name: str) -> None:
     outcome = Stage(dict.fromkeys(PLACES, name), rounds=ROUNDS).play()
     assert holds(outcome), (outcome.stalled, outcome.excluded, outcome.expelled)
@@ -27,6 +27,27 @@ def test_a_group_bears_two_of_every_kind(name: str) -> None:
         assert outcome.end_of(place) in PROTOCOL[name].ends, outcome
         for _, evidence in outcome.excluded[place].values():
             assert open_evidence_file(evidence).accused == place
+
+
+@pytest.mark.parametrize("names", [LAZY[:2], LAZY[2:]])
+def test_who_does_not_do_its_steps_is_expelled_where_everybody_is_audited(names: tuple[str, ...]) -> None:
+    outcome = Stage(dict(zip(PLACES, names, strict=True)), rounds=6, audits=2 * MEMBERS).play()
+    assert holds(outcome)
+    for place in PLACES:
+        assert outcome.end_of(place) is End.AUDITED, outcome
+        assert all(open_evidence_file(proof).accused == place for _, proof in outcome.excluded[place].values())
+
+
+def test_who_calls_trainers_lazy_is_expelled_and_who_shows_no_auditor_anything_is_suspended() -> None:
+    outcome = Stage({1: "false-auditor", 2: "withholding-witness"}, rounds=6, audits=2 * MEMBERS).play()
+    assert holds(outcome)
+    assert (outcome.end_of(1), outcome.end_of(2)) == (End.PROVEN, End.SUSPENDED)
+
+
+def test_nobody_honest_is_found_guilty_by_audits() -> None:
+    outcome = Stage({}, rounds=ROUNDS, audits=2 * MEMBERS).play()
+    assert holds(outcome)
+    assert not outcome.told
 
 
 def test_a_group_bears_two_of_different_kinds() -> None:
@@ -55,7 +76,7 @@ def test_an_attacker_that_nobody_knows_is_refused() -> None:
 
 
 def puppet(attacker: Attacker) -> tuple[Puppet, Identity]:
-    roster, signers = roster_of(4, 2)
+    roster, signers = roster_of(4, 2, 0)
     signer = signers[roster.members[0].peer]
     return Puppet(Run(roster, signer, state_root=bytes(32)), signer, attacker), signer
 

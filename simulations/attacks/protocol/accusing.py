@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from celluler.identity import Signed
-from celluler.learning.effects import Effect, Send
+from celluler.learning.effects import Audit, Effect, Send
 from celluler.learning.messages import Entry, Fraud, Reduced, SetProposal, set_hash
 from simulations.attacks.protocol.attacker import Attacker, Puppet
 
@@ -31,3 +31,14 @@ class FalseAccuser(Attacker):
     def _note(self, record: Any) -> None:
         if isinstance(record, SetProposal):
             self._sets[set_hash(record.entries)] = record.entries
+
+
+class FalseAuditor(Attacker):
+    """Finds everybody guilty of not having trained whom it audits, and supports whoever says so."""
+
+    def effects(self, effects: Iterable[Effect], run: Puppet, now: float) -> Iterable[Effect]:
+        for effect in effects:
+            if isinstance(effect, Audit):
+                yield from run.audited(effect.round, effect.member, (0.7,) * len(effect.parts), now)
+            else:
+                yield effect

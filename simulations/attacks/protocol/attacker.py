@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from celluler.errors import PeerViolation
 from celluler.identity import Identity, PeerId, Record, Signed, seal
-from celluler.learning.effects import Effect, Send
+from celluler.learning.effects import Audit, Effect, Send
 from celluler.learning.messages import open_message
 from celluler.learning.roster import RosterView
 from celluler.learning.run import Run
@@ -29,6 +29,7 @@ class End(StrEnum):
     PROVEN = "expelled, with proof"
     AUDITED = "expelled, after an audit"
     WEIGHTLESS = "its update does not count"
+    SUSPENDED = "suspended"
     ABSENT = "its update is in no set"
     BARRED = "kept from reducing"
     TOLD = "named as at fault, not expelled"
@@ -61,10 +62,17 @@ class Attacker:
 
 
 class LyingTrainer(Attacker):
-    """Honest in the protocol, with an update of its own making."""
+    """Honest in the protocol, with an update of its own making. It looks into nobody else's."""
 
     def __init__(self, update: UpdateAttack) -> None:
         self.update = update
+
+    def effects(self, effects: Iterable[Effect], run: Puppet, now: float) -> Iterable[Effect]:
+        for effect in effects:
+            if isinstance(effect, Audit):
+                yield from run.audited(effect.round, effect.member, (), now)
+            else:
+                yield effect
 
 
 _CALLS = frozenset({"start", "trained", "exchanged", "checked", "fetched", "applied", "audited", "admit"})
