@@ -96,7 +96,7 @@ class Setting:
     @property
     def votes(self) -> bool:
         """Whether we vote, lead and check in this round."""
-        return not self.mute and self.me in self.electorate
+        return not self.mute and bool((self.electorate.voters | self.electorate.trying) >> self.me & 1)
 
     @property
     def sends(self) -> bool:
@@ -122,6 +122,8 @@ class Ledger:
         self.bodies: dict[bytes, Body] = {}
         self.tallies: dict[tuple[int, int], Tally] = {}
         """By view, phase."""
+        self.trials: dict[int, bytes] = {}
+        """For which body those voted that only show that they are there."""
         self.claims: dict[int, int] = {}
         """The latest view in which each member was seen."""
         self.wanted: tuple[Entry, ...] = ()
@@ -255,7 +257,7 @@ class Ledger:
 
     def _add_vote(self, member: int, vote: Vote, signed: Signed[Vote]) -> bool:
         if member not in self._setting.electorate:
-            raise ProtocolViolation("a vote of a member that has none in this round")
+            return self._add_trial(member, vote)
         if vote.body is not None and vote.lacking:
             raise ProtocolViolation("a vote for a body that lacks parts")
         tally = self.tally(vote.view, vote.phase)
@@ -266,6 +268,15 @@ class Ledger:
         if known.record != vote:
             self._equivocated(member, f"two votes in phase {vote.phase} of one view", known, signed)
         return False
+
+    def _add_trial(self, member: int, vote: Vote) -> bool:
+        """The vote of one that has none yet counts for nothing, but that it is there."""
+        if not self._setting.electorate.trying >> member & 1:
+            raise ProtocolViolation("a vote of a member that has none in this round")
+        new = vote.phase == 2 and vote.body is not None and member not in self.trials
+        if new and vote.body is not None:
+            self.trials[member] = vote.body
+        return new
 
     def _check_leader(self, member: int, view: int) -> None:
         if member != self._setting.leader(view):

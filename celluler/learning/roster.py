@@ -150,8 +150,8 @@ class Electorate:
 
     `in`, `len` and `places` are of those who vote now. b and q count the suspended too: for the others a suspended
     member is one that is silent, and leaving it out of the count would let those who lie weigh more.
-    waiting: in probation, so that they count for nothing yet. voteless: those that came late, trained through no round
-    yet, and so have no vote, whatever their roles say.
+    waiting: in probation, so that they count for nothing yet. voteless: those that came late, have not shown yet that
+    they are there, and so have no vote, whatever their roles say.
     """
 
     roster: RosterView
@@ -203,9 +203,18 @@ class Electorate:
         """How many updates a set needs."""
         return quorum(self._with(Role.WORKER).bit_count())
 
+    @cached_property
+    def trying(self) -> int:
+        """Mask of those whose votes only show that they are there."""
+        return self._with(Role.VALIDATOR) & self.voteless & ~self.suspended
+
+    @cached_property
+    def acting(self) -> int:
+        """Mask of those of whom anything they say may count."""
+        return self.voters | self.workers | self.trying
+
     def acts(self, place: int) -> bool:
-        """Whether anything it says counts: it votes or trains."""
-        return bool((self.voters | self.workers) >> place & 1)
+        return bool(self.acting >> place & 1)
 
     def has(self, members: int) -> bool:
         """Whether a mask names nobody but those who vote."""
@@ -218,13 +227,13 @@ class Electorate:
         Whoever proves more liars than that has shown that nothing here can be relied upon, least of all an expulsion.
         """
         ever = self._all(Role.VALIDATOR) & ~self.waiting & ~self.voteless
-        known = (self.voters | self.workers | self.suspended) & ~self.expelled
+        known = (self.acting | self.suspended) & ~self.expelled
         return not members & ~known and ((self.expelled | members) & ever).bit_count() <= tolerated(ever.bit_count())
 
     def may_suspend(self, members: int) -> bool:
         """Whether a body may suspend these: they act, and enough others are left."""
-        acting = not members & ~(self.voters | self.workers) and self.roster.rules.suspension > 0
-        return not members or (acting and replace(self, suspended=self.suspended | members).able)
+        known = not members & ~self.acting and self.roster.rules.suspension > 0
+        return not members or (known and replace(self, suspended=self.suspended | members).able)
 
     @cached_property
     def able(self) -> bool:

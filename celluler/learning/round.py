@@ -226,6 +226,7 @@ class Height:
         name = record_hash(self.certificate.body)
         tallies = [tally for (_, phase), tally in self._ledger.tallies.items() if phase == 2]
         found = {mark.member for mark in self.certificate.quorum.marks}
+        found |= {member for member, body in self._ledger.trials.items() if body == name}
         return mask(found.union(*(tally.voters_for(name) for tally in tallies)))
 
     @property
@@ -863,7 +864,7 @@ class Height:
     def _to_suspend(self, expelled: int) -> int:
         """Those of whom a quorum says that they do not serve."""
         found, left = 0, replace(self._electorate, expelled=self._electorate.expelled | expelled)
-        for member in places((self._electorate.voters | self._electorate.workers) & ~expelled):
+        for member in places(self._electorate.acting & ~expelled):
             more = found | 1 << member
             if (
                 self.setting.failing(member)

@@ -397,7 +397,7 @@ class Run:
 
     def _status(self) -> bytes:
         self._sequence += 1
-        acting = places(self._electorate.voters | self._electorate.workers)
+        acting = places(self._electorate.acting)
         proven = mask(filter(self._condemned, acting)) if self._checks else 0
         failing = mask(filter(self._failing, acting))
         heard = self._presence.heard(self._now)
@@ -493,7 +493,8 @@ class Run:
             return 0
         before = self._previous if self._previous is not None and self._previous.certificate is not None else None
         marks = mask(mark.member for mark in self.certificates[-1].quorum.marks)
-        return (marks if before is None else before.voters) & self.standing.before.voters
+        known = self.standing.before
+        return (marks if before is None else before.voters) & (known.voters | known.trying)
 
     def _after(self) -> None:
         """What a change in the height means for the run."""

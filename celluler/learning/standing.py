@@ -19,7 +19,7 @@ from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.learning.admission import admitted_members, check_admitted
 from celluler.learning.inputs import check_part
 from celluler.learning.messages import Body, Certificate, check_certificate, mask, places, record_hash
-from celluler.learning.roster import Electorate, Role, RosterView
+from celluler.learning.roster import Electorate, RosterView
 
 INACTIVE_ROUNDS = 3
 """Rounds in a row without a word in the chain after which nobody waits for a member, nor lets it lead."""
@@ -62,8 +62,9 @@ class Standing:
 
     roster: with those admitted since. prev: what the next body must name. expelled: mask. back: (place, first round in
     which it takes part again) of the suspended. since: by place, the first round in which a member counts. credits: by
-    place. seen: mask of those that came late and have been in a set since. recent: of the last INACTIVE_ROUNDS bodies,
-    masks of the set and of who voted before. before: who could vote for the body before; None when there was none.
+    place. seen: mask of those that came late and have shown that they are there. recent: of the last INACTIVE_ROUNDS
+    bodies, masks of the set and of who voted before. before: who could vote for the body before; None when there was
+    none.
     """
 
     roster: RosterView
@@ -87,15 +88,12 @@ class Standing:
     def electorate(self) -> Electorate:
         """Of this round. Should an expulsion leave too few, all suspensions rest: nobody else could go on.
 
-        Who came late has its vote from the round after the first set with it in: one that is gone again, or never was
-        there, must not raise the quorum. Only one that does not train has it as soon as its probation ends.
+        Who came late has its vote once it has shown that it is there, by an update in a set or, if it does not train,
+        by a vote: one that is gone again, or never was there, must not raise the quorum.
         """
         suspended = mask(place for place, back in self.back if back > self.round)
         waiting = mask(place for place, since in enumerate(self.since) if since > self.round)
-        voteless = mask(
-            place for place, since in enumerate(self.since)
-            if since and Role.WORKER in self.roster.members[place].roles
-        ) & ~self.seen  # fmt: skip
+        voteless = mask(place for place, since in enumerate(self.since) if since) & ~self.seen
         found = Electorate(self.roster, self.expelled, suspended, waiting, voteless)
         return found if found.able else replace(found, suspended=0)
 
@@ -175,7 +173,7 @@ class Standing:
             tuple(sorted(back.items())),
             self.since + (number + 1 + rules.probation,) * len(joined),
             tuple(self._credit(place, body) for place in range(len(self.roster))) + (Credit(),) * len(joined),
-            self.seen | body.members & mask(place for place, since in enumerate(self.since) if since),
+            self.seen | self._shown(body),
             (*self.recent, (body.members, body.voted))[-INACTIVE_ROUNDS:],
             self.electorate,
         )
@@ -191,12 +189,17 @@ class Standing:
         credit = credit.earn(number, units).vest(number)
         return credit.defer(self.roster.rules.suspension) if body.suspended & bit else credit
 
+    def _shown(self, body: Body) -> int:
+        """Mask of those without a vote whom a body shows to be there."""
+        voteless = self.electorate.voteless
+        return voteless & (body.members | (body.voted & ~self.electorate.workers))
+
     def _may_suspend(self, body: Body) -> bool:
         left = replace(self.electorate, expelled=self.expelled | body.expelled)
         return self.electorate.may_suspend(body.suspended) and left.may_suspend(body.suspended)
 
     def _may_have_voted(self, voted: int) -> bool:
-        return not voted if self.before is None else self.before.has(voted)
+        return not voted if self.before is None else not voted & ~(self.before.voters | self.before.trying)
 
 
 def follow(roster: RosterView, chain: Iterable[Certificate]) -> Standing:

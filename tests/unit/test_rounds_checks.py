@@ -31,7 +31,6 @@ from celluler.learning.messages import (
 from celluler.learning.roster import Electorate
 from celluler.learning.round import Height, Step
 from celluler.learning.run import Run
-from simulations import rounds
 from simulations.rounds import (
     GENESIS,
     AccusesFalsely,
@@ -48,6 +47,7 @@ from simulations.rounds import (
     roster_of,
     signers_of,
 )
+from simulations.rounds import member as surroundings
 from tests.support.heights import (
     DELTA_S,
     EXCHANGE_S,
@@ -430,7 +430,7 @@ def test_a_liar_that_hides_what_would_prove_it_gets_nothing_certified_and_is_soo
 
 
 def test_the_simulation_sees_wrong_parts_when_nobody_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "Run", lambda *given, **named: Run(*given, **{**named, "checks": 0}))
+    monkeypatch.setattr(surroundings, "Run", lambda *given, **named: Run(*given, **{**named, "checks": 0}))
     outcome = theatre_of(4, {2: ReducesWrongly}).play()
     assert outcome.spoiled
     assert any("a wrong part" in line for line in outcome.broken)
