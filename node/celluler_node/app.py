@@ -13,12 +13,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 
 import trio
 
 from celluler.content.replication import Policy
 from celluler.identity import PeerId
+from celluler.learning.roster import Role
 from celluler.learning.run import Run
 from celluler.views import Hardware
 from celluler_node.config import NodeConfig
@@ -31,6 +33,8 @@ from celluler_node.processes.words import Program
 from celluler_node.replicas import open_replicas
 from celluler_node.serving import ModelServer
 from celluler_node.summarising import summariser
+from celluler_node.training.archive import JobArchive
+from celluler_node.training.classes import describer
 from celluler_node.training.desk import TrainingDesk
 from celluler_node.training.site import RunMaker, Site, TrainerMaker
 from celluler_node.training.worker_trainer import worker_trainer
@@ -45,7 +49,7 @@ REPLICATE_EVERY_S = 30.0
 SETTLE_S = 1.0
 MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER = 64, 8
 """Predictions answered at once: in all, and of one peer; each may hold a request of 8 MiB still on its way."""
-AVERAGER_LISTEN = "/ip4/{host}/tcp/0"
+AVERAGER_LISTEN = "/ip4/{host}/tcp/{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,8 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             server = ModelServer(
                 core.repository, core.worker, core.limits, core.scratch, nursery, on_start=isolation.note
             )
-            desk = TrainingDesk(_site(core, parts, nursery), trains="train" in config.roles)
+            archive = JobArchive(config.jobs_folder)
+            desk = TrainingDesk(_site(core, parts, nursery), archive, trains="train" in config.roles)
             _serve_protocols(core.host, desk, server if "serve" in config.roles else None)
             nursery.start_soon(desk.run)
             nursery.start_soon(server.unload_idle)
@@ -149,10 +154,16 @@ def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:
         device=core.hardware.device,
         worker=core.worker,
         worker_limits=core.limits,
-        averager_listen=(AVERAGER_LISTEN.format(host=_averager_host(core.config)),),
+        averager_listen=(AVERAGER_LISTEN.format(host=_averager_host(core.config), port=core.config.training_port),),
         scratch=core.scratch,
+        roles=_training_roles(core.config.training_roles),
         nursery=nursery,
+        describe=describer(core.worker, core.limits, core.scratch),
     )
+
+
+def _training_roles(names: tuple[str, ...]) -> Role:
+    return reduce(or_, (Role[name.upper()] for name in names), Role(0))
 
 
 def _averager_host(config: NodeConfig) -> str:

@@ -24,6 +24,7 @@ NICKNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/\w+)?")
 _REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 ROLES = ("train", "serve", "store")
+TRAINING_ROLES = ("worker", "aggregator", "validator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class NodeConfig:
     store_quota_bytes: int
     replica_bytes: int
     bulk: bool
+    training_roles: tuple[str, ...]
     training_port: int
     bulk_port: int
     up_bytes_s: int
@@ -272,6 +274,14 @@ SETTINGS: tuple[Setting, ...] = (
         _bytes_or_none,
         "5GiB",
         "the most of the quota that models kept for the swarm alone may take; 0 keeps none",
+    ),
+    Setting(
+        "training.roles",
+        "training_roles",
+        _list_of(_one_of(*TRAINING_ROLES), 3),
+        TRAINING_ROLES,
+        "what it does in a training run: `worker` trains, `aggregator` reduces parts of the updates (only who trains "
+        "does), `validator` votes, checks and audits",
     ),
     Setting(
         "training.port",

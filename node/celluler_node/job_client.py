@@ -13,8 +13,8 @@ from typing import TypeVar
 import trio
 
 from celluler.content.digest import Digest, parse_cid
-from celluler.errors import CellulerError, InvalidSpec, NoPeers, NotFound, Unavailable
-from celluler.identity import Identity, PeerId
+from celluler.errors import CellulerError, Denied, InvalidSpec, NoPeers, NotFound, Unavailable
+from celluler.identity import Identity, PeerId, seal
 from celluler.jobs.spec import TrainJob
 from celluler.jobs.states import JobEvent, JobState, match_job
 from celluler.learning.roster import MAX_MEMBERS
@@ -25,16 +25,20 @@ from celluler_protocols.host import Host
 from celluler_protocols.jobs_messages import (
     MAX_EVENTS_AN_ANSWER,
     MAX_WAIT_MS,
+    ChangeOrder,
+    Checkpointed,
     Facts,
     Listed,
     OpenedOrder,
     open_order,
     seal_cancel,
+    seal_checkpoint,
     seal_order,
 )
 
 ASK_S = 10.0
 SUBMIT_S = 600.0
+CHECKPOINT_S = 300.0
 MAX_ASKED = 16
 
 T = TypeVar("T")
@@ -115,6 +119,34 @@ class JobClient:
 
         answers = await self._ask_all(self._holders(followed), ask)
         return answers[0]
+
+    async def checkpoint(self, text: str) -> Checkpointed:
+        """What a job of ours has come to so far, published by the first member that can.
+
+        Raises NotFound, Denied when it is somebody else's job, Unavailable before its first round is over.
+        """
+        followed = self._followed.get(job := await self._find(text)) or await self._meet(job)
+        order = seal_checkpoint(self._identity, job, issued_s=int(time.time()))
+        failure: CellulerError = NoPeers("nobody to ask for a checkpoint")
+        for peer in self._holders(followed):
+            try:
+                with bounded(CHECKPOINT_S, "publishing a checkpoint", peer=peer):
+                    return await jobs.checkpoint(await self._host.open_stream(peer, jobs.PROTOCOL_ID), order)
+            except Denied:
+                raise
+            except (Unavailable, NotFound) as error:
+                failure = error
+        raise failure
+
+    async def change(self, text: str, *, expires_s: int | None, max_peers: int | None, priority: int | None) -> None:
+        """Change a job of ours at everybody who has to do with it. Raises NotFound, Denied, LocalError."""
+        followed = self._followed.get(job := await self._find(text)) or await self._meet(job)
+        order = seal(self._identity, ChangeOrder(job, int(time.time()), expires_s, max_peers, priority))
+
+        async def ask(peer: PeerId) -> None:
+            await jobs.change(await self._host.open_stream(peer, jobs.PROTOCOL_ID), order)
+
+        await self._ask_all(self._holders(followed), ask)
 
     async def listing(self) -> tuple[tuple[PeerId, Listed], ...]:
         """Jobs that the members know of, each once, newest first."""

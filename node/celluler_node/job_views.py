@@ -10,6 +10,7 @@ from celluler.jobs.telemetry import Amount, RoundFigures
 from celluler.views import (
     Exclusion,
     Job,
+    JobCheckpoint,
     JobLine,
     JobReport,
     JobResult,
@@ -19,7 +20,7 @@ from celluler.views import (
     Suspected,
     TrainingRound,
 )
-from celluler_protocols.jobs_messages import Facts, OpenedOrder, Outcome, from_figures
+from celluler_protocols.jobs_messages import Checkpointed, Facts, OpenedOrder, Outcome, from_figures
 
 
 def job_view(order: OpenedOrder, events: Sequence[JobEvent], facts: Facts) -> Job:
@@ -100,3 +101,8 @@ def _result(outcome: Outcome) -> JobResult:
         cid_of(Digest(outcome.weights), Codec.MANIFEST),
         from_figures(outcome.figures),
     )
+
+
+def checkpoint_view(told: Checkpointed) -> JobCheckpoint:
+    result = _result(told.outcome)
+    return JobCheckpoint(told.rounds, result.model, result.manifest, result.weights)

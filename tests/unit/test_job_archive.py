@@ -9,14 +9,15 @@ import pytest
 from celluler.content.digest import Digest, digest_of
 from celluler.jobs.states import JobLife, JobState
 from celluler_node.training.archive import JobArchive, Kept
-from celluler_protocols.jobs_messages import Facts, to_event
+from celluler_protocols.jobs_messages import ChangeOrder, Facts, to_event
 from tests.support.jobs import ALICE, NOW_S, sealed_order
 
 
 def kept(order: bytes, *, roster: bytes | None = None) -> Kept:
     life = JobLife(NOW_S)
     life.move(JobState.QUEUED, NOW_S + 1, "waiting")
-    return Kept(order, roster, True, tuple(map(to_event, life.events)), Facts((ALICE.peer_id,)))
+    changed = ChangeOrder(bytes(32), NOW_S, NOW_S + 60, None, None)
+    return Kept(order, roster, True, tuple(map(to_event, life.events)), Facts((ALICE.peer_id,)), changed)
 
 
 def test_what_was_saved_last_is_what_comes_back(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+
 from celluler.content.digest import Codec, Digest, cid_of
-from celluler.errors import LocalError, NoPeers, NotFound
+from celluler.errors import Denied, NoPeers, NotFound, Unavailable
 from celluler.identity import PeerId
 from celluler.jobs.spec import TrainJob, parse_job, with_data
 from celluler.views import Job, JobChange, JobCheckpoint, JobReport, JobSpec, NewJob, StoppedJob
 from celluler_node.answers.services import Answers
-from celluler_node.job_views import job_report, job_spec, job_view
-from celluler_protocols.jobs_messages import open_order
+from celluler_node.job_views import checkpoint_view, job_report, job_spec, job_view
+from celluler_node.training.record import JobRecord
+from celluler_protocols.jobs_messages import ChangeOrder, open_order
 
 
 class JobAnswers(Answers):
@@ -34,48 +38,57 @@ class JobAnswers(Answers):
         return tuple([(await self.job(cid_of(Digest(one.job)))).job for _, one in listed])
 
     async def job(self, job: str, *, since: int = 0, wait_s: float = 0.0) -> JobReport:
-        if self._of.desk is not None:
-            try:
-                record = self._of.desk.find(job)
-            except NotFound:
-                pass
-            else:
-                await record.watch(since, wait_s)
-                return job_report(record.order, record.life.events, record.facts(), since)
+        record = self._record(job)
+        if record is not None:
+            await record.watch(since, wait_s)
+            return job_report(record.order, record.life.events, record.facts(), since)
         followed = await self._of.jobs.follow(job, since=since, wait_s=wait_s)
         return job_report(followed.order, followed.events, followed.facts, since)
 
     async def cancel_job(self, job: str) -> Job:
-        if self._of.desk is not None:
-            try:
-                record = self._of.desk.find(job)
-            except NotFound:
-                pass
-            else:
-                await self._of.desk.cancel(self._core.identity.peer_id, record.job, self._core.identity.peer_id)
-                return job_view(record.order, record.life.events, record.facts())
-        await self._of.jobs.cancel(job)
-        return (await self.job(job)).job
+        record = self._record(job)
+        if record is None:
+            await self._of.jobs.cancel(job)
+            return (await self.job(job)).job
+        own = self._core.identity.peer_id
+        assert self._of.desk is not None
+        await self._of.desk.cancel(own, record.job, own)
+        with suppress(Unavailable, NotFound):  # nobody else may have heard of it yet
+            await self._of.jobs.cancel(record.order.id)
+        return job_view(record.order, record.life.events, record.facts())
 
     async def job_spec(self, job: str) -> JobSpec:
-        if self._of.desk is not None:
-            try:
-                return job_spec(self._of.desk.find(job).order)
-            except NotFound:
-                pass
+        record = self._record(job)
+        if record is not None:
+            return job_spec(record.order)
         return job_spec((await self._of.jobs.follow(job, since=0, wait_s=0.0)).order)
 
     async def checkpoint_job(self, job: str) -> JobCheckpoint:
-        await self.job(job)
-        raise LocalError("checkpoints are not supported by this node", hint=f"celluler job cancel {job}")
+        record, own = self._record(job), self._core.identity.peer_id
+        if record is not None and record.live is not None:
+            assert self._of.desk is not None
+            return checkpoint_view(await self._of.desk.checkpoint(own, record.job, own))
+        return checkpoint_view(await self._of.jobs.checkpoint(job))
 
     async def stop_job(self, job: str) -> StoppedJob:
         checkpoint = await self.checkpoint_job(job)
         return StoppedJob(await self.cancel_job(job), checkpoint)
 
     async def update_job(self, job: str, change: JobChange) -> Job:
-        await self.job(job)
-        raise LocalError("changing a job is not supported by this node", hint="celluler job cancel, and submit it anew")
+        record = self._record(job)
+        order = (await self._of.jobs.follow(job, since=0, wait_s=0.0)).order if record is None else record.order
+        created_s = order.signed.record.created_s
+        expires_s = None if change.deadline_s is None else created_s + change.deadline_s
+        wanted = {"expires_s": expires_s, "max_peers": change.max_peers, "priority": change.priority}
+        if record is not None:
+            if order.submitter != self._core.identity.peer_id:
+                raise Denied("only the submitter may change a job")
+            record.change(ChangeOrder(record.job, int(time.time()), **wanted), time.time())
+            with suppress(Unavailable, NotFound):
+                await self._of.jobs.change(order.id, **wanted)
+        else:
+            await self._of.jobs.change(job, **wanted)
+        return (await self.job(job)).job
 
     async def _with_data(self, spec: TrainJob) -> TrainJob:
         """The job with its dataset looked up, when it names one. Raises as a look-up does."""
@@ -86,6 +99,15 @@ class JobAnswers(Answers):
         return with_data(
             spec, Digest(record.content), dataset=cid_of(opened.digest, Codec.MANIFEST), label=record.label
         )
+
+    def _record(self, job: str) -> JobRecord | None:
+        """What this node itself has to do with a job; None when nothing."""
+        if self._of.desk is None:
+            return None
+        try:
+            return self._of.desk.find(job)
+        except NotFound:
+            return None
 
     def _coordinator(self) -> PeerId:
         """A member that trains, the nearest."""

@@ -18,7 +18,7 @@ from celluler.errors import CellulerError
 from celluler.jobs.states import MAX_EVENTS
 from celluler.learning.roster import MAX_ROSTER_BYTES
 from celluler.wire import Length, pack, unpack
-from celluler_protocols.jobs_messages import MAX_ORDER_BYTES, Event, Facts
+from celluler_protocols.jobs_messages import MAX_ORDER_BYTES, ChangeOrder, Event, Facts
 
 MAX_FILE_BYTES = 1 << 26
 _SUFFIX = ".job"
@@ -28,13 +28,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """order: the submitter's envelope. roster: the coordinator's, once there is one. coordinated: by this node."""
+    """order: the submitter's envelope. roster: the coordinator's, once there is one. coordinated: by this node.
+
+    changed_to: what the submitter changed since, all of it in one.
+    """
 
     order: Annotated[bytes, Length(1, MAX_ORDER_BYTES)]
     roster: Annotated[bytes, Length(1, MAX_ROSTER_BYTES + 512)] | None
     coordinated: bool
     events: Annotated[tuple[Event, ...], Length(1, MAX_EVENTS)]
     facts: Facts
+    changed_to: ChangeOrder
 
 
 class JobArchive:

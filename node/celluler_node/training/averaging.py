@@ -155,11 +155,11 @@ class Averaging:
 
 @asynccontextmanager
 async def open_averaging(
-    listen: Sequence[str], scratch: Path, program: Program = words.AVERAGER
+    listen: Sequence[str], scratch: Path, program: Program = words.AVERAGER, *, seed: bytes | None = None
 ) -> AsyncIterator[Averaging]:
-    """Start an averager under a fresh key of its own. Raises WorkerFailed."""
+    """Start an averager under a key of its own, a fresh one unless `seed`, 32 bytes, is given. Raises WorkerFailed."""
     async with open_process(program, limits=words.AVERAGER_LIMITS, scratch=scratch) as child:
-        opened = (await child.call(words.Open(os.urandom(32), tuple(listen)))).record
+        opened = (await child.call(words.Open(seed or os.urandom(32), tuple(listen)))).record
         yield Averaging(child, PeerId(opened.peer), opened.addresses)
 
 

@@ -6,6 +6,7 @@ The file is content like any other once the run is over; `celluler verify` reads
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ import trio
 from celluler.aggregation.q16 import part_slices
 from celluler.learning.messages import Certificate
 from celluler.learning.run import Run
-from celluler.learning.transcript import Opening, TranscriptWriter
+from celluler.learning.transcript import Opening, Signatures, TranscriptWriter
 from celluler_node.training.trainer import Update
 from celluler_protocols.averaging_messages import VALUE_BYTES
 
@@ -33,14 +34,25 @@ class Chronicle:
     def __init__(self, file: BinaryIO, path: Path, opening: Opening, parts: int) -> None:
         """file: empty, at `path`; the caller closes it."""
         self.path = path
+        self._written = 0
         self._pieces = part_slices(opening.dimension, parts)
         self._writer = TranscriptWriter(file, opening, parts=parts)
 
     async def applied(self, run: Run, aggregate: dict[int, bytes], update: Update | None) -> None:
         """The height that was just applied. update: ours, if it was among the inputs."""
+        if run.certificates[-1].body.round < self._written:
+            return  # written down before we were left behind
         own = {} if update is None else {run.me: self._cut(update)}
         certificate, signed = run.certificates[-1], run.signatures()
         await trio.to_thread.run_sync(lambda: self._writer.add(certificate, signed, aggregate=aggregate, wires=own))
+        self._written += 1
+
+    async def missed(self, chain: Sequence[Certificate]) -> None:
+        """Heights that were certified without us: nothing is here of them but that."""
+        newer = chain[self._written : -1]  # the last one is still to be applied
+        for certificate in newer:
+            await trio.to_thread.run_sync(self._writer.add, certificate, Signatures())
+        self._written += len(newer)
 
     async def closed(self, run: Run, certificate: Certificate) -> None:
         """The closing height, which certifies the final state."""

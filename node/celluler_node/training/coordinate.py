@@ -11,10 +11,18 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from celluler.errors import LocalError, PeerViolation, Unavailable
+from celluler.errors import Denied, LocalError, PeerViolation, Unavailable
 from celluler.identity import PeerId, open_envelope, short
 from celluler.jobs.states import JobState
-from celluler.learning.roster import MAX_ENTRY_BYTES, RosterEntry, open_roster, rules_for, seal_roster
+from celluler.learning.roster import (
+    MAX_ENTRY_BYTES,
+    Role,
+    RosterEntry,
+    open_entry,
+    open_roster,
+    rules_for,
+    seal_roster,
+)
 from celluler_node.bounded import bounded
 from celluler_node.training.member import run_id
 from celluler_node.training.record import JobRecord
@@ -47,7 +55,9 @@ class Gathering:
         opened = open_envelope(RosterEntry, entry, limit=MAX_ENTRY_BYTES, signer=peer)
         if opened.record.run != run_id(record):
             raise PeerViolation("an offer for another run", peer=peer)
-        if self.closed or (len(self.offers) >= record.order.spec.resources.peers.max and peer not in self.offers):
+        if not record.order.spec.admission.admits(peer):
+            raise Denied("this peer is not among those whom the job lists")
+        if self.closed or (len(self.offers) >= record.max_peers and peer not in self.offers):
             raise Unavailable("the roster is closed")
         self.offers[peer] = entry
         self.changed.set()
@@ -68,13 +78,14 @@ async def gather(site: Site, record: JobRecord, gathering: Gathering) -> None:
 
 
 async def _enough(site: Site, record: JobRecord, gathering: Gathering) -> None:
-    peers, life = record.order.spec.resources.peers, record.order.signed.record
-    with trio.move_on_after(max(0.0, life.expires_s - site.clock())):
+    peers = record.order.spec.resources.peers
+    with trio.CancelScope() as limit:
+        record.limit(limit, site.clock())
         while len(gathering.offers) < peers.min:
             record.move(JobState.QUEUED, site.clock(), f"{len(gathering.offers)} of {peers.min} peers have offered")
             await gathering.changed.wait()
         with trio.move_on_after(GATHER_S):
-            while len(gathering.offers) < peers.max:
+            while len(gathering.offers) < record.max_peers:
                 await gathering.changed.wait()
 
 
@@ -94,13 +105,21 @@ async def _announce(site: Site, record: JobRecord) -> None:
 
 
 async def _send_roster(site: Site, record: JobRecord, entries: tuple[bytes, ...]) -> None:
-    train, data = record.order.spec.train, record.order.spec.data
+    spec, train = record.order.spec, record.order.spec.train
+    voters = sum(Role.VALIDATOR in open_entry(entry, run_id(record), 0).roles for entry in entries)
     rules = rules_for(
         len(entries),
+        voters=voters,
         rounds=train.rounds,
         rule=train.aggregator,
-        iid=data.partition == "iid",
+        iid=spec.data.partition == "iid",
         parts=train.parts,
+        topology="mesh" if train.consensus == "gossip" else train.topology,
+        audits=round(1000 * train.audits),
+        tolerance=train.tolerance,
+        probation=spec.admission.probation,
+        suspension=spec.admission.suspension,
+        inviter=record.order.submitter,
         delta_ms=DELTA_MS,
         exchange_ms=EXCHANGE_MS,
         stall_ms=STALL_MS,

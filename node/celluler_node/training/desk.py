@@ -1,4 +1,7 @@
-"""The node's job desk: takes orders, offers and rosters, volunteers for jobs of others, answers who watches."""
+"""The node's job desk: takes orders, offers and rosters, volunteers for jobs of others, answers who watches.
+
+It remembers its jobs over a restart, and goes on with those that had not ended.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,30 @@ import trio
 
 from celluler.content.digest import Digest, cid_of
 from celluler.errors import Busy, CellulerError, Denied, LocalError, NotFound, PeerViolation, Unavailable
-from celluler.identity import PeerId, short
+from celluler.identity import PeerId, Signed, open_envelope, seal, short
 from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
-from celluler.learning.roster import open_roster
+from celluler.learning.messages import Vouch
+from celluler.learning.roster import MAX_ENTRY_BYTES, RosterEntry, open_roster
 from celluler_node.bounded import bounded
+from celluler_node.training.archive import JobArchive
 from celluler_node.training.coordinate import Gathering, gather
-from celluler_node.training.member import check_roster, fetch_material, take_part
+from celluler_node.training.live import LiveRun
+from celluler_node.training.material import fetch_material
+from celluler_node.training.member import check_roster, come_back, take_part
 from celluler_node.training.record import JobRecord
+from celluler_node.training.remembering import Remembering
 from celluler_node.training.site import Site
 from celluler_protocols import jobs
 from celluler_protocols.gossip import JobAnnouncement
 from celluler_protocols.jobs_messages import (
     MAX_LISTED,
+    ChainTold,
+    ChangeOrder,
+    Checkpointed,
     Facts,
     Listed,
     OpenedOrder,
+    StateTold,
     check_order,
     open_order,
     to_listed,
@@ -40,23 +52,28 @@ log = structlog.get_logger()
 class TrainingDesk:
     """Implements `celluler_protocols.jobs.JobDesk`. One training at a time: the next job waits in the catalogue."""
 
-    def __init__(self, site: Site, *, trains: bool) -> None:
-        """trains: whether this node takes part in training at all."""
+    def __init__(self, site: Site, archive: JobArchive, *, trains: bool) -> None:
+        """archive: of this node's jobs. trains: whether this node takes part in training at all."""
         self._site, self._trains = site, trains
         self.records: dict[Digest, JobRecord] = {}
+        self._remembering = Remembering(archive, self.records)
         self._gatherings: dict[Digest, Gathering] = {}
         self._by_client: dict[tuple[PeerId, str], Digest] = {}
         self._tried: set[Digest] = set()
         self._slot = trio.CapacityLimiter(1)  # held on behalf of the job this node trains for
 
     async def run(self) -> None:
-        """Volunteer for announced jobs for as long as the node lives."""
-        while self._trains:
-            job = self._next_announced()
-            if job is None:
-                await trio.sleep(VOLUNTEER_POLL_S)
-            else:
-                await self._volunteer(*job)
+        """Take up what was under way, then volunteer for announced jobs, for as long as the node lives."""
+        for record in await self._remembering.restore():
+            self._take_up(record)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._remembering.run)
+            while self._trains:
+                job = self._next_announced()
+                if job is None:
+                    await trio.sleep(VOLUNTEER_POLL_S)
+                else:
+                    await self._volunteer(*job)
 
     # --- JobDesk -----------------------------------------------------------------------------------------------
 
@@ -116,6 +133,36 @@ class TrainingDesk:
         chosen = [record for record in newest if record.life.created_s * 1000 < before_ms][:MAX_LISTED]
         return tuple(to_listed(record.order, record.life.events[-1], record.life.reason) for record in chosen)
 
+    async def chain(self, peer: PeerId, job: Digest, start: int) -> ChainTold:
+        return self._live(job).chain(start)
+
+    async def vouch(self, peer: PeerId, job: Digest, entry: bytes) -> bytes:
+        record, live = self._record(job), self._live(job)
+        admission = record.order.spec.admission
+        open_envelope(RosterEntry, entry, limit=MAX_ENTRY_BYTES, signer=peer)
+        if not admission.late or not admission.admits(peer):
+            raise Denied("this job takes nobody who comes late" if not admission.late else "this peer is not listed")
+        if len(live.run.standing.roster) >= record.max_peers:
+            raise Unavailable(f"the job has its {record.max_peers} members")
+        return seal(self._site.identity, Vouch(bytes(job), peer))
+
+    async def apply(self, peer: PeerId, job: Digest, admission: bytes) -> None:
+        self._live(job).admit(admission)
+
+    async def state(self, peer: PeerId, job: Digest) -> StateTold:
+        return await self._live(job).state(peer)
+
+    async def checkpoint(self, peer: PeerId, job: Digest, signer: PeerId) -> Checkpointed:
+        if signer != self._record(job).order.submitter:
+            raise Denied("only the submitter may have a checkpoint published")
+        return await self._live(job).checkpoint()
+
+    async def change(self, peer: PeerId, order: Signed[ChangeOrder]) -> None:
+        record = self._record(Digest(order.record.job))
+        if order.signer != record.order.submitter:
+            raise Denied("only the submitter may change a job")
+        record.change(order.record, self._site.clock())
+
     # --- for the node's own user ---------------------------------------------------------------------------------
 
     def find(self, text: str) -> JobRecord:
@@ -154,7 +201,7 @@ class TrainingDesk:
         await self._participate(record, offer)
 
     async def _take_part(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
-        """Volunteered: the slot is held already."""
+        """Volunteered: the slot is held already. Where the roster is closed, we may still come late."""
         with record.scope:
             await self._participate(record, offer)
         self._end(record)
@@ -216,6 +263,41 @@ class TrainingDesk:
             raise Unavailable(f"the job needs {needed} bytes of memory, a worker here has {memory}")
         if order.spec.resources.accelerator not in ("any", self._site.device):
             raise Unavailable(f"the job needs {order.spec.resources.accelerator}")
+
+    def _take_up(self, record: JobRecord) -> None:
+        """A job that was here when the node was last running."""
+        job, now = record.job, self._site.clock()
+        self.records[job] = record
+        self._by_client[record.order.submitter, record.order.signed.record.client_id] = job
+        self._tried.add(job)
+        if record.life.ended:
+            return
+        if not self._trains or record.expires_s <= now:
+            record.move(JobState.FAILED, now, "its deadline has passed" if self._trains else "this node trains no more")
+        elif record.roster is not None:
+            self._site.nursery.start_soon(self._come_back, record)
+        elif record.coordinated:
+            self._gatherings[job] = Gathering()
+            self._site.nursery.start_soon(self._coordinate, record)
+        else:  # an offer that came to nothing: make it again, should the job still be announced
+            self._forget(record.order)
+            self._tried.discard(job)
+
+    async def _come_back(self, record: JobRecord) -> None:
+        with record.scope:
+            await self._slot.acquire_on_behalf_of(record.job)
+            try:
+                await come_back(self._site, record)
+            finally:
+                self._slot.release_on_behalf_of(record.job)
+        self._end(record)
+
+    def _live(self, job: Digest) -> LiveRun:
+        """Raises NotFound, Unavailable while its run is not followed here."""
+        live = self._record(job).live
+        if live is None:
+            raise Unavailable("this node does not follow the run just now")
+        return live
 
     def _record(self, job: Digest) -> JobRecord:
         if job not in self.records:

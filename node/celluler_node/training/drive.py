@@ -5,6 +5,7 @@ worker ── trained ─▶ │ Run │ ─ Train ───▶ worker
 averager  exchanged▶ │     │ ─ Exchange ▶ averager
 averager ─ checked ▶ │     │ ─ Check ───▶ averager
 members ─ fetched ─▶ │     │ ─ Fetch ───▶ a member that holds the part
+both ──── audited ─▶ │     │ ─ Audit ───▶ averager, for what was sent, then worker
 worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 import trio
@@ -23,7 +23,10 @@ from celluler.errors import LocalError, PeerViolation, ProtocolViolation, Unavai
 from celluler.identity import PeerId, public_key_of, short
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
 from celluler.learning.effects import (
+    Admitted,
     Apply,
+    Audit,
+    Behind,
     Certified,
     Check,
     Diverged,
@@ -39,17 +42,22 @@ from celluler.learning.effects import (
 )
 from celluler.learning.messages import Certificate, Part
 from celluler.learning.report import RoundReport
+from celluler.learning.roster import RosterView
 from celluler.learning.run import Run
 from celluler_node.bounded import bounded, plain
+from celluler_node.training.audit import audit
 from celluler_node.training.averaging import Averaging
 from celluler_node.training.chronicle import Chronicle
+from celluler_node.training.figures import Figures, norm_of
 from celluler_node.training.trainer import Trainer, Update
 from celluler_protocols.averaging_messages import VALUE_BYTES
 from celluler_protocols.rounds import Rounds
 
 FETCH_S = 15.0
-KEPT_ROUNDS = 2
-"""Rounds whose reduced parts are kept for members that lag."""
+LEAST_KEPT, MOST_KEPT = 2, 64
+"""Rounds whose reduced parts are kept for members that lag: so many at least, and so many at most …"""
+KEPT_BYTES = 1 << 28
+"""… as long as they take no more than this."""
 
 log = structlog.get_logger()
 
@@ -60,12 +68,10 @@ class RunStalled(Unavailable):
     exit_code = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a member may tell of a certified round. loss: its own mean training loss of it, if it trained."""
+class LeftBehind(Unavailable):
+    """The others are further ahead than what they still serve: begin anew from their state."""
 
-    report: RoundReport
-    loss: float | None
+    exit_code = 1
 
 
 class Reductions:
@@ -87,9 +93,14 @@ class Reductions:
             raise LocalError(f"the reduced part {digest.hex()[:16]}… is not here")
         return held
 
-    def forget_before(self, round_number: int) -> None:
-        for old in [one for one in self._held if one < round_number]:
-            del self._held[old]
+    def trim(self) -> None:
+        """Forget the oldest rounds beyond what is kept."""
+        newest = sorted(self._held, reverse=True)
+        size = 0
+        for place, number in enumerate(newest):
+            size += sum(map(len, self._held[number].values()))
+            if place >= MOST_KEPT or (place >= LEAST_KEPT and size > KEPT_BYTES):
+                del self._held[number]
 
 
 class Driver:
@@ -104,26 +115,29 @@ class Driver:
         averaging: Averaging,
         *,
         chronicle: Chronicle | None,
-        on_progress: Callable[[Progress], None],
+        figures: Figures,
         on_violation: Callable[[PeerId, Exception], None],
+        on_roster: Callable[[RosterView], None],
+        on_evidence: Callable[[PeerId, bytes], None],
     ) -> None:
+        """on_roster: the roster has grown. on_evidence: what proves that a member lied, as a file for strangers."""
         self._run, self._members, self._trainer, self._averaging = run, members, trainer, averaging
         self._reduced, self._chronicle = reduced, chronicle
-        self._on_progress, self._on_violation = on_progress, on_violation
+        self._figures, self._on_violation = figures, on_violation
+        self._on_roster, self._on_evidence = on_roster, on_evidence
         self._update: tuple[int, Update] | None = None
-        self._losses: dict[int, float] = {}
         self._round_scope: trio.CancelScope | None = None
         self._fetching: set[bytes] = set()
         self._changed = trio.Event()
         self._done = trio.Event()
-        self._stalled: str | None = None
+        self._ended: Unavailable | None = None
         self.settled = trio.Event()
         """Set when every member alive says that it has finished: nobody needs us any more."""
 
     async def run(self, *, finished: trio.Event) -> None:
         """Until the run is over and the caller cancels; sets `finished` when the final state is certified.
 
-        After that it goes on answering members that lag. Raises RunStalled, WorkerFailed.
+        After that it goes on answering members that lag. Raises RunStalled, LeftBehind, WorkerFailed.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -132,7 +146,7 @@ class Driver:
                 nursery.start_soon(self._watch_done, finished)
                 self._perform(self._run.start(trio.current_time()))
                 await self._keep_time()
-                raise RunStalled(self._stalled or "the run ended")
+                raise self._ended or RunStalled("the run ended")
         except BaseExceptionGroup as group:
             raise plain(group) from None
 
@@ -143,7 +157,7 @@ class Driver:
             self._perform(self._run.receive(peer, data, trio.current_time()))
 
     async def _keep_time(self) -> None:
-        while self._stalled is None:
+        while self._ended is None:
             self._changed = trio.Event()
             deadline = self._run.next_deadline()
             with trio.move_on_at(math.inf if deadline is None else deadline):
@@ -183,19 +197,31 @@ class Driver:
                         self._nursery.start_soon(self._fetch, effect, number, part)
             case Apply():
                 self._begin(self._apply, effect)
+            case Audit():
+                self._nursery.start_soon(self._audit, effect)
             case Certified(_, report):
-                self._on_progress(Progress(report, self._losses.pop(report.round, None)))
+                self._certified(report)
+            case Admitted(_, members):
+                log.info("members_admitted", peers=[short(member.peer) for member in members])
+                self._members.add(member.peer for member in members)
+                self._nursery.start_soon(self._averaging.admit, self._run.roster)
+                self._on_roster(self._run.roster)
             case Fault(peer, reason):
+                self._suspect(self._run.round, peer, reason)
                 log.info("round_fault", peer=short(peer), reason=reason)
-            case Exclude(peer, reason, _):
+            case Exclude(peer, reason, evidence):
                 log.info("member_excluded", peer=short(peer), reason=reason)
                 self._on_violation(peer, ProtocolViolation(reason, peer=peer))
+                self._on_evidence(peer, evidence)
             case Diverged(number, own, agreed):
-                self._stalled = f"in round {number} our state {own.hex()[:8]} was not the others' {agreed.hex()[:8]}"
+                text = f"in round {number} our state {own.hex()[:8]} was not the others' {agreed.hex()[:8]}"
+                self._ended = RunStalled(text)
             case Finished(certificate, _):
                 self._nursery.start_soon(self._close, certificate)
+            case Behind(number, _):
+                self._ended = LeftBehind(f"left behind in round {number}")
             case Stalled(reason):
-                self._stalled = reason
+                self._ended = RunStalled(reason)
 
     def _begin(self, work: Callable[..., object], effect: Effect) -> None:
         """Exchange and Apply each cancel the one before."""
@@ -211,10 +237,9 @@ class Driver:
     async def _train(self, number: int, fresh: bool) -> None:
         root = self._trainer.state_root
         update = await self._trainer.train(number, fresh=fresh)
-        if math.isfinite(update.loss):
-            self._losses[number] = update.loss
         self._update = number, update
         hashes = await trio.to_thread.run_sync(self._hashes, number, update)
+        self._figures.trained(number, update.loss, await trio.to_thread.run_sync(norm_of, update))
         self._perform(self._run.trained(number, hashes, update.exponents, root, trio.current_time()))
 
     def _hashes(self, number: int, update: Update) -> tuple[bytes, ...]:
@@ -235,6 +260,7 @@ class Driver:
         )
         for blame in exchanged.blames:
             run.report.fault(blame.peer, blame.reason)
+            self._suspect(effect.round, blame.peer, blame.reason)
             log.info("averaging_fault", peer=short(blame.peer), reason=blame.reason)
             if blame.violation:
                 self._on_violation(blame.peer, ProtocolViolation(blame.reason, peer=blame.peer))
@@ -260,6 +286,28 @@ class Driver:
             if result.outcome is not Verdict.SAME:
                 log.info("part_not_confirmed", round=effect.round, part=result.part.part, outcome=result.outcome.value)
         self._perform(run.checked(effect.round, effect.view, results, trio.current_time()))
+
+    async def _audit(self, effect: Audit) -> None:
+        run = self._run
+        deviations = await audit(effect, run.roster, self._averaging, self._trainer)
+        guilty = bool(deviations) and max(deviations or ()) > run.roster.rules.tolerance
+        if deviations != ():
+            self._figures.audited(effect.member, guilty=guilty)
+        self._perform(run.audited(effect.round, effect.member, deviations, trio.current_time()))
+
+    def _certified(self, report: RoundReport) -> None:
+        run = self._run
+        if report.round < run.roster.rules.rounds:  # the closing height certifies the final state and trains nothing
+            self._figures.certified(run.roster, report, run.standing, run.me)
+
+    def _suspect(self, number: int, peer: PeerId, reason: str) -> None:
+        place = self._run.roster.index_of(peer)
+        if place is not None:
+            self._figures.suspect(number, place, reason)
+
+    def admit(self, admission: bytes) -> None:
+        """Hand an admission to the run. Raises PeerViolation for one that nothing stands behind."""
+        self._perform(self._run.admit(admission, trio.current_time()))
 
     async def _fetch(self, effect: Fetch, number: int, part: Part) -> None:
         """From one holder after the other. What hashes to the digest is the part, whoever sent it."""
@@ -303,7 +351,7 @@ class Driver:
         root = await self._trainer.apply(effect.round, exponents, mantissas)
         with trio.CancelScope(shield=True):  # written down and applied, or neither
             await self._write_down(effect)
-            self._reduced.forget_before(effect.round + 1 - KEPT_ROUNDS)
+            self._reduced.trim()
             self._perform(self._run.applied(effect.round, root, trio.current_time()))
 
     async def _write_down(self, effect: Apply) -> None:

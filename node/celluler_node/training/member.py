@@ -1,13 +1,15 @@
-"""A member's way through a job: fetch, offer, wait for the roster, train, publish or fetch the result.
+"""A member's way through a job: fetch, become a member, train, publish or fetch the result.
 
-The same at the coordinator, which is a member like the others and only hands its offer to itself.
+There are three ways in: from the start, when the coordinator gathers its members; late, when the others vouch for us;
+and back, when this node was away. After that all members do the same, the coordinator too, which only hands its offer
+to itself.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,26 +18,33 @@ import structlog
 import trio
 
 from celluler.content.digest import Codec, Digest, cid_of
-from celluler.errors import CellulerError, ProtocolViolation, TimedOut, Unavailable
+from celluler.errors import CellulerError, NotFound, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import PeerId, seal
 from celluler.jobs.states import JobState
 from celluler.learning.checks import checks_for
-from celluler.learning.roster import RosterEntry, RosterView
-from celluler.learning.transcript import Opening
-from celluler.models.manifest import Metric, OpenedManifest, open_manifest
+from celluler.learning.roster import RosterEntry, RosterView, open_roster
+from celluler.learning.run import Run
+from celluler.models.manifest import Metric
 from celluler_node.bounded import plain
-from celluler_node.training.averaging import Averaging, open_averaging
-from celluler_node.training.chronicle import MAX_BYTES, Chronicle, expected_bytes
-from celluler_node.training.drive import Driver, Progress, Reductions
-from celluler_node.training.publish import REPLICAS, replicated, settle
+from celluler_node.training.averaging import Averaging
+from celluler_node.training.chronicle import Chronicle
+from celluler_node.training.drive import Driver, LeftBehind, Reductions
+from celluler_node.training.equipment import averager_of, chronicle_of, trainer_of
+from celluler_node.training.evidence import keep_evidence
+from celluler_node.training.figures import Figures, Progress, figures_of
+from celluler_node.training.late import RunOver, Start, be_admitted, catch_up, find_run
+from celluler_node.training.live import LiveRun
+from celluler_node.training.material import Material, fetch_material
+from celluler_node.training.meter import Meter
+from celluler_node.training.neighbours_member import run_neighbours
+from celluler_node.training.publish import REPLICAS, publish_checkpoint, replicated, settle
 from celluler_node.training.record import JobRecord
 from celluler_node.training.site import Site
-from celluler_node.training.trainer import RunSetup, Trainer
+from celluler_node.training.trainer import Trainer
 from celluler_protocols.rounds import open_rounds
 
 LINGER_S = 15.0
 """How long a member that has finished goes on answering those that lag."""
-
 DRAIN_S = 3.0
 ROSTER_S = 180.0
 """How long a volunteer keeps its offer up."""
@@ -43,132 +52,241 @@ ROSTER_S = 180.0
 Offer = Callable[[bytes], Awaitable[None]]
 """Hands a sealed RosterEntry to the coordinator. Raises Unavailable or LocalError when it does not want us."""
 
+Enter = Callable[[Averaging], Awaitable[tuple[RosterView, bool]]]
+"""Become a member: the roster with us in it, and whether its run begins now."""
+
 log = structlog.get_logger()
 
 
+# --- ways in -----------------------------------------------------------------------------------------------------
+
+
 async def take_part(site: Site, record: JobRecord, offer: Offer) -> None:
-    """The whole of it. The record's life ends as Succeeded, Failed or Cancelled; nothing but Cancelled is raised."""
-    meter = _Meter(site)
-    try:
-        async with AsyncExitStack() as stack:
-            scratch = await stack.enter_async_context(site.scratch("run"))
-            _before_roster(site, record, JobState.FETCHING, "fetching the model and the data")
-            material = await fetch_material(site, record, hints=(_coordinator(record),))
+    """From the start, or late when the roster is closed already.
+
+    The record's life ends as Succeeded, Failed or Cancelled; nothing but Cancelled is raised.
+    """
+
+    async def enter(averaging: Averaging) -> tuple[RosterView, bool]:
+        entry = seal(site.identity, await _entry(site, record, averaging))
+        try:
             _before_roster(site, record, JobState.QUEUED, "waiting for other members")
-            averaging = await stack.enter_async_context(_averager(site, scratch))
-            meter.averaging = averaging
-            await offer(seal(site.identity, _entry(site, record, averaging)))
-            roster = await _await_roster(site, record)
-            await averaging.admit(roster)
-            record.move(JobState.FETCHING, site.clock(), "starting the worker")
-            trainer = await stack.enter_async_context(_trainer(site, record, roster, material, scratch))
-            chronicle = await stack.enter_async_context(_chronicle(record, roster, material, trainer, scratch))
-            await _train(site, record, roster, trainer, averaging, material, meter, chronicle)
+            await offer(entry)
+            return await _await_roster(site, record), True
+        except (Unavailable, NotFound) as refused:
+            spec = record.order.spec
+            if record.coordinated or not spec.admission.late or spec.train.consensus == "gossip":
+                raise
+            return await _come_late(site, record, entry, refused), False
+
+    await _participate(site, record, enter)
+
+
+async def _come_late(site: Site, record: JobRecord, entry: bytes, refused: CellulerError) -> RosterView:
+    """Raises `refused` when no run is found."""
+    record.move(JobState.QUEUED, site.clock(), "the training has begun; asking its members to be admitted")
+    try:
+        chain = await be_admitted(site, record, entry)
+    except RunOver:
+        raise refused from None
+    check_roster(site, record, chain.standing.roster)
+    record.take_roster(chain.standing.roster)
+    return chain.standing.roster
+
+
+async def come_back(site: Site, record: JobRecord) -> None:
+    """Into a run of which we were a member before this node was restarted. Otherwise as `take_part`."""
+
+    async def enter(averaging: Averaging) -> tuple[RosterView, bool]:
+        record.move(JobState.QUEUED, site.clock(), "came back; asking the others how far they are")
+        chain = await find_run(site, record)
+        check_roster(site, record, chain.standing.roster)
+        record.roster = chain.standing.roster
+        return record.roster, False
+
+    await _participate(site, record, enter)
+
+
+async def _participate(site: Site, record: JobRecord, enter: Enter) -> None:
+    meter = Meter(site)
+    try:
+        with trio.CancelScope() as limit:
+            record.limit(limit, site.clock())
+            async with AsyncExitStack() as stack:
+                scratch = await stack.enter_async_context(site.scratch("run"))
+                _before_roster(site, record, JobState.FETCHING, "fetching the model and the data")
+                site.nursery.start_soon(_audit_class, site, record)  # takes a worker's start, meanwhile
+                material = await fetch_material(site, record, hints=(_coordinator(record),))
+                site.fetcher.announce(record.job)  # so that whoever comes late finds a member
+                averaging = await stack.enter_async_context(averager_of(site, record, scratch))
+                meter.averaging = averaging
+                roster, begins = await enter(averaging)
+                await averaging.admit(roster)
+                record.move(JobState.FETCHING, site.clock(), "starting the worker")
+                trainer = await stack.enter_async_context(trainer_of(site, record, roster, material, scratch))
+                if record.order.spec.train.consensus == "gossip":
+                    await _train_among_neighbours(site, record, roster, trainer, averaging, material, meter)
+                    return
+                chronicle = await stack.enter_async_context(chronicle_of(record, roster, material, trainer, scratch))
+                epoch_s = site.clock() - trio.current_time()
+                member = _Member(site, record, roster, trainer, averaging, material, meter, chronicle, scratch, epoch_s)
+                await member.train(Start(trainer.state_root) if begins else None)
+        if limit.cancelled_caught:
+            record.move(JobState.FAILED, site.clock(), "its deadline has passed")
     except Exception as raised:  # whatever a job does, the node stays up: this is where a job ends
         error = plain(raised)
         ours = isinstance(error, CellulerError)
         log.info("job_failed_here", job=record.order.id[-8:], reason=str(error), exc_info=None if ours else raised)
         record.move(JobState.FAILED, site.clock(), str(error) if ours else f"fault in this node: {error!r}")
     finally:
+        record.live = None
         record.moved[site.peer_id] = meter.moved()
 
 
-class Material:
-    """What a job needs, here and verified. Paths lead into the store."""
-
-    def __init__(self, base: OpenedManifest, weights: Path, data: Path) -> None:
-        self.base, self.weights, self.data = base, weights, data
-
-
-async def fetch_material(site: Site, record: JobRecord, *, hints: tuple[PeerId, ...]) -> Material:
-    """The model's manifest and weights, and the dataset, by digest. Raises Unavailable, PeerViolation, LocalError."""
-    base = open_manifest(await site.fetcher.block(Digest(record.order.signed.record.model), hints=hints))
-    weights = await site.fetcher.content(Digest(base.record.weights), hints=hints)
-    data = await site.fetcher.content(record.order.spec.data.content, hints=hints)
-    return Material(base, weights, data)
-
-
-async def _train(
+async def _train_among_neighbours(
     site: Site,
     record: JobRecord,
     roster: RosterView,
     trainer: Trainer,
     averaging: Averaging,
     material: Material,
-    meter: _Meter,
-    chronicle: Chronicle | None,
+    meter: Meter,
 ) -> None:
-    checks = checks_for(len(roster), roster.rules.parts)
-    run = site.make_run(roster, site.identity, state_root=trainer.state_root, checks=checks)
-    record.report = run.report
-    finished = trio.Event()
-    members = tuple(member.peer for member in roster.members)
-    reduced = Reductions()
-    async with open_rounds(site.rounds, roster.run, members, parts=reduced.find) as streams:
-        driver = Driver(
-            run,
-            streams,
-            reduced,
-            trainer,
-            averaging,
-            chronicle=chronicle,
-            on_progress=lambda progress: _measure(site, record, progress),
-            on_violation=site.host.penalise,
+    def tell(progress: Progress) -> None:
+        record.measure(site.clock(), figures_of(progress))
+
+    await run_neighbours(site, record, roster, trainer, averaging, material.base, on_progress=tell, moved=meter.moved)
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Member:
+    """Everything that a member has at hand while the run goes on."""
+
+    site: Site
+    record: JobRecord
+    roster: RosterView
+    trainer: Trainer
+    averaging: Averaging
+    material: Material
+    meter: Meter
+    chronicle: Chronicle | None
+    scratch: Path
+    epoch_s: float
+    """Unix time when this machine's clock of events stood at 0."""
+
+    async def train(self, start: Start | None) -> None:
+        """start: where to begin; None to ask the others first, as whoever is left behind on the way does again."""
+        reduced, signed = Reductions(), open_roster(self.roster.raw, self.roster.coordinator)
+        async with open_rounds(self.site.rounds, signed.run, self._peers, parts=reduced.find) as streams:
+            while True:
+                if start is None:
+                    start = await self._catch_up()
+                    streams.add(self._peers)
+                run = await trio.to_thread.run_sync(self._make_run, signed, start)
+                self.record.report = run.report
+                driver = Driver(
+                    run,
+                    streams,
+                    reduced,
+                    self.trainer,
+                    self.averaging,
+                    chronicle=self.chronicle,
+                    figures=Figures(self.site.clock, self.meter.moved, self.record.measure),
+                    on_violation=self.site.host.penalise,
+                    on_roster=self._take_roster,
+                    on_evidence=self._keep_evidence,
+                )
+                self.record.live = LiveRun(
+                    run, self.trainer, self.site.store, self.scratch, publish=self._publish, admit=driver.admit
+                )
+                try:
+                    await self._until_finished(driver)
+                except LeftBehind:
+                    start = None
+                else:
+                    return
+
+    def _make_run(self, signed: RosterView, start: Start) -> Run:
+        """Verifies the chain that it begins with."""
+        return self.site.make_run(
+            signed,
+            self.site.identity,
+            state_root=start.state_root,
+            incarnation=start.incarnation,
+            checks=checks_for(len(self.roster), signed.rules.parts),
+            chain=start.chain,
+            audits=signed.rules.audits > 0,
+            epoch_s=self.epoch_s,
         )
-        record.move(JobState.RUNNING, site.clock(), f"{len(members)} members")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_drive, driver, finished)
-            await finished.wait()
-            await _finish(site, record, trainer, material, meter, chronicle)
-            with trio.move_on_after(LINGER_S):
-                await driver.settled.wait()
-                await averaging.drain(DRAIN_S)
-            nursery.cancel_scope.cancel()
+
+    async def _until_finished(self, driver: Driver) -> None:
+        self.record.move(JobState.RUNNING, self.site.clock(), f"{len(self.roster)} members")
+        finished = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(driver.run, finished=finished))
+                await finished.wait()
+                await self._finish()
+                with trio.move_on_after(LINGER_S):
+                    await driver.settled.wait()
+                    await self.averaging.drain(DRAIN_S)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise plain(group) from None
+
+    async def _catch_up(self) -> Start:
+        site, record = self.site, self.record
+        record.live = None
+        if record.life.state is JobState.RUNNING:
+            record.move(JobState.QUEUED, site.clock(), "was left behind; asking the others how far they are")
+        record.move(JobState.FETCHING, site.clock(), "fetching the newest state")
+        start, roster = await catch_up(site, record, self.trainer)
+        self._take_roster(roster)
+        await self.averaging.admit(roster)
+        if self.chronicle is not None:
+            await self.chronicle.missed(start.chain)
+        return start
+
+    @property
+    def _peers(self) -> tuple[PeerId, ...]:
+        return tuple(member.peer for member in self.roster.members)
+
+    def _take_roster(self, roster: RosterView) -> None:
+        self.roster = self.record.roster = roster
+
+    def _keep_evidence(self, peer: PeerId, evidence: bytes) -> None:
+        self.site.nursery.start_soon(keep_evidence, self.site, self.record, peer, evidence)
+
+    async def _finish(self) -> None:
+        site, record = self.site, self.record
+        record.move(JobState.VERIFYING, site.clock(), "publishing the result")
+        weights = await self.trainer.export()
+        losses = record.life.metrics
+        metrics = (Metric("loss", losses["loss"]),) if "loss" in losses else ()
+        record.outcome = await settle(site, record, self.material.base, weights, metrics)
+        found = await replicated(site, Digest(record.outcome.weights), min(REPLICAS, len(self.roster)))
+        record.moved[site.peer_id] = self.meter.moved()
+        reason = f"{record.outcome.model} is held by {found} peers"
+        if self.chronicle is not None:
+            reason += f"; transcript {await _hand_in(site, record, self.chronicle)}"
+        record.move(JobState.SUCCEEDED, site.clock(), reason)
+
+    async def _publish(self, weights: Path, rounds: int) -> Any:
+        return await publish_checkpoint(self.site, self.record, self.material.base, weights, rounds)
 
 
-async def _drive(driver: Driver, finished: trio.Event) -> None:
-    await driver.run(finished=finished)
-
-
-async def _finish(
-    site: Site,
-    record: JobRecord,
-    trainer: Trainer,
-    material: Material,
-    meter: _Meter,
-    chronicle: Chronicle | None,
-) -> None:
-    record.move(JobState.VERIFYING, site.clock(), "publishing the result")
-    weights = await trainer.export()
-    losses = record.life.metrics
-    metrics = (Metric("loss", losses["loss"]),) if "loss" in losses else ()
-    record.outcome = await settle(site, record, material.base, weights, metrics)
-    assert record.roster is not None
-    wanted = min(REPLICAS, len(record.roster))
-    found = await replicated(site, Digest(record.outcome.weights), wanted)
-    record.moved[site.peer_id] = meter.moved()
-    reason = f"{record.outcome.model} is held by {found} peers"
-    if chronicle is not None:
-        reason += f"; transcript {await _hand_in(site, chronicle)}"
-    record.move(JobState.SUCCEEDED, site.clock(), reason)
-
-
-async def _hand_in(site: Site, chronicle: Chronicle) -> str:
+async def _hand_in(site: Site, record: JobRecord, chronicle: Chronicle) -> str:
     """The transcript as content, for whoever wants to verify the run; not pinned. Returns its CID."""
     add = partial(site.store.add, chronicle.path, "blob", pin=False, move=True)
     root = await trio.to_thread.run_sync(add)
-    site.fetcher.announce(root)
+    await site.transcripts.announce(record.job, root)
     return cid_of(root, Codec.MANIFEST)
 
 
-def _measure(site: Site, record: JobRecord, progress: Progress) -> None:
-    assert record.roster is not None
-    if progress.report.round == record.roster.rules.rounds:
-        return  # the closing height: it certifies the final state and trains nothing
-    figures = {"round": float(progress.report.round + 1), "views": float(progress.report.views)}
-    if progress.loss is not None and math.isfinite(progress.loss):
-        figures["loss"] = progress.loss
-    record.measure(site.clock(), figures)
+# --- the roster ---------------------------------------------------------------------------------------------------
 
 
 async def _await_roster(site: Site, record: JobRecord) -> RosterView:
@@ -176,8 +294,7 @@ async def _await_roster(site: Site, record: JobRecord) -> RosterView:
 
     A volunteer does not wait for ever: its one place belongs to whoever starts a run.
     """
-    left_s = record.order.signed.record.expires_s - site.clock()
-    with trio.move_on_after(max(0.0, left_s if record.coordinated else min(left_s, ROSTER_S))):
+    with trio.move_on_after(float("inf") if record.coordinated else ROSTER_S):
         await record.roster_taken.wait()
     if record.roster is None:
         raise TimedOut("no roster came for our offer")
@@ -197,82 +314,27 @@ def run_id(record: JobRecord) -> bytes:
     return bytes(record.job)
 
 
-def _entry(site: Site, record: JobRecord, averaging: Averaging) -> RosterEntry:
-    return RosterEntry(run_id(record), averaging.peer, averaging.addresses, site.nickname)
+async def _entry(site: Site, record: JobRecord, averaging: Averaging) -> RosterEntry:
+    return RosterEntry(
+        run_id(record),
+        averaging.peer,
+        averaging.addresses,
+        site.nickname,
+        roles=site.roles,
+        audit_class=await _audit_class(site, record),
+    )
+
+
+async def _audit_class(site: Site, record: JobRecord) -> str:
+    train = record.order.spec.train
+    return await site.describe(train.precision) if train.audits else ""
 
 
 def _coordinator(record: JobRecord) -> PeerId:
     return PeerId(record.order.signed.record.coordinator)
 
 
-@asynccontextmanager
-async def _averager(site: Site, scratch: Path) -> Any:
-    folder = scratch / "averager"
-    folder.mkdir()
-    async with open_averaging(site.averager_listen, folder, site.averager) as averaging:
-        yield averaging
-
-
-@asynccontextmanager
-async def _trainer(site: Site, record: JobRecord, roster: RosterView, material: Material, scratch: Path) -> Any:
-    folder = scratch / "worker"
-    folder.mkdir()
-    train, index = record.order.spec.train, roster.index_of(site.peer_id)
-    assert index is not None, "check_roster saw us in it"
-    setup = RunSetup(
-        run=roster.run,
-        spec=material.base.record.spec,
-        weights=material.weights,
-        data=material.data,
-        partition=record.order.spec.data.partition,
-        selection=record.order.spec.data.selection,
-        index=index,
-        members=len(roster),
-        parts=roster.rules.parts,
-        inner_steps=train.inner_steps,
-        batch=train.batch,
-        learning_rate=train.learning_rate,
-        optimizer=train.optimizer,
-    )
-    async with site.make_trainer(site.worker, site.worker_limits, folder)(setup) as trainer:
-        yield trainer
-
-
-@asynccontextmanager
-async def _chronicle(
-    record: JobRecord, roster: RosterView, material: Material, trainer: Trainer, scratch: Path
-) -> AsyncIterator[Chronicle | None]:
-    """Where this run is written down; None when that would take too much."""
-    if expected_bytes(len(roster), trainer.dimension, roster.rules.rounds) > MAX_BYTES:
-        log.info("no_transcript", job=record.order.id[-8:], dimension=trainer.dimension)
-        yield None
-        return
-    path, parts = scratch / "transcript", roster.rules.parts
-    opening = Opening(record.order.signed.raw, material.base.signed.raw, roster.raw, trainer.dimension)
-    with path.open("wb") as file:
-        yield Chronicle(file, path, opening, parts)
-
-
 def _before_roster(site: Site, record: JobRecord, state: JobState, reason: str) -> None:
     """At the coordinator the gathering tells how far the job is, until there is a roster."""
-    if not record.coordinated:
+    if not record.coordinated or record.roster is not None:
         record.move(state, site.clock(), reason)
-
-
-class _Meter:
-    """Bytes this node has moved since the job began here, averaging included."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self.averaging: Averaging | None = None
-        self._began = self._streams()
-
-    def moved(self) -> tuple[int, int]:
-        """(sent, received)."""
-        sent, received = self._streams()
-        averaged = (0, 0) if self.averaging is None else (self.averaging.sent_bytes, self.averaging.received_bytes)
-        return sent - self._began[0] + averaged[0], received - self._began[1] + averaged[1]
-
-    def _streams(self) -> tuple[int, int]:
-        moved = self._site.host.traffic.values()
-        return sum(one.sent_bytes for one in moved), sum(one.received_bytes for one in moved)

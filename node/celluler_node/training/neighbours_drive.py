@@ -25,7 +25,7 @@ from celluler.learning.neighbours import Neighbours
 from celluler.learning.neighbours_effects import Done, Effect, Gather, Mix, Mixed, Step
 from celluler_node.bounded import plain
 from celluler_node.training.averaging import Averaging
-from celluler_node.training.drive import Progress
+from celluler_node.training.figures import Progress
 from celluler_node.training.neighbours_trainer import NeighbourRow, NeighboursTrainer
 from celluler_node.training.trainer import Update
 from celluler_protocols.rounds import Rounds

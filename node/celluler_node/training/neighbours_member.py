@@ -22,7 +22,7 @@ from celluler.learning.roster import RosterView
 from celluler.learning.topology import Topology
 from celluler.models.manifest import Metric, OpenedManifest
 from celluler_node.training.averaging import Averaging
-from celluler_node.training.drive import Progress
+from celluler_node.training.figures import Progress
 from celluler_node.training.neighbours_drive import Ended, NeighboursDriver
 from celluler_node.training.neighbours_trainer import NeighboursTrainer
 from celluler_node.training.publish import REPLICAS, replicated, settle_in_line

@@ -17,12 +17,13 @@ from celluler.content.digest import Codec, Digest, cid_of
 from celluler.content.manifest import describe
 from celluler.errors import CellulerError, ProtocolViolation, Unavailable
 from celluler.identity import PeerId, short
+from celluler.jobs.checkpoints import checkpoint_name, checkpoint_version
 from celluler.learning.report import RunReport
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
 from celluler_node.repository import Held
 from celluler_node.training.record import JobRecord, excluded
 from celluler_node.training.site import Site
-from celluler_protocols.jobs_messages import Figure, Outcome
+from celluler_protocols.jobs_messages import Checkpointed, Figure, Outcome
 
 TAKEOVER_S = 20.0
 """How long each member in line waits for the one before it."""
@@ -98,11 +99,23 @@ async def _publish(
     site: Site, record: JobRecord, base: OpenedManifest, weights: Path, metrics: tuple[Metric, ...]
 ) -> Held:
     spec = record.order.spec
+    return await _publish_as(site, record, base, weights, metrics, spec.result_name, spec.result.version)
+
+
+async def _publish_as(
+    site: Site,
+    record: JobRecord,
+    base: OpenedManifest,
+    weights: Path,
+    metrics: tuple[Metric, ...],
+    name: str,
+    version: str,
+) -> Held:
     root = await trio.to_thread.run_sync(site.store.add, weights, "model")
     return await site.repository.publish(
         describe_model(
-            spec.result_name,
-            spec.result.version,
+            name,
+            version,
             base.record.spec,
             root,
             created_s=int(site.clock()),
@@ -110,10 +123,24 @@ async def _publish(
             labels=base.record.labels,
             metrics=metrics,
             parents=(base.digest,),
-            dataset=spec.data.origin,
+            dataset=record.order.spec.data.origin,
             job=record.job,
         )
     )
+
+
+async def publish_checkpoint(
+    site: Site, record: JobRecord, base: OpenedManifest, weights: Path, rounds: int
+) -> Checkpointed:
+    """Publish the state after so many rounds, under a name that says so. Raises LocalError, Unavailable.
+
+    weights: our own export of it.
+    """
+    result = record.order.spec
+    name, version = checkpoint_name(result.result_name), checkpoint_version(result.result.version, rounds)
+    held = await _publish_as(site, record, base, weights, (), name, version)
+    await replicated(site, Digest(held.opened.record.weights), 2)
+    return Checkpointed(rounds, _outcome(held))
 
 
 async def _published_by_another(site: Site, record: JobRecord, line: tuple[PeerId, ...], judge: Judge) -> Held:

@@ -12,11 +12,13 @@ import trio
 
 from celluler.content.store import Store
 from celluler.identity import Identity, PeerId
+from celluler.learning.roster import ALL_ROLES, Role
 from celluler.learning.run import Run
 from celluler_node.fetching import Fetcher
 from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.words import Limits, Program
 from celluler_node.repository import Repository
+from celluler_node.training.classes import Describer
 from celluler_node.training.trainer import TrainerFactory
 from celluler_node.transcripts import Transcripts
 from celluler_protocols.gossip import Gossip
@@ -32,7 +34,10 @@ RunMaker = Callable[..., Run]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """averager_listen: where averagers of this node listen, port 0. scratch: opens a folder that is gone afterwards."""
+    """averager_listen: where averagers of this node listen. scratch: opens a folder that is gone afterwards.
+
+    roles: that this node takes in a run. describe: from a precision to the audit class of its workers.
+    """
 
     identity: Identity
     nickname: str
@@ -50,7 +55,9 @@ class Site:
     averager_listen: Sequence[str]
     scratch: Callable[[str], AbstractAsyncContextManager[Path]]
     nursery: trio.Nursery
+    describe: Describer
     clock: Callable[[], float] = time.time
+    roles: Role = ALL_ROLES
     make_run: RunMaker = Run
     averager: Program = AVERAGER
 

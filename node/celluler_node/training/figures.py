@@ -1,0 +1,124 @@
+"""What a member tells of each certified round: what stands in the body, and what it measured itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from celluler.aggregation.digests import mantissas_of
+from celluler.aggregation.q16 import decode_parts
+from celluler.identity import PeerId
+from celluler.jobs.telemetry import Audits, RoundFigures, Traffic, amounts, suspicions
+from celluler.learning.report import RoundReport
+from celluler.learning.roster import RosterView
+from celluler.learning.standing import Standing
+from celluler_node.training.trainer import Update
+
+MAX_COUNT = 65535
+
+Measure = Callable[[float, Mapping[str, float], RoundFigures], None]
+"""(Unix seconds, figures by name, the round): the record's."""
+Moved = Callable[[], tuple[int, int]]
+"""Bytes (sent, received) so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a member may tell of a round. loss: its own mean training loss of it, if it trained."""
+
+    report: RoundReport
+    loss: float | None
+
+
+def figures_of(progress: Progress) -> dict[str, float]:
+    """By name."""
+    found = {"round": float(progress.report.round + 1), "views": float(progress.report.views)}
+    if progress.loss is not None and math.isfinite(progress.loss):
+        found["loss"] = progress.loss
+    return found
+
+
+@dataclass(slots=True)
+class _Noted:
+    """Of one round, until it is certified."""
+
+    loss: float | None = None
+    norm: float | None = None
+    norms: dict[int, float] = field(default_factory=dict)
+    suspected: dict[int, str] = field(default_factory=dict)
+
+
+class Figures:
+    """One run's, at one member."""
+
+    def __init__(self, clock: Callable[[], float], moved: Moved, measure: Measure) -> None:
+        self._clock, self._moved, self._measure = clock, moved, measure
+        self._at_s, self._before = clock(), moved()
+        self._rounds: dict[int, _Noted] = {}
+        self._audits, self._accused, self._guilty = 0, set[int](), set[int]()
+
+    def trained(self, number: int, loss: float, norm: float) -> None:
+        """Our own steps of a round. norm: of our update, as `norm_of` has it."""
+        noted = self._of(number)
+        noted.loss, noted.norm = loss if math.isfinite(loss) else None, norm
+
+    def seen(self, number: int, norms: Mapping[int, float]) -> None:
+        """L2 norms of members' updates, as far as we saw them; by place."""
+        self._of(number).norms.update(norms)
+
+    def suspect(self, number: int, member: int, reason: str) -> None:
+        self._of(number).suspected.setdefault(member, reason)
+
+    def audited(self, member: int, *, guilty: bool) -> None:
+        """A replay that we did; told with the next round."""
+        self._audits += 1
+        if guilty:
+            self._accused.add(member)
+
+    def convicted(self, member: int) -> None:
+        """A member proven not to have trained."""
+        self._guilty.add(member)
+
+    def certified(self, roster: RosterView, report: RoundReport, standing: Standing, me: int) -> None:
+        """Tell of a round. standing: after it."""
+        noted = self._rounds.pop(report.round, _Noted())
+        now, moved = self._clock(), self._moved()
+        norms = {**noted.norms, **({me: noted.norm} if noted.norm is not None else {})}
+        figures = RoundFigures(
+            round=report.round + 1,
+            views=min(report.views, MAX_COUNT),
+            seconds=max(0.0, now - self._at_s),
+            contributed=_places(roster, report.contributed),
+            no_weight=_places(roster, report.no_weight),
+            absent=_places(roster, report.absent),
+            expelled=_places(roster, report.expelled),
+            suspended=_places(roster, report.suspended),
+            suspected=suspicions(noted.suspected.items()),
+            norms=amounts({member: norm for member, norm in norms.items() if math.isfinite(norm)}),
+            traffic=(Traffic(me, *(max(0, now - then) for now, then in zip(moved, self._before, strict=True))),),
+            credits=amounts({place: float(credit.accrued) for place, credit in enumerate(standing.credits)}),
+            audits=Audits(min(self._audits, MAX_COUNT), tuple(sorted(self._accused)), tuple(sorted(self._guilty))),
+            loss=noted.loss,
+        )
+        told = figures_of(Progress(report, noted.loss))
+        self._at_s, self._before, self._audits = now, moved, 0
+        self._accused, self._guilty = set(), set()
+        self._rounds = {number: kept for number, kept in self._rounds.items() if number > report.round}
+        self._measure(now, told, figures)
+
+    def _of(self, number: int) -> _Noted:
+        return self._rounds.setdefault(number, _Noted())
+
+
+def norm_of(update: Update) -> float:
+    """L2, in the units of the weights."""
+    values = decode_parts(update.exponents, mantissas_of(update.mantissas))
+    return float(np.sqrt(np.dot(values, values)))
+
+
+def _places(roster: RosterView, peers: Iterable[PeerId]) -> tuple[int, ...]:
+    found = (roster.index_of(peer) for peer in peers)
+    return tuple(sorted(place for place in found if place is not None))
