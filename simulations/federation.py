@@ -19,8 +19,9 @@ import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from celluler.aggregation.q16 import Values, decode_parts, encode_parts, part_slices
+from celluler.aggregation.q16 import Mantissas, Values, decode_parts, encode_parts, part_slices
 from celluler.aggregation.rules import rule_named
+from celluler.aggregation.wires import FINEST, round_to
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
 from celluler.engines.train import Trainer
@@ -52,6 +53,7 @@ class Setting:
     rule: str
     seed: int
     rounds: int = ROUNDS
+    wire: str = FINEST
 
     @property
     def f(self) -> int:
@@ -125,12 +127,12 @@ class Federation:
         """Everybody trains, liars lie, the rule reduces each part, everybody applies."""
         wires = self._sent(number)
         exponents = np.array([wire.exponents for wire in wires], dtype=np.int16)
-        mantissas = np.stack([wire.mantissas for wire in wires])
+        mantissas = np.stack([self._rounded(wire.mantissas) for wire in wires])
         reduced = [
             self._rule(np.ascontiguousarray(exponents[:, part]), mantissas[:, piece], self._setting.f)
             for part, piece in enumerate(self._pieces)
         ]
-        whole = np.concatenate([one.mantissas for one in reduced])
+        whole = self._rounded(np.concatenate([one.mantissas for one in reduced]))
         self._aggregate = decode_parts(tuple(one.exponent for one in reduced), whole)
         for trainer in self._trainers:
             trainer.apply(number, self._aggregate)
@@ -159,9 +161,16 @@ class Federation:
     def _trained(self, trainer: Trainer, number: int) -> Wire:
         """As the worker does it."""
         update, _ = trainer.train(number)
-        wire = Wire(*encode_parts(update, PEERS))
+        exponents, mantissas = encode_parts(update, PEERS)
+        wire = Wire(exponents, self._rounded(mantissas))
         trainer.sent(number, wire.values())
         return wire
+
+    def _rounded(self, mantissas: Mantissas) -> Mantissas:
+        """To what the wire can say, each part by itself."""
+        if self._setting.wire == FINEST:
+            return mantissas
+        return np.concatenate([round_to(self._setting.wire, mantissas[piece]) for piece in self._pieces])
 
     def _scene(self, number: int, me: int, own: Wire, honest: NDArray[np.float32]) -> Scene:
         setting = self._setting
