@@ -8,10 +8,15 @@ import numpy as np
 
 from celluler.aggregation.digests import mantissas_of, part_hash, reduced_digest, wire_bytes
 from celluler.aggregation.rules import rule_named
+from celluler.aggregation.wires import FINEST, round_to, wire_named
 
 
 class IntegerArithmetic:
-    """The shipped rules. Same bits on any machine."""
+    """The shipped rules, and what the run's wire can say of what they give. Same bits on any machine."""
+
+    def __init__(self, wire: str = FINEST) -> None:
+        """Raises LocalError for a wire that nobody knows."""
+        self._wire = wire_named(wire).name
 
     part_hash = staticmethod(part_hash)
     reduced_digest = staticmethod(reduced_digest)
@@ -21,4 +26,5 @@ class IntegerArithmetic:
     ) -> tuple[int, bytes, tuple[int, ...]]:
         matrix = np.stack([mantissas_of(row) for row in rows])
         reduced = rule_named(rule)(np.array(exponents, dtype=np.int16), matrix, f)
-        return reduced.exponent, bytes(wire_bytes(reduced.mantissas)), reduced.weights
+        mantissas = round_to(self._wire, reduced.mantissas)
+        return reduced.exponent, bytes(wire_bytes(mantissas)), reduced.weights

@@ -35,7 +35,6 @@ from celluler_node.processes import worker_words as words
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
 from celluler_node.training.worker_trainer import OUTER_LEARNING_RATE, OUTER_MOMENTUM
-from celluler_node.verify_arithmetic import IntegerArithmetic
 from celluler_node.verify_papers import Claim, Papers, open_papers
 
 Fetch = Callable[[Digest, str], Awaitable[Path]]
@@ -79,7 +78,7 @@ async def verify_training(
         transcripts = [await trio.to_thread.run_sync(Transcript, file) for file in files]
         papers = verification.papers = open_papers(transcripts[0].opening, model)
         verification.ok("papers", 1, f"job {cid_of(papers.order.job)}, {len(papers.roster)} members")
-        archive = await trio.to_thread.run_sync(Archive, transcripts, papers.roster, IntegerArithmetic())
+        archive = await trio.to_thread.run_sync(Archive, transcripts, papers.roster, papers.arithmetic)
     except PeerViolation as error:
         verification.wrong("papers", str(error))
         return verification.report()

@@ -31,6 +31,7 @@ from celluler.learning.verify import Arithmetic
 from celluler_node.processes.words import Limits, Program
 from celluler_node.verify_arithmetic import IntegerArithmetic
 from celluler_node.verify_command import Fetch, Sample, verify_training
+from celluler_node.verify_papers import open_papers
 from celluler_node.verify_sources import Consulted
 
 
@@ -102,7 +103,7 @@ def _compute(case: Case, files: Sequence[BinaryIO]) -> tuple[Judged, Finding]:
     """The results in question, from the members' updates. Decides only when all of them could be computed."""
     if case.roster.rules.rule not in RULES:
         raise ProtocolViolation(f"a run by the rule {case.roster.rules.rule!r}, which nobody knows")
-    sources, maths = _scanned(files, case.roster), IntegerArithmetic()
+    sources, maths = _scanned(files, case.roster)
     right: list[bool] = []
     told, missing = [], 0
     for fraud in case.frauds:
@@ -146,17 +147,21 @@ def recompute(fraud: FraudCase, roster: RosterView, rows: Mapping[int, bytes], a
     return (exponent, dense, digest) == (claimed.exponent, claimed.weights, claimed.digest)
 
 
-def _scanned(files: Sequence[BinaryIO], roster: RosterView) -> list[Transcript]:
-    """Those that can be read. Of them nothing is believed but bytes that have the hash asked for."""
-    found = []
+def _scanned(files: Sequence[BinaryIO], roster: RosterView) -> tuple[list[Transcript], IntegerArithmetic]:
+    """Those of the run that can be read, and how its job reduces. Of them nothing else is believed but bytes that have
+    the hash asked for: the order is what the roster names by its digest."""
+    found, maths = [], IntegerArithmetic()
     for file in files:
         try:
             transcript = Transcript(file)
+            papers = open_papers(transcript.opening, None)
             transcript.scan(roster.rules.parts)
         except PeerViolation:
             continue
-        found.append(transcript)
-    return found
+        if papers.roster.raw == roster.raw:
+            found.append(transcript)
+            maths = papers.arithmetic
+    return found, maths
 
 
 def _row(

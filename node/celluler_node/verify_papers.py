@@ -14,6 +14,7 @@ from celluler.errors import ProtocolViolation
 from celluler.learning.roster import RosterView, open_roster
 from celluler.learning.transcript import Opening
 from celluler.models.manifest import OpenedManifest, open_manifest
+from celluler_node.verify_arithmetic import IntegerArithmetic
 from celluler_protocols.jobs_messages import OpenedOrder, open_order
 
 
@@ -24,6 +25,11 @@ class Papers:
     order: OpenedOrder
     base: OpenedManifest
     roster: RosterView
+
+    @property
+    def arithmetic(self) -> IntegerArithmetic:
+        """By which its aggregates were made."""
+        return IntegerArithmetic(self.order.spec.train.wire)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,13 @@ async def test_an_honest_run_passes_and_every_replay_gives_the_same_bits(played:
     assert {one.caught for one in report.odds} == {1.0}
 
 
+async def test_a_run_on_a_coarse_wire_passes_too(tmp_path: Path) -> None:
+    played = play(tmp_path, size=4, rounds=2, wire="q8")
+    report = await verify(played, model=claim_of(played.model()))
+    assert set(outcomes(report).values()) == {Outcome.OK}
+    assert all(one.same for one in report.replays)
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 

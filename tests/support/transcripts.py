@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from celluler.aggregation.digests import mantissas_of, part_hash, reduced_digest
-from celluler.aggregation.q16 import decode_parts, encode_parts, part_slices
+from celluler.aggregation.q16 import decode_parts, part_slices
 from celluler.aggregation.rules import rule_named
+from celluler.aggregation.wires import round_to
 from celluler.content.digest import Codec, cid_of, digest_of
 from celluler.content.manifest import describe
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
 from celluler.engines.train import Trainer
-from celluler.identity import public_key_of, seal
+from celluler.identity import PeerId, public_key_of, seal
 from celluler.jobs.spec import check_job
 from celluler.learning.effects import Apply, Exchange, Finished, Send, Train
 from celluler.learning.messages import Part
@@ -29,6 +30,7 @@ from celluler.learning.transcript import Opening, Signatures, TranscriptWriter, 
 from celluler.models.manifest import OpenedManifest, describe_model, open_manifest, seal_manifest
 from celluler.models.spec import parse_spec
 from celluler.models.weights import initial_weights, load_vector
+from celluler_node.processes.worker_wire import encode_update
 from celluler_protocols.jobs_messages import seal_order
 from simulations.rounds import identity
 from tests.support.specs import RELU, as_bytes, dense, digits, save_tensors
@@ -76,7 +78,8 @@ class World:
     members: list[Member]
     roster: RosterView
     bent: bool = False
-    queue: deque[tuple[str, str, bytes]] = field(default_factory=deque)
+    wire: str = "q16"
+    queue: deque[tuple[PeerId, PeerId, bytes]] = field(default_factory=deque)
     now: float = 0.0
 
 
@@ -113,6 +116,7 @@ def play(
     updates: Mapping[int, Update] | None = None,
     partition: str = "iid",
     bent: bool = False,
+    wire: str = "q16",
 ) -> Played:
     """Let so many members train. updates: who sends something else than its work. bent: part 0 is not what the rule
     gives, and nobody minds."""
@@ -124,10 +128,10 @@ def play(
     base = seal_manifest(
         AUTHOR, describe_model("base", "0.1.0", as_bytes(SPEC), describe(weights, "model").root, created_s=1)
     )
-    order = _order(base, data, size, rounds, partition)
+    order = _order(base, data, size, rounds, partition, wire)
     roster = _roster(digest_of(order), size, rounds, partition)
     opening = Opening(order, base, roster.raw, ARCHITECTURE.dimension)
-    world = World([], roster, bent)
+    world = World([], roster, bent, wire)
     paths = tuple(folder / f"transcript-{place}" for place in range(size))
 
     def trainer(place: int, samples: Path, steps: int = STEPS) -> Trainer:
@@ -154,7 +158,7 @@ def play(
     return Played(folder, paths, roster, weights, data, result, opening)
 
 
-def _order(base: bytes, data: Path, size: int, rounds: int, partition: str) -> bytes:
+def _order(base: bytes, data: Path, size: int, rounds: int, partition: str, wire: str) -> bytes:
     spec = check_job(
         {
             "apiVersion": "celluler/v1",
@@ -164,6 +168,7 @@ def _order(base: bytes, data: Path, size: int, rounds: int, partition: str) -> b
             "data": {"cid": cid_of(describe(data, "dataset").root, Codec.MANIFEST), "partition": partition},
             "train": {
                 "inner_steps": STEPS, "rounds": rounds, "batch": BATCH, "learning_rate": 0.2, "optimizer": "sgd",
+                "wire": wire,
             },
             "resources": {"peers": {"min": size, "max": size}},
         }
@@ -176,7 +181,8 @@ def _order(base: bytes, data: Path, size: int, rounds: int, partition: str) -> b
 
 def _roster(job: bytes, size: int, rounds: int, partition: str) -> RosterView:
     entries = tuple(
-        seal(identity(n), RosterEntry(job, identity(1000 + n).peer_id, (), f"peer-{n}", audit_class="cpu")) for n in range(size)
+        seal(identity(n), RosterEntry(job, identity(1000 + n).peer_id, (), f"peer-{n}", audit_class="cpu"))
+        for n in range(size)
     )
     rules = rules_for(size, rounds=rounds, iid=partition == "iid", delta_ms=2000, exchange_ms=3000)
     return open_roster(seal_roster(COORDINATOR, run=job, job=job, entries=entries, rules=rules), COORDINATOR.peer_id)
@@ -192,7 +198,7 @@ def _conduct(world: World, updates: Mapping[int, Update]) -> None:
     while not all(member.finished for member in world.members):
         if world.queue:
             sender, to, data = world.queue.popleft()
-            _perform(places[to], places[to].run.receive(sender, data, world.now), updates)  # type: ignore[arg-type]
+            _perform(places[to], places[to].run.receive(sender, data, world.now), updates)
             continue
         due = {member.place: member.run.next_deadline() for member in world.members}
         world.now = min(time for time in due.values() if time is not None)
@@ -225,7 +231,7 @@ def _perform(member: Member, effects: tuple[Any, ...], updates: Mapping[int, Upd
 def _train(member: Member, number: int, fresh: bool, update: Update) -> tuple[Any, ...]:
     values = update(member, number, fresh)
     run, roster = member.run, member.run.roster
-    exponents, mantissas = encode_parts(values, roster.rules.parts)
+    exponents, mantissas = encode_update(values, roster.rules.parts, member.world.wire)
     for trainer in (member.trainer, member.lazy, member.misled):
         trainer.sent(number, decode_parts(exponents, mantissas))
     member.wires[number] = exponents, mantissas.tobytes()
@@ -247,7 +253,8 @@ def _exchange(member: Member, effect: Exchange) -> list[Part]:
         wires = [member.world.members[place].wires[effect.round] for place in effect.members]
         f = bad_updates(len(wires), iid=rules.iid)
         rows = np.stack([mantissas_of(mantissas)[piece] for _, mantissas in wires])
-        reduced = rule_named(rules.rule)(np.array([e[part] for e, _ in wires], np.int16), rows, f)
+        found = rule_named(rules.rule)(np.array([e[part] for e, _ in wires], np.int16), rows, f)
+        reduced = replace(found, mantissas=round_to(member.world.wire, found.mantissas))
         if member.world.bent and part == 0:
             reduced.mantissas[0] ^= 1
         used = (1 << len(wires)) - 1

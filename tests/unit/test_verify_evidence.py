@@ -36,6 +36,12 @@ def bent(tmp_path_factory: pytest.TempPathFactory) -> Played:
     return play(tmp_path_factory.mktemp("bent"), size=SIZE, rounds=2, bent=True)
 
 
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Honest, on a wire of four bits."""
+    return play(tmp_path_factory.mktemp("coarse"), size=SIZE, rounds=1, wire="q4")
+
+
 @pytest.fixture
 def node(honest: Played, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KnowingNode]:
     node = KnowingNode(honest)
@@ -82,6 +88,11 @@ def test_an_honest_reducer_is_cleared_with_the_inputs_that_members_announced(
     assert (code, told["verdict"], told["ok"]) == (7, "does not hold", False)
     assert [set(asked) for asked in node.asked] == [{member.peer for member in honest.roster.members}]
     assert len(told["transcripts"]) == SIZE
+
+
+def test_an_honest_reducer_rounds_as_the_job_says(coarse: Played, verify: Verify) -> None:
+    assert verify(cases.fraud(coarse), *files(coarse))[1]["verdict"] == "does not hold"
+    assert verify(cases.false_accusations(coarse, 2), *files(coarse))[1]["verdict"] == "holds"
 
 
 def test_without_the_inputs_nothing_is_decided(bent: Played, verify: Verify) -> None:
