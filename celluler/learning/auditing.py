@@ -36,6 +36,9 @@ from celluler.learning.evidence_file import Kind
 from celluler.learning.messages import Body, Commit, open_message, places, record_hash, signature_of
 from celluler.learning.trials import Key
 
+LEAST_S = 0.5
+"""That the data of an audit may take at least."""
+
 
 class Auditing:
     """Feed it with what arrives, then `take` what it wants done."""
@@ -50,6 +53,8 @@ class Auditing:
         self._held_back: dict[Key, tuple[float, ...]] = {}  # what to accuse of once an earlier accusation is judged
         self._under_way: Key | None = None
         self._free = False
+        self._certified_at: float | None = None
+        self._pace_s = self._rules.exchange_ms / 1000  # how long the last round took
         self.done = 0
         """Audits that were carried out."""
 
@@ -60,6 +65,9 @@ class Auditing:
         body = self._bench.body_of(number)
         assert body is not None
         self._court.here = number + 1
+        if self._certified_at is not None:
+            self._pace_s = now - self._certified_at
+        self._certified_at = now
         self._commits[number] = dict(zip(places(body.members), map(open_message, commits), strict=False))
         self._check_momentum(number, body)
         self._draw(number, body)
@@ -184,8 +192,12 @@ class Auditing:
         self._under_way = key
         commit, before = self._update_of(key)
         parts = tuple(range(len(commit.hashes)))
-        within_s = (self._rules.train_ms + self._rules.exchange_ms) / 1000
-        self._out.append(Audit(*key, commit, before, parts, urged is not None, within_s))
+        self._out.append(Audit(*key, commit, before, parts, urged is not None, self._within_s))
+
+    @property
+    def _within_s(self) -> float:
+        """How long the data may take. Two updates, where a round moves many; others must look while they are kept."""
+        return max(LEAST_S, min(self._pace_s, self._rules.exchange_ms / 1000))
 
     def _update_of(self, key: Key) -> tuple[Commit, Commit | None]:
         (number, member), trial = key, self._court.trials.get(key)

@@ -74,8 +74,8 @@ class Audit:
 
     member: a roster place. commit: what it committed to; before: the same of the round before, whose momentum its
     update carries; None when it carries none. parts: those to compare. accused: because somebody says that it is wrong.
-    Its data is had from the member by the hashes in both; that may take `within_s`, after which it counts as not
-    served. The answer may come late; one that comes when the state before the round is gone is of no use.
+    Its data is had from the member by the hashes in both. That, without the steps, may take `within_s`, after which it
+    counts as not served. An answer that comes when the state before the round is gone is of no use.
     """
 
     round: int
