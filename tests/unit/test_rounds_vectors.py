@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from celluler.identity import seal
+from celluler.learning.audit_evidence import AuditEvidence, MomentumEvidence
+from celluler.learning.audit_messages import Accuse, Conviction, Judgement, Verdict
 from celluler.learning.messages import (
     Admission,
     Body,
@@ -28,6 +30,7 @@ from celluler.learning.messages import (
     signature_of,
 )
 from celluler.learning.roster import Role, Roster, RosterEntry, rules_for
+from celluler.wire import pack
 from celluler_protocols.rounds_messages import PROTOCOL_ID, Absent, Have, Piece, Say, Talk, Want, frames
 from simulations.rounds import identity
 from tests.support.vectors import check_vectors
@@ -50,6 +53,9 @@ def examples() -> list[object]:
     invite, vouch = Invite(RUN, CAROL.peer_id, 2_000_000_000), Vouch(RUN, CAROL.peer_id)
     word = Mark(0, signature_of(seal(ALICE, vouch)))
     admission = seal(CAROL, Admission(RUN, late, seal(ALICE, invite), (word,)))
+    names = (record_hash(commit), b"\x66" * 32)
+    accuse = Accuse(RUN, 3, 1, seal(BOB, commit), seal(BOB, replace(commit, round=2)), names, names, (0.25, 1e-6))
+    verdict = Verdict(RUN, 3, 1, record_hash(commit), Judgement.GUILTY.value, 0.25)
     signed = [
         invite,
         vouch,
@@ -69,6 +75,11 @@ def examples() -> list[object]:
         Status(RUN, 3, 1, 0, 17, False, 0b101, True, False, 0b10, 0b1, 0, 0b111, entries, True, 0b10, 0b100),
         Equivocation(RUN, 3, seal(BOB, vote), seal(BOB, replace(vote, body=None))),
         Fraud(RUN, 3, seal(BOB, reduced), entries),
+        accuse,
+        replace(accuse, deviations=()),
+        verdict,
+        Conviction(RUN, 3, "audit", pack(AuditEvidence(RUN, seal(ALICE, accuse), (seal(ALICE, verdict),)))),
+        Conviction(RUN, 3, "momentum", pack(MomentumEvidence(RUN, seal(BOB, commit), None))),
     ]
     sayings: list[object] = [Say(seal(ALICE, record)) for record in signed]
     return [Talk(RUN), *sayings, Want(RUN, ROOT), Have(5), Piece(b"hello"), Absent()]
