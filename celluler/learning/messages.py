@@ -336,7 +336,10 @@ def check_signature(roster: RosterView, member: int, record: Any, signature: byt
     """Raises BadSignature unless this member signed this record; returns the envelope that says so."""
     signer = public_key_of(roster.members[member].peer)
     raw = pack(Envelope(record.KIND, signer, pack(record), signature))
-    open_message(raw)
+    if record.KIND in _BY_KIND:
+        open_message(raw)  # which may remember it
+    else:
+        open_envelope(type(record), raw, limit=MAX_MESSAGE_BYTES)
     return raw
 
 
