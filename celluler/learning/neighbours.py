@@ -32,6 +32,8 @@ from celluler.learning.topology import Graph, Topology, graph
 
 SETTLING_ROUNDS = 3
 """Rounds without training at the end."""
+OPENING_DELTAS = 3
+"""Δ that others have to open the run: it takes their workers unequally long to start."""
 KEPT_ANNOUNCEMENTS = 3
 """Of one neighbour: those of the lowest rounds that may still be of use, and the newest."""
 TRIES = 3
@@ -88,7 +90,7 @@ class Neighbours:
         self._here: set[tuple[int, int]] = set()
         self._own: bytes | None = None
         self._mixing: tuple[Row, ...] = ()
-        self._now = self._began = self._deadline = self._speak_at = 0.0
+        self._now = self._began = self._deadline = self._speak_at = self._grace = 0.0
         self._out: list[Effect] = []
         self._deviations: tuple[tuple[int, float], ...] = ()
         self.met: set[int] = set()
@@ -112,8 +114,8 @@ class Neighbours:
 
     def start(self, now: float) -> Effects:
         self._now = now
-        grace = now + self._delta_s  # others may open the run a little later than we
-        self._heard = dict.fromkeys(self._told, grace)
+        self._grace = now + OPENING_DELTAS * self._delta_s
+        self._heard = dict.fromkeys(self._told, self._grace - self._delta_s)
         self._speak()
         self._enter(0)
         return self._drain()
@@ -142,7 +144,8 @@ class Neighbours:
         self._own = seal(self._identity, Model(self.roster.run, round_number, hashes, exponents))
         self._announce()
         self.phase = Phase.GATHER
-        self._deadline = now + self._delta_s + min(now - self._began, self._train_s)
+        wait_s = self._delta_s + min(now - self._began, self._train_s)
+        self._deadline = max(now + wait_s, self._grace)
         self._advance()
         return self._drain()
 
