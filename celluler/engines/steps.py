@@ -20,7 +20,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from celluler.datasets.sharding import shard
-from celluler.engines.build import build
+from celluler.engines.build import build, idle_biases
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
 from celluler.engines.optimise import inner_named
@@ -45,7 +45,7 @@ class LocalSteps:
         self._vector = torch.empty(architecture.dimension)
         self._gradient = torch.zeros(architecture.dimension)
         self._module = build(architecture, self._vector)
-        self._alias_gradients()
+        self._idle = self._alias_gradients()
         self._module.train()
         self._draws_noise = _has_dropout(architecture.layers)
         self._taken, self._total = 0, 0.0
@@ -106,6 +106,8 @@ class LocalSteps:
             self._gradient.div_(_HALF_SCALE)
             if not bool(torch.isfinite(self._gradient).all()):
                 return
+        for place in self._idle:
+            self._gradient[place] = 0
         self._optimizer.step(self._vector, self._gradient)
 
     def _accumulate(self, rows: Tensor, whole: int) -> float:
@@ -133,14 +135,20 @@ class LocalSteps:
         place = b"".join(number.to_bytes(8, "little") for number in (self.round, self.index, step))
         return blake3(b"celluler-" + purpose + b"-1\0" + place, key=self._config.run).digest(length=length)
 
-    def _alias_gradients(self) -> None:
-        """Let autograd accumulate into one flat vector, so that an optimizer steps once and not once a tensor."""
-        start = 0
+    def _alias_gradients(self) -> tuple[slice, ...]:
+        """Let autograd accumulate into one flat vector, so that an optimizer steps once and not once a tensor.
+
+        Where in it there is nothing but rounding, ever.
+        """
+        start, idle, idle_names = 0, list[slice](), idle_biases(self._architecture)
         named = dict(self._module.named_parameters())
         for tensor in self._architecture.tensors:
             if tensor.trained:
                 named[tensor.name].grad = self._gradient[start : start + tensor.elements].view(tensor.shape)
+            if tensor.name in idle_names:
+                idle.append(slice(start, start + tensor.elements))
             start += tensor.elements
+        return tuple(idle)
 
 
 def own_rows(data: Dataset, config: TrainConfig, index: int) -> Tensor | None:

@@ -230,7 +230,7 @@ async def test_what_cannot_be_done_is_answered_with_its_reason_and_the_worker_li
             (start(files, data=str(files / "garbage")), (), "dataset"),
             (start(files, data=str(files / "weights")), (), "dataset"),
             (start(files, parts=64, spec=SPEC.replace(b"128", b"0")), (), "layers"),
-            (start(files, index=3), (), "member 3 of 3"),
+            (start(files, members=0), (), "member 0 of 0"),
             (start(files, optimizer="lion"), (), "no optimizer"),
         ]
         for request, blobs, reason in refused:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celluler.engines.audit_class import MAX_BYTES, audit_class
+from celluler.engines.build import idle_biases
 from celluler.engines.config import PRECISIONS, TrainConfig
 from celluler.engines.data import Dataset
 from celluler.engines.steps import LocalSteps, Vector
@@ -85,6 +86,28 @@ def test_a_batch_norm_takes_its_batch_whole() -> None:
     with pytest.raises(LocalError, match="whole"):
         LocalSteps(architecture, replace(CONFIG, micro_batch=8), data)
     assert micro_batch(architecture, 1 << 16, RUNTIME_BYTES) == 1 << 16
+
+
+def test_a_bias_that_a_batch_norm_takes_out_again_stays_where_it_is() -> None:
+    conv, norm = {"kind": "conv2d", "channels": 2, "kernel": 1}, {"kind": "batch_norm"}
+    twice = {"kind": "repeat", "times": 2, "layers": [conv, norm]}
+    layers = [conv, norm, twice, {"kind": "residual", "layers": [conv, norm, conv]}]
+    tail = [{"kind": "flatten"}, dense(3), norm, dense(1)]
+    architecture = parse_spec(regression(*layers, *tail, shape=(2, 4, 4)))
+    assert idle_biases(architecture) == {"0.bias", "2.0.0.bias", "2.1.0.bias", "3.0.bias", "5.bias"}
+    rows = parse_spec(regression(dense(4), norm, {"kind": "flatten"}, dense(1), shape=(4, 3)))
+    assert idle_biases(rows) == frozenset()  # it norms by rows, and the bias is one of columns
+
+    data = Dataset(torch.rand(64, 2, 4, 4), torch.rand(64, 1))
+    start = initial_vector(architecture, bytes(32))
+    steps = LocalSteps(architecture, replace(CONFIG, optimizer="adam"), data)
+    steps.begin(start, 0, 0, None)
+    steps.take()
+    place = 0
+    for tensor in architecture.tensors:
+        moved = (steps.vector != start)[place : place + tensor.elements]
+        place += tensor.elements
+        assert bool(moved.any()) is (tensor.name not in idle_biases(architecture)), tensor.name
 
 
 CASES = [*((MLP, precision) for precision in PRECISIONS), (CNN, "bf16")]  # fp16 convolutions take a CPU long

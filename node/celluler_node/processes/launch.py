@@ -36,7 +36,7 @@ def start(program: Program, limits: Limits, scratch: Path, theirs: socket.socket
         stderr=subprocess.STDOUT,
         pass_fds=(descriptor,),
         cwd=scratch,
-        env=_environment(limits, scratch),
+        env=_environment(limits, scratch) | dict(program.environment),
         start_new_session=True,
     )
 

@@ -125,7 +125,8 @@ class Program:
     module: has `main(link: Link) -> None`, which serves until the link ends.
     confined: runs what strangers made, so it enters the sandbox before its module is imported.
     max_blob_bytes: the most that one frame carries behind its header, in either direction.
-    ready_s: how long it may take from its start until it reads requests.
+    ready_s: how long it may take from its start until it reads requests. environment: variables that it sees besides
+    those that every process of ours does.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Program:
     confined: bool = False
     max_blob_bytes: int = 1 << 30
     ready_s: float = 30.0
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
