@@ -36,7 +36,7 @@ from celluler.learning.evidence_file import Kind
 from celluler.learning.messages import Body, Commit, open_message, places, record_hash, signature_of
 from celluler.learning.trials import Key
 
-LEAST_S = 0.5
+LEAST_S = 1.0
 """That the data of an audit may take at least."""
 
 
