@@ -37,6 +37,8 @@ MEMBERS = 9
 LIARS = (0, 5)
 """The first is the hub of a star and the aggregator of a region."""
 
+HONEST = "nobody lies"
+
 Vector = NDArray[np.float32]
 Lie = Callable[[Vector, NDArray[np.float32]], Vector]
 """From the receiver's own model and all honest ones, (k, d), to what it is sent."""
@@ -132,14 +134,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--partition", choices=("iid", "shard", "by-label"), default="iid")
     parser.add_argument("--topologies", nargs="+", choices=[*Topology], default=[*Topology])
+    parser.add_argument("--lies", nargs="+", choices=[HONEST, *LIES], default=[HONEST, *LIES])
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
-    lies: Mapping[str, Lie | None] = {"nobody lies": None, **LIES}
     print("| topology | lie | clipping | apart | mean | apart |\n|---|---|---|---|---|---|")
     for topology in map(Topology, chosen.topologies):
-        for name, lie in lies.items():
+        for name in chosen.lies:
+            lie = LIES.get(name)
             told = [
                 run(topology, lie, clip=clip, rounds=chosen.rounds, partition=chosen.partition, seed=chosen.seed)
                 for clip in (True, False)
