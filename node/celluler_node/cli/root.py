@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "blob": ("blob_commands", "Contents by CID: add, get, stat, gc."),
     "run": ("run_command", "Run a model on an input."),
     "verify": ("verify_commands", "Verify how a model was trained, or what is held against a member."),
-    "train": ("train_commands", "Train together: start, status, stop, resume, update …"),
+    "train": ("train_commands", "Train together: start, status, stop, resume, calibrate …"),
     "job": ("job_commands", "Jobs: submit, validate, ls, show, logs, wait, cancel."),
 }
 """Name → (module, one line of help). A module holds one Typer app for each of its commands, in `APPS`."""

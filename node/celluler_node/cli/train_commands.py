@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from celluler.errors import LocalError, NotFound
+from celluler_node.cli.calibrate_command import calibrate
 from celluler_node.cli.job_output import show_job
 from celluler_node.cli.output import Output, ending, say
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
@@ -106,7 +107,10 @@ def status(
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
-    """A training: rounds, loss, who contributed, what is held against whom. On a terminal live; Ctrl-C leaves."""
+    """Show a training, live on a terminal.
+
+    Rounds, loss, update norms, who contributed, what is held against whom. Ctrl-C leaves.
+    """
     from celluler_node.cli import live  # noqa: PLC0415
     from celluler_node.cli.plots import plotter  # noqa: PLC0415
     from celluler_node.cli.training_page import page  # noqa: PLC0415
@@ -142,7 +146,10 @@ def checkpoint(job: JobId, join: Join = NOBODY, json: Json = False) -> None:
 
 @app.command()
 def stop(job: JobId, join: Join = NOBODY, json: Json = False) -> None:
-    """Publish what a training of yours has come to, then cancel it. `train resume` goes on from there."""
+    """Publish what a training of yours has come to, then cancel it.
+
+    `train resume` goes on from there.
+    """
 
     async def main() -> None:
         async with open_session(join) as client:
@@ -174,7 +181,10 @@ def resume(
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
-    """Go on with a training that has ended: a new job, from its newest checkpoint."""
+    """Go on from the newest checkpoint, by a new job.
+
+    The training must have ended otherwise than by doing all its rounds.
+    """
     from celluler_node.cli import resuming  # noqa: PLC0415
     from celluler_node.cli.submitting import Files, submit  # noqa: PLC0415
 
@@ -197,7 +207,7 @@ def update(
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
-    """Change what may still be changed of a training of yours that goes on."""
+    """Change deadline, priority or peers while it goes on."""
     from celluler_node.cli.train_spec import seconds  # noqa: PLC0415
 
     deadline_s = seconds(deadline)
@@ -209,6 +219,9 @@ def update(
             show_job(Output(as_json=json), changed)
 
     run(main)
+
+
+app.command()(calibrate)
 
 
 # --- showing -----------------------------------------------------------------------------------------------------
