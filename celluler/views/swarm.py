@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a peer can compute with. device: `cpu`, `cuda`, `rocm`, `mps`."""
+    """What a peer can compute with. device: `cpu`, `cuda`, `rocm`, `mps`. audit_class: how it computes in fp32, empty
+    unless it has measured that."""
 
     device: str
     cores: int
     memory_mb: int
+    audit_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

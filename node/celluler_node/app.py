@@ -172,7 +172,8 @@ def _averager_host(config: NodeConfig) -> str:
 
 
 def _capabilities(hardware: Hardware, roles: tuple[str, ...], region: str) -> Capabilities:
-    return Capabilities(min(hardware.cores, 65535), min(hardware.memory_mb, 2**32 - 1), hardware.device, roles, region)
+    cores, memory_mb = min(hardware.cores, 65535), min(hardware.memory_mb, 2**32 - 1)
+    return Capabilities(cores, memory_mb, hardware.device, roles, region, hardware.audit_class)
 
 
 def _peers_of(members: tuple[Member, ...]) -> tuple[PeerId, ...]:

@@ -19,6 +19,7 @@ from celluler.content.store import Store
 from celluler.identity import Identity, load_or_create_identity
 from celluler.views import Hardware
 from celluler_node.bulk.service import Bulk
+from celluler_node.calibration import advertised_class
 from celluler_node.config import NodeConfig
 from celluler_node.content_plane import open_content_plane
 from celluler_node.fetching import Fetcher
@@ -120,7 +121,7 @@ async def open_core(
                 config=config,
                 identity=identity,
                 nickname=nickname,
-                hardware=_hardware(),
+                hardware=_hardware(config),
                 worker=replace(WORKER, confined=config.sandbox),
                 limits=Limits(config.worker_memory_bytes, threads=config.worker_threads, niceness=WORKER_NICENESS),
                 state=state,
@@ -170,7 +171,8 @@ def _nobody(*_roots: Digest) -> None:
     """Before there is a fetcher nothing was told."""
 
 
-def _hardware() -> Hardware:
+def _hardware(config: NodeConfig) -> Hardware:
     """What this machine is, for people and for the swarm."""
     found = find_hardware()
-    return Hardware(found.device, found.cores, found.memory_mb)
+    audit_class = advertised_class(config.home, found.cpu, config.worker_threads)
+    return Hardware(found.device, found.cores, found.memory_mb, audit_class)

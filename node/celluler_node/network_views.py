@@ -25,7 +25,7 @@ def member_view(member: Member, *, connected: bool, moved: Traffic | None, doubt
         status=str(member.status),
         incarnation=member.incarnation,
         connected=connected,
-        hardware=Hardware(can.device, can.cores, can.memory_mb),
+        hardware=Hardware(can.device, can.cores, can.memory_mb, can.audit_class),
         roles=can.roles,
         round_trip_s=member.round_trip_s,
         sent_bytes=moved.sent_bytes,

@@ -35,7 +35,8 @@ class Capabilities:
     """What a node says it can do: unchecked, its own word only.
 
     device: cpu, cuda, mps, xpu or a name not known yet. roles: such as `train`, `serve`, `store`, `relay`.
-    region: where it stands (`eu-west`), empty when it does not say; replicas are spread by it.
+    region: where it stands (`eu-west`), empty when it does not say; replicas are spread by it. audit_class: how its
+    workers compute, as far as it has measured that; who names the same one can repeat its training to the bit.
     """
 
     cores: U16
@@ -43,6 +44,7 @@ class Capabilities:
     device: Label
     roles: Annotated[tuple[Label, ...], Length(0, 8)] = ()
     region: Annotated[str, Length(0, 32)] = ""
+    audit_class: Annotated[str, Length(0, 64)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,9 @@ def open_peer_record(raw: bytes) -> Signed[PeerRecord]:
         if not (address.startswith("/") and address.endswith(own) and address.isascii() and address.isprintable()):
             raise ProtocolViolation(f"address of {signed.signer[-8:]} does not lead to it", peer=signed.signer)
     told = record.capabilities
-    if not all(text.isprintable() for text in (record.nickname, told.device, told.region, *told.roles)):
+    if not all(
+        text.isprintable() for text in (record.nickname, told.device, told.region, told.audit_class, *told.roles)
+    ):
         raise ProtocolViolation(f"record of {signed.signer[-8:]} holds unprintable text", peer=signed.signer)
     return signed
 
