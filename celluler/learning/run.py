@@ -16,8 +16,7 @@ Knows nothing of sockets, workers or arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation
@@ -30,7 +29,6 @@ from celluler.learning.court import Bench
 from celluler.learning.effects import (
     Admitted,
     Apply,
-    Behind,
     Certified,
     Effect,
     Exclude,
@@ -40,14 +38,13 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
-from celluler.learning.evidence import Docket, check_equivocation
-from celluler.learning.evidence_file import Kind, evidence_file, with_chain
+from celluler.learning.evidence import check_equivocation
+from celluler.learning.evidence_file import Kind, evidence_file
+from celluler.learning.history import History
 from celluler.learning.ledger import Setting
-from celluler.learning.links import Links
 from celluler.learning.messages import (
     OF_A_HEIGHT,
     Admission,
-    Body,
     Certificate,
     Equivocation,
     Fraud,
@@ -58,15 +55,14 @@ from celluler.learning.messages import (
     open_message,
     places,
 )
+from celluler.learning.opinion import Opinion
 from celluler.learning.presence import Presence
-from celluler.learning.report import RoundReport, RunReport, report_of
+from celluler.learning.report import RunReport
 from celluler.learning.roster import Electorate, RosterView
 from celluler.learning.round import Height
-from celluler.learning.standing import Standing, follow
 from celluler.learning.transcript import Signatures
+from celluler.learning.vigil import Vigil
 
-KEPT_ROUNDS = 2
-"""Rounds whose reduced parts every member keeps for those that lag."""
 MAX_EARLY_MESSAGES = 96
 """Messages of the next round kept of one member."""
 STATUSES_PER_DELTA = 4
@@ -102,47 +98,36 @@ class Run:
         Raises PeerViolation for a chain that is none; LocalError when we are not a member after it, or do not hold the
         state that it names.
         """
-        standing = follow(roster, chain[:-1])
-        after = standing.accept(chain[-1]) if chain else standing
         if audits and not checks:
             raise LocalError("audits expel nobody where nothing is checked")
+        self._history = History(roster)
+        after = self._history.begin(chain, state_root)
         me = after.roster.index_of(identity.peer_id)
         if me is None:
             raise LocalError("this identity is not in the roster")
-        if chain and chain[-1].body.state_root != state_root:
-            raise LocalError(f"this is not the state before round {standing.round}")
-        self.me, self.standing, self.roster = me, standing, after.roster
-        self.report = RunReport(roster.rules.rule)
-        self.certificates: list[Certificate] = []
+        self.me, self.standing = me, self._history.standing
         self.finished = False
         self.stalled: str | None = None
-        self._chain = tuple(chain)
-        self._next = Standing.of(roster)  # what the next height is opened with
+        self._decided_already = chain[-1] if chain else None  # the height that we open with
         self._seal: Callable[[Record], bytes] = lambda record: seal(identity, record)
         self._state_root = state_root
-        self._places = {member.peer: member.index for member in self.roster.members}
         self._rules = roster.rules
         self._checks = checks
         self._epoch_s = epoch_s
-        self._period_s = roster.rules.delta_ms / 1000 / STATUSES_PER_DELTA
-        self._silence_s = roster.rules.delta_ms / 1000
-        self._stall_s = roster.rules.stall_ms / 1000
-        self._patience_s = (roster.rules.train_ms + roster.rules.exchange_ms + roster.rules.stall_ms) / 1000
-        self._mute_before: int | None = None if incarnation and len(self.roster) > 1 else 0
-        self._incarnation = incarnation
-        self._presence = Presence(me, period_s=self._period_s, silence_s=self._silence_s)
+        delta_s = roster.rules.delta_ms / 1000
+        self._presence = Presence(
+            me, self.standing.electorate, period_s=delta_s / STATUSES_PER_DELTA, silence_s=delta_s
+        )
+        self._vigil = Vigil(roster.rules, self._presence)
+        self._opinion = Opinion(self.standing, self._presence)
         self._applicants = Applicants()
-        self._suspects: dict[int, None] = {}
-        self._tardy: set[int] = set()
-        self._links = Links()
-        self._docket = Docket()
-        self._electorates: list[Electorate] = []  # of every round that is certified here
+        self._mute_before: int | None = None if incarnation and len(after.roster) > 1 else 0
+        self._incarnation = incarnation
         self._audits = Auditing(self._bench()) if audits else None
         self._early: dict[int, dict[bytes, Signed[Any]]] = {}  # by author
         self._applying = False
         self._train_at: float | None = None
-        self._status_at = self._behind_at = self._began = self._now = 0.0
-        self._few_since: float | None = None
+        self._status_at = 0.0
         self._told: tuple[int, int] | None = None  # round and view of which we last said at once that we had checked
         self._sequence = 0
         self._out: list[Effect] = []
@@ -156,32 +141,44 @@ class Run:
         return self._at.round
 
     @property
+    def roster(self) -> RosterView:
+        """With everybody who was admitted so far."""
+        return self._history.roster
+
+    @property
+    def certificates(self) -> Sequence[Certificate]:
+        """The chain from round 0 on."""
+        return self._history.certificates
+
+    @property
+    def report(self) -> RunReport:
+        return self._history.report
+
+    @property
     def settled(self) -> bool:
         """Finished, and so by their own word are all others that are alive: nobody needs us any more."""
         if not self.finished:
             return False
         done = self._presence.certified(self._rules.rounds) | {self.me, *places(self.standing.expelled)}
-        return all(place in done or not self._alive(place) for place in range(len(self.roster)))
+        return all(place in done or not self._presence.alive(place) for place in range(len(self.roster)))
 
     def start(self, now: float) -> Effects:
-        self._status_at = self._now = now
+        self._status_at = self._presence.now = now
         for place in range(len(self.roster)):
-            self._presence.expect(place, now)
-        for certificate in self._chain[:-1]:
-            self._write_down(certificate)
+            self._presence.expect(place)
         self._enter(now)
-        if self._chain:
-            self._at.certify(self._chain[-1], now)
+        if self._decided_already is not None:
+            self._at.certify(self._decided_already, now)
         return self.tick(now)
 
     def receive(self, sender: PeerId, raw: bytes, now: float) -> Effects:
         """Bytes that a member's stream brought. Never raises for what a peer sent: that becomes a Fault."""
         if self.stalled is not None:
             return ()
-        self._now = now
+        self._presence.now = now
         try:
             signed = open_message(raw)
-            author = self._places.get(signed.signer)
+            author = self._history.places.get(signed.signer)
             applies = isinstance(signed.record, Admission)
             if (author is None and not applies) or signed.record.run != self.roster.run:
                 raise ProtocolViolation("passed on a message of another run or of a stranger")
@@ -202,8 +199,8 @@ class Run:
 
         Raises PeerViolation, the applicant's, for one that no member would accept now.
         """
-        self._now = now
-        if self.stalled is None and self._applicants.add(self._next, raw, self._unix_s()):
+        self._presence.now = now
+        if self.stalled is None and self._applicants.add(self._history.standing, raw, self._unix_s()):
             self._out.append(Send(None, raw))
         return self._drain()
 
@@ -212,14 +209,14 @@ class Run:
     ) -> Effects:
         """Our update of this round is ready. state_root: of the state it started from. Late answers are ignored."""
         height = self._at
-        self._now = now
+        self._presence.now = now
         if round_number != height.round or self.stalled is not None or height.certificate is not None:
             return ()
         if state_root != height.setting.state_root:
             raise LocalError("the update starts from another state than the one last applied")
         if not len(hashes) == len(exponents) == height.setting.parts:
             raise LocalError(f"an update of {len(hashes)} parts in a round of {height.setting.parts}")
-        height.commit(hashes, exponents, self._fresh, now)
+        height.commit(hashes, exponents, not self._history.was_in(self.me), now)
         if self._audits is not None:
             self._audits.idle(now)
         return self._drain()
@@ -227,7 +224,7 @@ class Run:
     def exchanged(self, round_number: int, view: int, results: Sequence[Part | None], now: float) -> Effects:
         """The exchange of a view is over: one result a part, None where it did not come. Late answers still help."""
         height = self._at
-        self._now = now
+        self._presence.now = now
         if round_number != height.round or self.stalled is not None:
             return ()
         if len(results) != height.setting.parts:
@@ -237,7 +234,7 @@ class Run:
 
     def checked(self, round_number: int, view: int, results: Sequence[CheckOutcome], now: float) -> Effects:
         """The answer to a Check of this round and view. Late ones still convict whoever is still to be convicted."""
-        self._now = now
+        self._presence.now = now
         height = self._height_of(round_number)
         if height is not None and self.stalled is None:
             height.checked(results, now)
@@ -246,14 +243,14 @@ class Run:
     def audited(self, round_number: int, member: int, deviations: Sequence[float] | None, now: float) -> Effects:
         """The answer to an Audit: one deviation a part; None when its data was not served; none at all when it could
         not be done here, which says nothing of anybody."""
-        self._now = now
+        self._presence.now = now
         if self._audits is not None and self.stalled is None:
             self._audits.audited(round_number, member, deviations, now)
         return self._drain()
 
     def fetched(self, round_number: int, digest: bytes, now: float) -> Effects:
         """A reduced part was fetched, and hashes to this digest."""
-        self._now = now
+        self._presence.now = now
         if round_number == self._at.round and self.stalled is None:
             self._at.fetched(digest, now)
         return self._drain()
@@ -264,25 +261,24 @@ class Run:
 
     def applied(self, round_number: int, state_root: bytes, now: float) -> Effects:
         """The certified round is applied; state_root is of the state that came out."""
-        self._now = now
+        self._presence.now = now
         if self._applying and round_number == self._at.round:
             self._state_root = state_root
             self._enter(now)
         return self._drain()
 
     def tick(self, now: float) -> Effects:
-        self._now = now
+        self._presence.now = now
         if self.stalled is None:
             self._at.tick(now)
             if now >= self._status_at:
-                self._status_at = now + self._period_s
+                self._status_at = now + self._presence.period_s
                 self._out.append(Send(None, self._status()))
             if self._train_at is not None and now >= self._train_at:
                 self._train()
             if self._audits is not None:
                 self._audits.tick(now)
             self._watch()
-            self._watch_behind()
         return self._drain()
 
     def next_deadline(self) -> float | None:
@@ -315,7 +311,7 @@ class Run:
         elif isinstance(record, OF_A_HEIGHT) and record.round == here:
             self._note(sender, author, signed, self._at.receive(author, signed, self._now))
         elif self._audits is not None and isinstance(record, Accuse | Verdict | Conviction):
-            new = self._audits.receive(self._places.get(sender), author, signed, self._now)
+            new = self._audits.receive(self._history.places.get(sender), author, signed, self._now)
             self._note(sender, author, signed, new)
 
     def _keep_early(self, sender: PeerId, author: int, signed: Signed[Any]) -> None:
@@ -328,7 +324,7 @@ class Run:
     def _on_admission(self, sender: PeerId, raw: bytes) -> None:
         """Passed on by a member, to whom it may have been good; whether we take it is ours to see."""
         try:
-            new = self._applicants.add(self._next, raw, self._unix_s())
+            new = self._applicants.add(self._history.standing, raw, self._unix_s())
         except PeerViolation:
             return
         if new:
@@ -337,7 +333,7 @@ class Run:
     def _note(self, sender: PeerId, author: int, signed: Signed[Any], new: bool) -> None:
         """What is new shows its author alive, and goes on to everybody else."""
         if new:
-            self._presence.hear(author, self._now)
+            self._presence.hear(author)
             if len(self.roster) > 2:
                 self._out.append(Send(None, signed.raw, skip=(sender, signed.signer)))
 
@@ -349,10 +345,10 @@ class Run:
     def _on_equivocation(self, record: Equivocation) -> bool:
         """True if it tells us of a liar that we did not know."""
         member, what = check_equivocation(self.roster, record)
-        if member in self._docket.proven or not self._electorate.acts(member):
+        docket = self._opinion.docket
+        if member in docket.proven or not self._electorate.acts(member):
             return False
-        words = (self._seal(record),) if self._checks else ()
-        self._docket.proven[member] = words
+        docket.proven[member] = (self._seal(record),) if self._checks else ()
         evidence = evidence_file(self.roster, Kind.EQUIVOCATION, record)
         self._out.append(Exclude(self.roster.members[member].peer, what, evidence))
         return True
@@ -361,17 +357,17 @@ class Run:
         """Nothing it says counts any more; it may be told so, should it not know."""
         if not isinstance(record, Status) or record.certified or record.round >= len(self.certificates):
             return
-        if self._presence.may_answer(place, self._now):
+        if self._presence.may_answer(place):
             self._out.append(Send(self.roster.members[place].peer, self._seal(self.certificates[record.round])))
 
     def _on_status(self, author: int, status: Status) -> None:
-        if not self._presence.take(author, status, self._now):
+        if not self._presence.take(author, status):
             return
         height = self._at
         if status.round == height.round:
             height.claim(author, status.view, self._now)
         self._unmute()
-        if self._presence.may_answer(author, self._now):
+        if self._presence.may_answer(author):
             peer = self.roster.members[author].peer
             self._out += [Send(peer, raw) for raw in self._answer(status)]
 
@@ -383,25 +379,14 @@ class Run:
             return []
         if status.round < len(self.certificates):
             return [self._seal(self.certificates[status.round])]
-        return [*self._at.answer(status), *self._proofs_for(status)]
-
-    def _proofs_for(self, status: Status) -> list[bytes]:
-        """What proves those to be liars of whom this member does not know it yet. An accusation serves two rounds."""
-        docket, out = self._docket, self.standing.expelled
-        known = [(docket.proven, out | status.proven), (docket.unserved, out | status.failing)]
-        words = [
-            word for proofs, bits in known for member, words in proofs.items() for word in words
-            if not bits >> member & 1
-        ]  # fmt: skip
-        return [word for word in words if _serves(open_message(word).record, self._at.round)]
+        return [*self._at.answer(status), *self._opinion.proofs_for(status)]
 
     def _status(self) -> bytes:
         self._sequence += 1
         acting = places(self._electorate.acting)
-        proven = mask(filter(self._condemned, acting)) if self._checks else 0
-        failing = mask(filter(self._failing, acting))
-        heard = self._presence.heard(self._now)
-        return self._seal(self._at.status(self._incarnation, self._sequence, heard, proven, failing))
+        proven = mask(filter(self._opinion.condemned, acting)) if self._checks else 0
+        failing = mask(filter(self._opinion.failing, acting))
+        return self._seal(self._at.status(self._incarnation, self._sequence, self._presence.heard, proven, failing))
 
     # --- heights -----------------------------------------------------------------------------------------------
 
@@ -422,11 +407,14 @@ class Run:
 
     def _enter(self, now: float) -> None:
         """Open the height after the last certificate."""
-        self.standing = standing = self._next
+        self.standing = self._opinion.standing = standing = self._history.standing
+        self._presence.electorate = standing.electorate
+        self._vigil.opened()
         if standing.expelled >> self.me & 1:
             self._stall(f"expelled by the others in round {standing.round - 1}")
             return
-        self._applying, self._train_at, self._began = False, None, now
+        self._applying, self._train_at = False, None
+        opinion = self._opinion
         setting = Setting(
             standing=standing,
             me=self.me,
@@ -437,17 +425,17 @@ class Run:
             voted=self._voted,
             applicants=lambda: self._applicants.chosen(standing, self._unix_s()),
             welcome=lambda admitted: self._applicants.welcome(admitted, self._unix_s()),
-            expected=self._alive,
-            present=lambda place: self._presence.present(place, self._now),
-            has_checked=self._has_checked,
-            proofs=self._proofs,
-            condemned=self._condemned,
-            failures=self._failures,
-            failing=self._failing,
-            suspects=self._suspects,
-            tardy=self._tardy,
-            links=self._links,
-            docket=self._docket,
+            expected=self._presence.alive,
+            present=self._presence.present,
+            has_checked=opinion.has_checked,
+            proofs=opinion.proofs,
+            condemned=opinion.condemned,
+            failures=opinion.failures,
+            failing=opinion.failing,
+            suspects=opinion.suspects,
+            tardy=opinion.tardy,
+            links=opinion.links,
+            docket=opinion.docket,
         )
         self._previous, self._height = self._height, Height(setting, now)
         self._unmute()
@@ -460,14 +448,16 @@ class Run:
 
     def _begin_work(self, now: float) -> None:
         """Our own part of a height: an update, or at the end only our word that we got there."""
-        if len(self.certificates) < len(self._chain):
-            return  # it is decided already
+        if self._previous is None and self._decided_already is not None:
+            return
         if self._audits is not None and not self._at.setting.sends:
             self._audits.idle(now)
         if self.standing.closing:
             self._at.commit((), (), False, now)
         elif self._behind():
-            self._train_at = now + 2 * self._silence_s  # certificates are on their way; train if they do not come
+            self._train_at = (
+                now + 2 * self._presence.silence_s
+            )  # certificates are on their way; train if they do not come
         else:
             self._train()
 
@@ -480,12 +470,7 @@ class Run:
     def _train(self) -> None:
         self._train_at = None
         if self._at.setting.sends and not self._at.diverged:
-            self._out.append(Train(self._at.round, self._fresh))
-
-    @property
-    def _fresh(self) -> bool:
-        """Whether our last update was left out, so that nobody knows the momentum it would carry."""
-        return not self.certificates or not self.certificates[-1].body.members >> self.me & 1
+            self._out.append(Train(self._at.round, fresh=not self._history.was_in(self.me)))
 
     def _voted(self) -> int:
         """Mask of those of whom we know that they voted for the body before."""
@@ -516,7 +501,7 @@ class Run:
 
     def _decided(self, height: Height, certificate: Certificate) -> None:
         before, self._train_at = self.roster, None
-        report = self._write_down(certificate)
+        report = self._history.add(certificate)
         self._out.append(Certified(certificate, report))
         if self._audits is not None and height.setting.parts:
             self._audits.occupied()  # until our next update is handed over
@@ -525,82 +510,32 @@ class Run:
         if joined:
             self._out.append(Admitted(height.round, joined))
         for member in joined:
-            self._presence.expect(member.index, self._now)
-        for place in places(certificate.body.suspended):  # when it comes back, it starts anew
-            self._links.forget(place)
-            self._docket.unserved.pop(place, None)
-
-    def _write_down(self, certificate: Certificate) -> RoundReport:
-        """One more link of the chain."""
-        body = certificate.body
-        report = report_of(self._next, body, certificate.quorum.view)
-        self._electorates.append(self._next.electorate)
-        self._next = self._next.after(body)
-        self.certificates.append(certificate)
-        if body.parts:
-            self.report.rounds.append(report)
-        for peer in report.expelled:
-            self.report.expelled[peer] = report.round
-        if len(self._next.roster) > len(self.roster):
-            self.roster = self._next.roster
-            self._places = {member.peer: member.index for member in self.roster.members}
-        return report
+            self._presence.expect(member.index)
+        for place in places(certificate.body.suspended):
+            self._opinion.suspended(place)
 
     def _bench(self) -> Bench:
         """What our audits look at."""
-
-        def electorate_of(number: int) -> Electorate | None:
-            known = self._electorates
-            return known[number] if number < len(known) else self._next.electorate if number == len(known) else None
-
-        def body_of(number: int) -> Body | None:
-            return self.certificates[number].body if 0 <= number < len(self.certificates) else None
+        history = self._history
 
         def may_speak(number: int) -> bool:
             before = self._mute_before
             return before is not None and number >= before and not self._at.diverged
 
-        return Bench(self.me, lambda: self.roster, self._seal, self._docket, electorate_of, body_of, may_speak)
+        docket = self._opinion.docket
+        return Bench(
+            self.me, lambda: self.roster, self._seal, docket, history.electorate_of, history.body_of, may_speak
+        )
 
     # --- who is there ------------------------------------------------------------------------------------------
 
-    def _alive(self, place: int) -> bool:
-        return self._presence.alive(self._electorate, place, self._now)
+    @property
+    def _now(self) -> float:
+        return self._presence.now
 
     def _behind(self) -> bool:
         """More than b members are in later rounds."""
-        return len(self._presence.ahead_of(self._electorate, self._at.round)) > self._electorate.b
-
-    def _has_checked(self, place: int, view: int) -> bool:
-        """Whether it says so of this round and view, and everybody of whom it says to hold proof is known to us too:
-        the proof may still be under way."""
-        status = self._presence.status_of(place)
-        if status is None or (status.round, status.view) != (self._at.round, view) or not status.checked:
-            return False
-        return all(self._condemned(member) for member in places(status.proven) if self._electorate.acts(member))
-
-    def _proofs(self, place: int) -> int:
-        """How many members say that they hold proof against one, ourselves included."""
-        return self._presence.with_proof(self._electorate, place) + self._condemned(place)
-
-    def _condemned(self, place: int) -> bool:
-        """We hold proof, or so many say they do that one of them is honest: should its inputs be kept from us alone."""
-        told = self._presence.with_proof(self._electorate, place)
-        return place in self._docket.proven or told > self._electorate.b
-
-    def _failures(self, place: int) -> int:
-        """How many members say that one does not serve, ourselves included."""
-        return self._unserved_by(place) + self._failing(place)
-
-    def _failing(self, place: int) -> bool:
-        """By our own experience, by a quorum's attestation, or by the word of so many that one of them is honest."""
-        b = self._electorate.b
-        cut_off = self._links.counterparts(place, self._at.round) > 2 * b
-        return cut_off or place in self._docket.unserved or self._unserved_by(place) > b
-
-    def _unserved_by(self, place: int) -> int:
-        since = dict(self.standing.back).get(place, 0)
-        return self._presence.unserved_by(self._electorate, place, self._now, since=since)
+        return len(self._presence.ahead_of(self._at.round)) > self._electorate.b
 
     def _unix_s(self) -> float | None:
         return None if self._epoch_s is None else self._epoch_s + self._now
@@ -613,46 +548,26 @@ class Run:
         """
         if self._mute_before is None:
             electorate = self._electorate
-            level = self._presence.level_with(electorate, self._at.round)
+            level = self._presence.level_with(self._at.round)
             if level >= min(electorate.q, len(electorate) - (self.me in electorate)):
                 self._mute_before = self._at.round + 2
 
-    def _watch_behind(self) -> None:
-        """Say so when nobody serves what we lack any more."""
-        if self.finished or self._applying or self._at.complete or self._now < self._behind_at:
-            return
-        ahead = self._presence.ahead_of(self._electorate, self._at.round + KEPT_ROUNDS)
-        if len(ahead) > self._electorate.b:
-            self._behind_at = self._now + self._silence_s
-            holders = tuple(self.roster.members[place].peer for _, place in ahead)
-            self._out.append(Behind(ahead[self._electorate.b][0], holders))
-
     def _watch(self) -> None:
-        """Give up in bounded time, with the reason."""
+        """Give up in bounded time, with the reason; or say that we cannot follow any more."""
         if self.finished:
             return
-        electorate = self._electorate
-        present = [place for place in electorate.places if self._alive(place)]
-        if len(present) >= electorate.q:
-            self._few_since = None
-        elif self._few_since is None:
-            self._few_since = self._now
-        elif self._now - self._few_since >= self._stall_s:
-            silent = ", ".join(self._names(set(electorate.places) - set(present)))
-            self._stall(
-                f"{len(present)} of {len(electorate)} members are alive, {electorate.q} are needed; silent: {silent}"
-            )
-            return
-        if not self._applying and self._now - self._began >= self._patience_s:
-            self._stall(f"no progress for {self._patience_s:g} s; {self._at.obstacle()}")
+        reason = self._vigil.too_few(self.roster)
+        if reason is None and not self._applying:
+            reason = self._vigil.too_long(self._at.obstacle())
+        if reason is not None:
+            self._stall(reason)
+        elif not self._applying and not self._at.complete:
+            behind = self._vigil.behind(self.roster, self._at.round)
+            self._out += [behind] if behind is not None else []
 
     def _stall(self, reason: str) -> None:
         self.stalled = reason
         self._out.append(Stalled(reason))
-
-    def _names(self, members: Iterable[int]) -> list[str]:
-        chosen = (self.roster.members[place] for place in sorted(members))
-        return [member.nickname or member.peer[-8:] for member in chosen]
 
     def _drain(self) -> Effects:
         """Collect what the height and the run want done, and write down what is held against whom."""
@@ -663,22 +578,10 @@ class Run:
         self._out += self._at.take()
         if self._audits is not None:
             self._out += self._audits.take()
-        effects, self._out = tuple(map(self._with_chain, self._out)), []
+        effects, self._out = tuple(map(self._history.with_chain, self._out)), []
         for effect in effects:
             if isinstance(effect, Exclude):
                 self.report.excluded[effect.peer] = effect.reason
             elif isinstance(effect, Fault):
                 self.report.fault(effect.peer, effect.reason)
         return effects
-
-    def _with_chain(self, effect: Effect) -> Effect:
-        """Evidence for strangers says who took part, where that has changed."""
-        bodies = (certificate.body for certificate in self.certificates)
-        if isinstance(effect, Exclude) and any(b.expelled or b.suspended or b.admitted for b in bodies):
-            return replace(effect, evidence=with_chain(effect.evidence, self.certificates))
-        return effect
-
-
-def _serves(record: Any, round_number: int) -> bool:
-    """Whether a member in this round can still make something of a proof: an accusation needs that round's inputs."""
-    return not isinstance(record, Fraud) or record.round + 1 >= round_number

@@ -11,7 +11,8 @@ from celluler.learning.checks import checks_for
 from celluler.learning.effects import Admitted, Effect, Send
 from celluler.learning.messages import Certificate
 from celluler.learning.roster import RosterView
-from celluler.learning.run import KEPT_ROUNDS, Run
+from celluler.learning.run import Run
+from celluler.learning.vigil import KEPT_ROUNDS
 from simulations.rounds.cast import GENESIS
 from simulations.rounds.liars import Honest
 from simulations.rounds.schedule import Schedule
