@@ -35,6 +35,7 @@ def sift(
     with suppress(PeerViolation):  # a fork: not one file's fault, and whoever reads them together will find it
         for link in together.walk():
             for place, archive in alone.items():
+                archive.roster = together.roster  # with those who were admitted until then
                 if not problems[place] and (problem := _bytes(archive, link)):
                     problems[place] = f"round {link.round}: {problem}"
     return tuple(problems)

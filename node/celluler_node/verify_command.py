@@ -239,7 +239,9 @@ class _Verification:
             if link.body.parts:
                 await self._apply(archive, child, link)
             else:
-                await self._finish(child)
+                await self._finish(child, None)
+            if self._model is not None and self._model.rounds == link.round + 1 and self._root is not None:
+                await self._finish(child, self._model.rounds)
             before = link
             self._on_round(rounds + link.round, 2 * rounds)
 
@@ -290,17 +292,21 @@ class _Verification:
         exponents = tuple(part.exponent for part in link.body.parts)
         self._root = (await child.call(words.ApplyRound(link.round, exponents), mantissas)).record.state_root
 
-    async def _finish(self, child: Child) -> None:
-        """The weights that the certified final state is."""
+    async def _finish(self, child: Child, rounds: int | None) -> None:
+        """The weights that the certified final state is, or that the run had come to after so many rounds."""
+        claimed = None if self._model is None else self._model.rounds
+        if claimed != rounds:
+            return
         path = Path((await child.call(words.Export(EXPORT_NAME))).record.path)
         root = (await trio.to_thread.run_sync(describe, path, "model")).root
         self._weights = cid_of(root, Codec.MANIFEST)
+        came = "ends in" if rounds is None else f"had come to after {rounds} rounds"
         if self._model is None:
             self._lines["result"].detail = f"no model to compare with; the run ends in weights {self._weights}"
         elif self._model.weights == root:
-            self.ok("result", 1, f"the model's weights are those that the run ends in: {self._weights}")
+            self.ok("result", 1, f"the model's weights are those that the run {came}: {self._weights}")
         else:
-            self.wrong("result", f"the run ends in weights {self._weights}, and these are not the model's")
+            self.wrong("result", f"the run {came}: {self._weights}, and these are not the model's")
 
 
 def nothing_verified(sample: Sample, reason: str) -> TrainingReport:

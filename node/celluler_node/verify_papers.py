@@ -6,14 +6,16 @@ Knows nothing of what happened in it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from celluler.content.digest import Digest, digest_of
 from celluler.errors import ProtocolViolation
-from celluler.learning.roster import RosterView, open_roster
+from celluler.jobs.checkpoints import SUFFIX, rounds_in
+from celluler.learning.roster import Role, RosterView, RoundRules, open_roster
 from celluler.learning.transcript import Opening
 from celluler.models.manifest import OpenedManifest, open_manifest
+from celluler_node.training.rules import rules_of
 from celluler_node.verify_arithmetic import IntegerArithmetic
 from celluler_protocols.jobs_messages import OpenedOrder, open_order
 
@@ -34,18 +36,26 @@ class Papers:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a published model says of itself. spec: its architecture, as parsed from JSON."""
+    """What a published model says of itself. spec: its architecture, as parsed from JSON. rounds: how many are in it;
+    None for all that there are, which is what a checkpoint has not."""
 
     job: Digest | None
     parents: tuple[bytes, ...]
     weights: Digest
     spec: Any
+    rounds: int | None = None
 
 
 def claim_of(model: OpenedManifest) -> Claim:
     record = model.record
     job = None if record.job is None else Digest(record.job)
-    return Claim(job, record.parents, Digest(record.weights), json.loads(record.spec))
+    rounds = rounds_claimed(record.name, record.version)
+    return Claim(job, record.parents, Digest(record.weights), json.loads(record.spec), rounds)
+
+
+def rounds_claimed(name: str, version: str) -> int | None:
+    """Of a model that is a checkpoint by its name and version, after how many rounds."""
+    return rounds_in(version) if name.endswith(SUFFIX) else None
 
 
 def open_papers(opening: Opening, model: Claim | None) -> Papers:
@@ -68,10 +78,11 @@ def open_papers(opening: Opening, model: Claim | None) -> Papers:
 
 
 def _check_rules(order: OpenedOrder, roster: RosterView) -> None:
-    """The coordinator wrote the rules into the roster; they must be those that the job asks for."""
-    train, rules, size = order.spec.train, roster.rules, len(roster)
-    wanted = (train.rounds, train.aggregator, train.parts or size)
-    if (rules.rounds, rules.rule, rules.parts) != wanted:
-        raise ProtocolViolation(f"{rules.rounds} rounds of {rules.rule} in {rules.parts} parts; the job says {wanted}")
-    if rules.iid != (order.spec.data.partition == "iid"):
-        raise ProtocolViolation("the rule was told of another number of bad updates than the job's data asks for")
+    """The coordinator wrote the rules into the roster; they must be those that the job asks for, but for its clocks."""
+    rules, voters = roster.rules, sum(Role.VALIDATOR in member.roles for member in roster.members)
+    clocks = {name: getattr(rules, name) for name in ("delta_ms", "exchange_ms", "train_ms", "stall_ms")}
+    wanted = rules_of(order, len(roster), voters, **clocks)
+    for field in fields(RoundRules):
+        said, asked = getattr(rules, field.name), getattr(wanted, field.name)
+        if said != asked:
+            raise ProtocolViolation(f"the run went by {field.name} {said}; the job says {asked}")

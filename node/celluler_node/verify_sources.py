@@ -7,7 +7,7 @@ and believed in nothing: what is of another run, or holds something false, is le
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from celluler.identity import PeerId
 from celluler.learning.roster import RosterView
 from celluler.learning.sift import sift
 from celluler.learning.transcript import MAX_FILE_BYTES, Opening, Transcript
+from celluler.learning.verify import Archive
 from celluler_node.verify_arithmetic import IntegerArithmetic
 from celluler_node.verify_papers import open_papers
 
@@ -83,13 +84,14 @@ class Gathering:
 
     async def ask(self, peers: Iterable[PeerId]) -> None:
         """What these have announced; as soon as the members are known, them too. Nobody is asked twice."""
-        wanted = list(peers)
-        while new := [peer for peer in dict.fromkeys([*wanted, *self._members()]) if peer not in self._asked]:
+        wanted = [*peers, *await trio.to_thread.run_sync(self._members)]
+        while new := [peer for peer in dict.fromkeys(wanted) if peer not in self._asked]:
             self._asked.update(new)
             try:
                 await self._take(list(await self.find(self.job, new)))
             except CellulerError:  # nobody to ask: what is at hand is what there is
                 return
+            wanted += await trio.to_thread.run_sync(self._members)
 
     def choose(self) -> tuple[list[Path], tuple[Consulted, ...]]:
         """(the files to verify together, what became of each). Reads all that was found; runs in a thread."""
@@ -109,7 +111,25 @@ class Gathering:
     # --- inside ------------------------------------------------------------------------------------------------
 
     def _members(self) -> tuple[PeerId, ...]:
-        return () if self.roster is None else tuple(member.peer for member in self.roster.members)
+        """Those of the roster, and who was admitted later as far as the histories at hand go."""
+        if self.roster is None:
+            return ()
+        members = self.roster.members
+        with ExitStack() as stack:
+            files = []
+            for one in self._known.values():
+                if one.opening is not None and one.opening.roster == self.roster.raw and not one.problem:
+                    file = Transcript(stack.enter_context(_path(one).open("rb")))
+                    with suppress(PeerViolation):
+                        file.scan(self.roster.rules.parts)
+                        files.append(file)
+            if any(map(_admits, files)):
+                archive = Archive(files, self.roster, IntegerArithmetic())
+                with suppress(PeerViolation):
+                    for _ in archive.walk():
+                        pass
+                members = archive.roster.members
+        return tuple(member.peer for member in members)
 
     async def _take(self, told: Sequence[tuple[str, Digest]]) -> None:
         """Fetch and open what is new."""
@@ -180,6 +200,12 @@ class Gathering:
                 one.problem = "of another run of this job, with another roster"
             elif one.opening is not None:
                 self.roster = open_papers(one.opening, None).roster
+
+
+def _admits(file: Transcript) -> bool:
+    """Whether it says of any height that somebody was admitted."""
+    heights = (file.height(number) for number in range(len(file)))
+    return any(height is not None and height.certificate.body.admitted for height in heights)
 
 
 def _path(candidate: _Candidate) -> Path:

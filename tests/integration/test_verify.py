@@ -16,9 +16,10 @@ import trio
 
 from celluler.aggregation.digests import mantissas_of
 from celluler.aggregation.q16 import decode_parts
-from celluler.content.digest import Codec, Digest, cid_of, digest_of
+from celluler.content.digest import Codec, Digest, cid_of, digest_of, parse_cid
 from celluler.content.manifest import describe
 from celluler.errors import NotFound, WorkerFailed
+from celluler.jobs.checkpoints import checkpoint_name, checkpoint_version
 from celluler.learning.audit import TOLERANCE, Outcome, TrainingReport
 from celluler.learning.transcript import Transcript
 from celluler_node.cli import verify_commands
@@ -27,7 +28,7 @@ from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER, ApplyRound, Replay, Replayed, StartRun, TrainRound
 from celluler_node.verify_command import Sample, verify_training
-from celluler_node.verify_papers import claim_of
+from celluler_node.verify_papers import claim_of, rounds_claimed
 from tests.support import cases
 from tests.support.specs import as_bytes
 from tests.support.transcripts import BATCH, SPEC, STEPS, Member, Played, Update, honest, play
@@ -197,6 +198,20 @@ async def test_members_that_do_not_do_their_work_are_told_apart_from_one_that_do
     assert len(guilty) == 7  # the cached one is honest in the first round
     assert min(one.deviation for one in report.replays if one.guilty) > 0.1
     assert all(one.same for one in report.replays if not one.guilty)
+
+
+async def test_a_checkpoint_is_what_the_run_had_come_to_then(tmp_path: Path, played: Played) -> None:
+    version = checkpoint_version("1.0.0", 2)
+    claim = claim_of(played.model())
+    other = replace(claim, rounds=2)
+    report = await verify(played, model=other, sample=Sample(0, b"s"))
+    assert outcomes(report)["result"] is Outcome.WRONG  # these are the weights after three
+    assert "had come to after 2 rounds" in details(report)["result"]
+    weights = parse_cid(report.weights)
+    report = await verify(played, model=replace(other, weights=weights), sample=Sample(0, b"s"))
+    assert outcomes(report)["result"] is Outcome.OK
+    assert rounds_claimed(checkpoint_name("digits"), version) == 2
+    assert rounds_claimed("digits", version) is None
 
 
 # --- by name, and as evidence ---------------------------------------------------------------------------------------

@@ -24,14 +24,15 @@ from celluler.identity import PeerId, public_key_of, seal
 from celluler.jobs.spec import check_job
 from celluler.learning.effects import Apply, Exchange, Finished, Send, Train
 from celluler.learning.messages import Part
-from celluler.learning.roster import RosterEntry, RosterView, bad_updates, open_roster, rules_for, seal_roster
+from celluler.learning.roster import RosterEntry, RosterView, bad_updates, open_roster, seal_roster
 from celluler.learning.run import Run
 from celluler.learning.transcript import Opening, Signatures, TranscriptWriter, signatures_of
 from celluler.models.manifest import OpenedManifest, describe_model, open_manifest, seal_manifest
 from celluler.models.spec import parse_spec
 from celluler.models.weights import initial_weights, load_vector
 from celluler_node.processes.worker_wire import encode_update
-from celluler_protocols.jobs_messages import seal_order
+from celluler_node.training.rules import rules_of
+from celluler_protocols.jobs_messages import open_order, seal_order
 from simulations.rounds import identity
 from tests.support.specs import RELU, as_bytes, dense, digits, save_tensors
 
@@ -129,7 +130,7 @@ def play(
         AUTHOR, describe_model("base", "0.1.0", as_bytes(SPEC), describe(weights, "model").root, created_s=1)
     )
     order = _order(base, data, size, rounds, partition, wire)
-    roster = _roster(digest_of(order), size, rounds, partition)
+    roster = _roster(order, size)
     opening = Opening(order, base, roster.raw, ARCHITECTURE.dimension)
     world = World([], roster, bent, wire)
     paths = tuple(folder / f"transcript-{place}" for place in range(size))
@@ -179,12 +180,13 @@ def _order(base: bytes, data: Path, size: int, rounds: int, partition: str, wire
     )  # fmt: skip
 
 
-def _roster(job: bytes, size: int, rounds: int, partition: str) -> RosterView:
+def _roster(order: bytes, size: int) -> RosterView:
+    job = digest_of(order)
     entries = tuple(
         seal(identity(n), RosterEntry(job, identity(1000 + n).peer_id, (), f"peer-{n}", audit_class="cpu"))
         for n in range(size)
     )
-    rules = rules_for(size, rounds=rounds, iid=partition == "iid", delta_ms=2000, exchange_ms=3000)
+    rules = rules_of(open_order(order), size, size, delta_ms=2000, exchange_ms=3000)
     return open_roster(seal_roster(COORDINATOR, run=job, job=job, entries=entries, rules=rules), COORDINATOR.peer_id)
 
 

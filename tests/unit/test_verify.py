@@ -17,7 +17,7 @@ from celluler.errors import LocalError, PeerViolation
 from celluler.identity import open_envelope, seal
 from celluler.learning.audit import Population, Replayable, draw, odds
 from celluler.learning.messages import Certificate, Mark, Quorum, Vote, record_hash, signature_of
-from celluler.learning.roster import MAX_ROSTER_BYTES, Roster, open_roster, rules_for, seal_roster
+from celluler.learning.roster import MAX_ROSTER_BYTES, Roster, open_roster, seal_roster
 from celluler.learning.transcript import HeightRecord, Signatures, Transcript, TranscriptWriter
 from celluler.learning.verify import Archive, Link, merge
 from celluler.models.manifest import describe_model, seal_manifest
@@ -311,7 +311,7 @@ def test_order_model_and_roster_must_belong_together(played: Played) -> None:
     job = digest_of(played.opening.order)
 
     def roster(**changes: Any) -> bytes:
-        rules = rules_for(SIZE, **({"rounds": ROUNDS, "delta_ms": 2000} | changes))
+        rules = replace(played.roster.rules, **changes)
         return seal_roster(COORDINATOR, run=job, job=job, entries=entries, rules=rules)
 
     for opening, reason in (
@@ -321,7 +321,11 @@ def test_order_model_and_roster_must_belong_together(played: Played) -> None:
         (replace(played.opening, roster=roster(rounds=ROUNDS + 1)), "the job says"),
         (replace(played.opening, roster=roster(rule="mean")), "the job says"),
         (replace(played.opening, roster=roster(parts=2)), "the job says"),
-        (replace(played.opening, roster=roster(iid=False)), "bad updates"),
+        (replace(played.opening, roster=roster(iid=False)), "the job says"),
+        (replace(played.opening, roster=roster(audits=0)), "the run went by audits 0; the job says 2000"),
+        (replace(played.opening, roster=roster(tolerance=0.5)), "tolerance 0.5"),
+        (replace(played.opening, roster=roster(suspension=1)), "suspension 1"),
+        (replace(played.opening, roster=roster(inviter=identity(9).peer_id)), "inviter"),
     ):
         with refused(reason):
             open_papers(opening, model)

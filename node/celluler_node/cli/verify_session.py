@@ -27,7 +27,7 @@ from celluler_node.processes.worker_words import WORKER
 from celluler_node.verify_command import Sample, nothing_verified, verify_training
 from celluler_node.verify_evidence import Bench, EvidenceReport, verify_evidence
 from celluler_node.verify_model import NO_JOB, NO_TRANSCRIPT, ModelReport, report_on
-from celluler_node.verify_papers import Claim
+from celluler_node.verify_papers import Claim, rounds_claimed
 from celluler_node.verify_sources import Consulted, Gathering
 
 KINDS = {"weights": "model", "data": "dataset"}
@@ -222,7 +222,8 @@ class Verifier:
 
 def _claim(told: Model) -> Claim:
     job = None if told.job is None else parse_cid(told.job)
-    return Claim(job, tuple(map(parse_cid, told.parents)), parse_cid(told.weights), told.spec)
+    rounds = rounds_claimed(told.name, told.version)
+    return Claim(job, tuple(map(parse_cid, told.parents)), parse_cid(told.weights), told.spec, rounds)
 
 
 def _finding(check: Check) -> Finding:

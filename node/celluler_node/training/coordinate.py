@@ -20,12 +20,12 @@ from celluler.learning.roster import (
     RosterEntry,
     open_entry,
     open_roster,
-    rules_for,
     seal_roster,
 )
 from celluler_node.bounded import bounded
 from celluler_node.training.member import run_id
 from celluler_node.training.record import JobRecord
+from celluler_node.training.rules import rules_of
 from celluler_node.training.site import Site
 from celluler_protocols import jobs
 from celluler_protocols.gossip import JobAnnouncement
@@ -35,9 +35,6 @@ GATHER_S = 3.0
 MAX_ADDRESSES = 4
 SEND_ROSTER_S = 15.0
 SEND_ATTEMPTS = 3
-DELTA_MS = 5_000
-EXCHANGE_MS = 15_000
-STALL_MS = 45_000
 
 log = structlog.get_logger()
 
@@ -105,25 +102,8 @@ async def _announce(site: Site, record: JobRecord) -> None:
 
 
 async def _send_roster(site: Site, record: JobRecord, entries: tuple[bytes, ...]) -> None:
-    spec, train = record.order.spec, record.order.spec.train
     voters = sum(Role.VALIDATOR in open_entry(entry, run_id(record), 0).roles for entry in entries)
-    rules = rules_for(
-        len(entries),
-        voters=voters,
-        rounds=train.rounds,
-        rule=train.aggregator,
-        iid=spec.data.partition == "iid",
-        parts=train.parts,
-        topology="mesh" if train.consensus == "gossip" else train.topology,
-        audits=round(1000 * train.audits),
-        tolerance=train.tolerance,
-        probation=spec.admission.probation,
-        suspension=spec.admission.suspension,
-        inviter=record.order.submitter,
-        delta_ms=DELTA_MS,
-        exchange_ms=EXCHANGE_MS,
-        stall_ms=STALL_MS,
-    )
+    rules = rules_of(record.order, len(entries), voters)
     raw = seal_roster(site.identity, run=run_id(record), job=record.job, entries=entries, rules=rules)
     roster = open_roster(raw, site.peer_id)
     async with trio.open_nursery() as nursery:
