@@ -18,15 +18,15 @@ COPIES = 3
 _FLOAT_BYTES = 4
 
 
-def micro_batch(architecture: Architecture, batch: int, memory_bytes: int | None, data_bytes: int = 0) -> int:
+def micro_batch(architecture: Architecture, batch: int, memory_bytes: int | None) -> int:
     """Samples whose activations are held at once: the whole batch, or the largest power of two that fits; at least 1.
 
-    memory_bytes: what the worker may take, None for no limit. data_bytes: of the samples it holds. A model with batch
-    norms takes its batch whole, since the batch is part of what it computes.
+    memory_bytes: what the worker may take, None for no limit; half of what is left of it beside the model is for the
+    data. A model with batch norms takes its batch whole, since the batch is part of what it computes.
     """
     if memory_bytes is None or any(tensor.role == "mean" for tensor in architecture.tensors):
         return batch
-    held = RUNTIME_BYTES + data_bytes + VECTORS * _FLOAT_BYTES * architecture.dimension
+    held = RUNTIME_BYTES + VECTORS * _FLOAT_BYTES * architecture.dimension
     sample = COPIES * max(_FLOAT_BYTES, architecture.cost.activation_bytes)
-    room = max(1, (memory_bytes - held) // sample)
+    room = max(1, (memory_bytes - held) // 2 // sample)
     return batch if batch <= room else 1 << (room.bit_length() - 1)

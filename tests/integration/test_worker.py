@@ -29,6 +29,8 @@ from celluler_node.processes.worker_words import (
     WORKER,
     Applied,
     ApplyRound,
+    Describe,
+    Described,
     Evaluate,
     Evaluated,
     Export,
@@ -46,7 +48,7 @@ from celluler_node.processes.worker_words import (
     TrainRound,
 )
 from celluler_node.training.trainer import Replayed, RunSetup
-from celluler_node.training.worker_trainer import describe, worker_trainer
+from celluler_node.training.worker_trainer import worker_trainer
 from tests.support.specs import MLP, as_bytes, digits, save_tensors
 
 SPEC = as_bytes(MLP)
@@ -104,6 +106,18 @@ async def ask_digits(child: Child, x: npt.NDArray[np.float32], output: str) -> n
     reply = await child.call(Predict("float32", x.shape, output), x.tobytes())
     assert isinstance(reply.record, Predicted)
     return np.frombuffer(reply.blobs[0], dtype=reply.record.dtype).reshape(reply.record.shape)
+
+
+async def test_a_worker_says_how_it_computes_and_a_run_that_is_cut_in_pieces_says_so_too(files: Path) -> None:
+    async with open_worker(files) as child:
+        told = (await child.call(Describe())).record
+        assert isinstance(told, Described)
+        assert "-t1-" in told.audit_class
+        assert (await child.call(start(files))).record.audit_class == told.audit_class
+        wide = SPEC.replace(b"128", b"16384")
+        initial_weights(parse_spec(wide), SEED, files / "wide")
+        ready = (await child.call(start(files, spec=wide, weights=str(files / "wide"), batch=1 << 14))).record
+        assert (ready.micro_batch, ready.audit_class) == (1 << 11, f"{told.audit_class}-m2048")
 
 
 async def test_a_worker_loads_predicts_and_evaluates(files: Path) -> None:
@@ -179,7 +193,6 @@ async def test_the_last_rounds_can_be_done_again_and_their_states_be_handed_on(f
     with trio.fail_after(60):
         async with opened("a", 0) as alice, opened("b", 1) as bob:
             assert alice.audit_class == bob.audit_class != ""
-            assert alice.audit_class == (await describe(WORKER, limits, scratch))[0]
             roots, sent = [], []
             for number in range(6):
                 roots.append(alice.state_root)

@@ -128,7 +128,7 @@ class Worker:
         part_slices(architecture.dimension, request.parts)  # refuses more parts than values
         wire = wire_named(request.wire).name
         data = load_dataset(architecture, Path(request.data), request.selection)
-        micro = micro_batch(architecture, request.batch, self._memory, data.x.nbytes + data.y.nbytes)
+        micro = micro_batch(architecture, request.batch, self._memory)
         config = TrainConfig(
             run=request.run,
             index=request.index,

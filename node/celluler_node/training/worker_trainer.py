@@ -166,13 +166,3 @@ async def _open(setup: RunSetup, program: Program, limits: Limits, scratch: Path
             )
         )
         yield WorkerTrainer(child, reply.record, scratch)
-
-
-async def describe(program: Program, limits: Limits, scratch: Path, precision: str = "fp32") -> tuple[str, str]:
-    """(audit class, version of torch) of the workers of this node: starts one and ends it, some seconds.
-
-    The class is that of a run whose batch fits into a worker whole. Raises WorkerFailed.
-    """
-    async with open_process(program, limits=limits, scratch=scratch) as child:
-        told = (await child.call(words.Describe(precision))).record
-        return told.audit_class, told.version
