@@ -14,6 +14,7 @@ from celluler.aggregation.rule import Reduced as RuleResult
 from celluler_node.processes import averager as averager_process
 from celluler_node.processes.serving import Link
 from celluler_protocols import averaging
+from celluler_protocols.averaging_daemon import DaemonError
 from celluler_protocols.averaging_exchange import Delivery, Exchange, Sealed
 from celluler_protocols.averaging_messages import Reduced
 from simulations.attacks.averager_lies import (
@@ -64,7 +65,7 @@ class LyingAverager(averaging.Averager):
     async def _throw(self, peer: str) -> None:
         """Streams of nonsense: no frames, a frame of four gigabytes, a word that begins nothing, and an early end."""
         for nonsense in (b"\xff" * 64, bytes(64), b"\0\0\0\4\x92\x04\x90\xc0", b"\0\0\0\3\x92\x04\x90", b"\0"):
-            with contextlib.suppress(OSError, EOFError, averaging.P2PDaemonError):
+            with contextlib.suppress(OSError, EOFError, DaemonError):
                 _, writer = await self._open_stream(peer)
                 writer.write(nonsense)
                 writer.close()
