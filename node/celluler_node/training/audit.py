@@ -22,14 +22,14 @@ async def audit(effect: Audit, roster: RosterView, averaging: Averaging, trainer
     """The deviation of each of its parts; None when what the member sent was not to be had in time; nothing when our
     own worker could not do it, which says nothing of the member."""
     member = roster.members[effect.member]
-    sent = await _inputs(effect, effect.round, effect.commit, roster, averaging, trainer)
-    before: bytes | None = b""
-    if sent is not None and effect.before is not None:
-        before = await _inputs(effect, effect.round - 1, effect.before, roster, averaging, trainer)
-    if sent is None or before is None:
-        log.info("audit_not_served", member=short(member.peer), round=effect.round)
-        return None
-    with trio.move_on_after(roster.rules.train_ms / 1000), suppress(WorkerFailed):
+    with trio.move_on_after(effect.within_s + roster.rules.train_ms / 1000), suppress(WorkerFailed):
+        sent = await _inputs(effect, effect.round, effect.commit, roster, averaging, trainer)
+        before: bytes | None = b""
+        if sent is not None and effect.before is not None:
+            before = await _inputs(effect, effect.round - 1, effect.before, roster, averaging, trainer)
+        if sent is None or before is None:
+            log.info("audit_not_served", member=short(member.peer), round=effect.round)
+            return None
         found = await trainer.replay(
             effect.round,
             effect.member,

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from celluler.aggregation.q16 import is_exponent, part_slices
+from celluler.aggregation.wires import FINEST
 from celluler.errors import WorkerFailed
 from celluler.identity import PeerId, public_key_of, short
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict, checks_for
@@ -78,8 +79,8 @@ class Exchanged:
 class Averaging:
     """Made by `open_averaging`. sent_bytes, received_bytes: all that its streams have moved so far."""
 
-    def __init__(self, child: Child, peer: PeerId, addresses: tuple[str, ...]) -> None:
-        self._child, self.peer, self.addresses = child, peer, addresses
+    def __init__(self, child: Child, peer: PeerId, addresses: tuple[str, ...], wire: str) -> None:
+        self._child, self.peer, self.addresses, self._wire = child, peer, addresses, wire
         self.sent_bytes = self.received_bytes = 0
 
     async def admit(self, roster: RosterView) -> None:
@@ -93,7 +94,7 @@ class Averaging:
 
         mantissas: (dimension,) little-endian int16, our update as committed.
         """
-        plan = plan_of(roster, me, effect, dimension)
+        plan = plan_of(roster, me, effect, dimension, self._wire)
         reply = await self._child.call(words.Exchange(plan), mantissas)
         outcome: Outcome = reply.record.outcome
         self._count(reply.record.moved)
@@ -107,7 +108,7 @@ class Averaging:
         claimed = part.claimed
         result = PartOutcome(part.part, claimed.exponent, claimed.used, claimed.weights, claimed.digest)
         try:
-            reply = await self._child.call(words.Check(plan_of(roster, me, effect, dimension), result))
+            reply = await self._child.call(words.Check(plan_of(roster, me, effect, dimension, self._wire), result))
         except WorkerFailed as error:
             return CheckOutcome(part, Verdict.UNSERVED, str(error).encode()[:200])
         self._count(reply.record.moved)
@@ -126,6 +127,7 @@ class Averaging:
         """Parts of a member's update of a round, from that member, each verified against what it committed to.
 
         parts: ascending. One after another, little-endian int16; None when they are not served in time, or are others.
+        Raises WorkerFailed when our own averager has ended.
         """
         member = _member(roster.members[place], commit.hashes, commit.exponents)
         if not all(map(is_exponent, commit.exponents)):
@@ -135,6 +137,8 @@ class Averaging:
             try:
                 reply = await self._child.call(request)
             except WorkerFailed as error:
+                if self._child.reason is not None:
+                    raise  # our own averager is gone: that says nothing of the member
                 log.info("inputs_not_served", peer=short(member.peer), round=round_number, reason=str(error)[:200])
                 return None
             self._count(reply.record.moved)
@@ -155,15 +159,23 @@ class Averaging:
 
 @asynccontextmanager
 async def open_averaging(
-    listen: Sequence[str], scratch: Path, program: Program = words.AVERAGER, *, seed: bytes | None = None
+    listen: Sequence[str],
+    scratch: Path,
+    program: Program = words.AVERAGER,
+    *,
+    seed: bytes | None = None,
+    wire: str = FINEST,
 ) -> AsyncIterator[Averaging]:
-    """Start an averager under a key of its own, a fresh one unless `seed`, 32 bytes, is given. Raises WorkerFailed."""
+    """Start an averager under a key of its own, a fresh one unless `seed`, 32 bytes, is given. Raises WorkerFailed.
+
+    wire: how updates travel.
+    """
     async with open_process(program, limits=words.AVERAGER_LIMITS, scratch=scratch) as child:
         opened = (await child.call(words.Open(seed or os.urandom(32), tuple(listen)))).record
-        yield Averaging(child, PeerId(opened.peer), opened.addresses)
+        yield Averaging(child, PeerId(opened.peer), opened.addresses, wire)
 
 
-def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: int) -> Plan:
+def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: int, wire: str = FINEST) -> Plan:
     """The exchange as all members of the set must see it: places in the plan are places in the set.
 
     Whoever only checks need not be of the set, and stands at no place of its own then.
@@ -185,6 +197,7 @@ def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: in
         quorum=effect.least if isinstance(effect, Exchange) else 1,
         gather_s=effect.within_s / 2,
         deadline_s=effect.within_s,
+        wire=wire,
         to_all=rules.topology == "mesh" and inputs_go_to_all(len(members), rules.parts, dimension),
     )
 

@@ -28,7 +28,9 @@ async def averager_of(site: Site, record: JobRecord, scratch: Path) -> AsyncIter
     folder = scratch / "averager"
     folder.mkdir()
     seed = blake3(site.identity.seed + bytes(record.job), derive_key_context="celluler averager of a run 1").digest()
-    async with open_averaging(site.averager_listen, folder, site.averager, seed=seed) as averaging:
+    async with open_averaging(
+        site.averager_listen, folder, site.averager, seed=seed, wire=record.order.spec.train.wire
+    ) as averaging:
         yield averaging
 
 
