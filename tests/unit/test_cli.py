@@ -369,7 +369,15 @@ def test_a_spec_is_validated_without_a_node(celluler: Run, tmp_path: Path) -> No
     (tmp_path / "good.yaml").write_text(JOB_YAML)
     (tmp_path / "bad.yaml").write_text(JOB_YAML.replace("rounds", "round"))
     code, out, _ = celluler("job", "validate", str(tmp_path / "good.yaml"), "--json")
-    assert (code, json.loads(out)["name"]) == (0, "digits")
+    told = json.loads(out)
+    assert (code, told["name"]) == (0, "digits")
+    assert any("audited" in one for one in told["guaranteed"])
+    assert told["not_guaranteed"]
+    gossip = JOB_YAML.replace("rounds: 20", "rounds: 20, consensus: gossip, topology: ring")
+    (tmp_path / "gossip.yaml").write_text(gossip)
+    code, _, err = celluler("job", "validate", str(tmp_path / "gossip.yaml"))
+    assert code == 0
+    assert "gossip over a ring does not give" in err
     code, _, err = celluler("job", "validate", str(tmp_path / "bad.yaml"))
     assert code == 2
     assert "train.round: unknown key" in err

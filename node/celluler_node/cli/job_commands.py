@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from celluler.jobs.guarantees import guarantees
 from celluler.jobs.spec import canonical_job, check_job, job_digest
 from celluler.quantities import format_duration
 from celluler_node.cli.job_output import follow as follow_job
 from celluler_node.cli.job_output import print_line, show_job
-from celluler_node.cli.output import Output, ending
+from celluler_node.cli.output import Output, ending, say
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
 from celluler_node.cli.submitting import Files, read_spec
 from celluler_node.cli.submitting import submit as submit_job
@@ -52,10 +53,23 @@ def submit(
 
 @app.command()
 def validate(spec: SpecFile, json: Json = False) -> None:
-    """Check a spec without a node."""
+    """Check a spec without a node, and say what its members could rely on and what not."""
     job = check_job(read_spec(spec))
-    document = {"valid": True, "name": job.name, "kind": job.kind, "digest": job_digest(job).hex()}
-    Output(as_json=json).facts(document, {"valid": f"{job.kind} {job.name}", "bytes": len(canonical_job(job))})
+    promised = guarantees(job.train.consensus, job.train.topology)
+    document = {
+        "valid": True,
+        "name": job.name,
+        "kind": job.kind,
+        "digest": job_digest(job).hex(),
+        "guaranteed": list(promised.given),
+        "not_guaranteed": list(promised.not_given),
+    }
+    output = Output(as_json=json)
+    output.facts(document, {"valid": f"{job.kind} {job.name}", "bytes": len(canonical_job(job))})
+    if not json:
+        way = f"{job.train.consensus} over a {job.train.topology}"
+        say(f"\n{way} gives:\n" + "\n".join(f"  + {text}" for text in promised.given))
+        say(f"{way} does not give:\n" + "\n".join(f"  - {text}" for text in promised.not_given))
 
 
 @app.command()
