@@ -174,6 +174,8 @@ class Train(_Part):
     def _fits(self) -> Train:
         if self.topology in GOSSIP_ONLY and self.consensus != "gossip":
             raise ValueError(f"the topology {self.topology} goes with the consensus gossip alone")
+        if self.wire != "q16" and self.consensus == "gossip":
+            raise ValueError("neighbours send whole models, which travel as q16 alone")
         if self.audits_per_round and self.consensus != AUDITED:
             raise ValueError(f"audits_per_round goes with the consensus {AUDITED} alone")
         return self

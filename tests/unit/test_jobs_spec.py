@@ -43,6 +43,7 @@ def test_what_is_left_out_gets_the_documented_default() -> None:
         ("rounds: 20", "rounds: 20, audits_per_round: 65", "train.audits_per_round", "less than or equal to 64"),
         ("rounds: 20", "rounds: 20, audits_per_round: 1, consensus: byzantine", "train", "proof-of-learning alone"),
         ("rounds: 20", "rounds: 20, topology: ring", "train", "gossip alone"),
+        ("rounds: 20", "rounds: 20, consensus: gossip, wire: q8", "train", "q16 alone"),
         ("partition: iid}", "partition: iid}\nadmission: {mode: listed, peers: [bob]}", "admission.peers.0", "peer id"),
         ("partition: iid}", f"partition: iid}}\nadmission: {{peers: [{PEER}]}}", "admission", "mode listed"),
         ("1e-2", ".nan", "train.learning_rate", "not nan"),
