@@ -150,8 +150,8 @@ class Electorate:
 
     `in`, `len` and `places` are of those who vote now. b and q count the suspended too: for the others a suspended
     member is one that is silent, and leaving it out of the count would let those who lie weigh more.
-    waiting: in probation, so that they count for nothing yet. voteless: those that came late, have not shown yet that
-    they are there, and so have no vote, whatever their roles say.
+    waiting: in probation, so that they count for nothing yet. voteless: those that came late and have not shown yet
+    that they are there: so they have no vote, whatever their roles say, and no number rises by them.
     """
 
     roster: RosterView
@@ -196,12 +196,12 @@ class Electorate:
     @cached_property
     def spared(self) -> int:
         """How many of the workers a set may lack, and of a set's updates a part."""
-        return tolerated(self._with(Role.WORKER).bit_count())
+        return tolerated(self._counted_on.bit_count())
 
     @cached_property
     def least(self) -> int:
         """How many updates a set needs."""
-        return quorum(self._with(Role.WORKER).bit_count())
+        return quorum(self._counted_on.bit_count())
 
     @cached_property
     def trying(self) -> int:
@@ -238,12 +238,18 @@ class Electorate:
     @cached_property
     def able(self) -> bool:
         """Whether enough are left to vote, to train and to reduce."""
-        return len(self) >= self.q and self.workers.bit_count() >= self.least and bool(self.aggregators)
+        working = self._counted_on & ~self.suspended
+        return len(self) >= self.q and working.bit_count() >= self.least and bool(self.aggregators)
 
     @cached_property
     def _electors(self) -> int:
         """Mask of those on whom b and q are counted."""
         return self._with(Role.VALIDATOR) & ~self.voteless
+
+    @cached_property
+    def _counted_on(self) -> int:
+        """Mask of those from whose number follows how many a set needs."""
+        return self._with(Role.WORKER) & ~self.voteless
 
     def _with(self, role: Role) -> int:
         """Mask of those that count for a role, the suspended among them."""

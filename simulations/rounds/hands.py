@@ -70,7 +70,8 @@ class Hands:
         used = [k for k, sender in enumerate(effect.members) if sender in entered and self._sends(sender)]
         disturbed = self._schedule.flaps or self._schedule.cunning
         if disturbed and effect.least < len(used) == len(effect.members):
-            used.pop(effect.view % len(used))  # an input did not arrive: the same set, yet another body in each view
+            # an input did not arrive: the same set, yet another body in each view
+            used.pop((effect.view + effect.round) % len(used))
         if len(used) < effect.least:
             return None
         result = self._stage.right(effect.set_hash, effect.members, part, mask(used))

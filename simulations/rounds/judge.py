@@ -13,6 +13,8 @@ from simulations.rounds.stage import Stage
 PROOF_S = 1.5
 """So long after everybody has proof of something, everybody knows that everybody has."""
 HORIZON_S = 900.0
+UNPROMISED_S = 150.0
+"""So long a schedule is played in which nobody was promised to finish."""
 
 
 class Judge:
@@ -104,6 +106,8 @@ class Judge:
 
     def is_over(self) -> bool:
         done = self.finished.keys() | self._stage.outcome.stalled.keys()
+        if not self._promised():
+            return self._stage.world.now > UNPROMISED_S
         return all(member.place in done for member in self._promised())
 
     def conclude(self) -> None:
