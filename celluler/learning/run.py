@@ -178,14 +178,13 @@ class Run:
         self._presence.now = now
         try:
             signed = open_message(raw)
-            author = self._history.places.get(signed.signer)
-            applies = isinstance(signed.record, Admission)
-            if (author is None and not applies) or signed.record.run != self.roster.run:
-                raise ProtocolViolation("passed on a message of another run or of a stranger")
+            if signed.record.run != self.roster.run:
+                raise ProtocolViolation("passed on a message of another run")
         except PeerViolation as error:
             self._out.append(Fault(sender, str(error)))
             return self._drain()
-        if applies:
+        author = self._history.places.get(signed.signer)  # None: a stranger, or a member that we do not know of yet
+        if isinstance(signed.record, Admission):
             self._on_admission(sender, raw)
         elif author is not None and author != self.me:
             try:
