@@ -25,7 +25,9 @@ from celluler.learning.checks import checks_for
 from celluler.learning.roster import RosterEntry, RosterView, open_roster
 from celluler.learning.run import Run
 from celluler.models.manifest import Metric
+from celluler.models.memory import micro_batch
 from celluler_node.bounded import plain
+from celluler_node.processes.worker_words import MAX_CLASS_BYTES
 from celluler_node.training.averaging import Averaging
 from celluler_node.training.chronicle import Chronicle
 from celluler_node.training.drive import Driver, LeftBehind, Reductions
@@ -52,7 +54,7 @@ ROSTER_S = 180.0
 Offer = Callable[[bytes], Awaitable[None]]
 """Hands a sealed RosterEntry to the coordinator. Raises Unavailable or LocalError when it does not want us."""
 
-Enter = Callable[[Averaging], Awaitable[tuple[RosterView, bool]]]
+Enter = Callable[[Averaging, Material], Awaitable[tuple[RosterView, bool]]]
 """Become a member: the roster with us in it, and whether its run begins now."""
 
 log = structlog.get_logger()
@@ -67,8 +69,8 @@ async def take_part(site: Site, record: JobRecord, offer: Offer) -> None:
     The record's life ends as Succeeded, Failed or Cancelled; nothing but Cancelled is raised.
     """
 
-    async def enter(averaging: Averaging) -> tuple[RosterView, bool]:
-        entry = seal(site.identity, await _entry(site, record, averaging))
+    async def enter(averaging: Averaging, material: Material) -> tuple[RosterView, bool]:
+        entry = seal(site.identity, await _entry(site, record, averaging, material))
         try:
             _before_roster(site, record, JobState.QUEUED, "waiting for other members")
             await offer(entry)
@@ -97,7 +99,7 @@ async def _come_late(site: Site, record: JobRecord, entry: bytes, refused: Cellu
 async def come_back(site: Site, record: JobRecord) -> None:
     """Into a run of which we were a member before this node was restarted. Otherwise as `take_part`."""
 
-    async def enter(averaging: Averaging) -> tuple[RosterView, bool]:
+    async def enter(averaging: Averaging, material: Material) -> tuple[RosterView, bool]:
         record.move(JobState.QUEUED, site.clock(), "came back; asking the others how far they are")
         chain = await find_run(site, record)
         check_roster(site, record, chain.standing.roster)
@@ -120,7 +122,7 @@ async def _participate(site: Site, record: JobRecord, enter: Enter) -> None:
                 site.fetcher.announce(record.job)  # so that whoever comes late finds a member
                 averaging = await stack.enter_async_context(averager_of(site, record, scratch))
                 meter.averaging = averaging
-                roster, begins = await enter(averaging)
+                roster, begins = await enter(averaging, material)
                 await averaging.admit(roster)
                 record.move(JobState.FETCHING, site.clock(), "starting the worker")
                 trainer = await stack.enter_async_context(trainer_of(site, record, roster, material, scratch))
@@ -314,14 +316,18 @@ def run_id(record: JobRecord) -> bytes:
     return bytes(record.job)
 
 
-async def _entry(site: Site, record: JobRecord, averaging: Averaging) -> RosterEntry:
+async def _entry(site: Site, record: JobRecord, averaging: Averaging, material: Material) -> RosterEntry:
+    audit_class, batch = await _audit_class(site, record), record.order.spec.train.batch
+    held = micro_batch(material.base.architecture, batch, site.worker_limits.memory_bytes)
+    if audit_class and held < batch:  # cut otherwise, a batch comes to other bits
+        audit_class = f"{audit_class}-m{held}"
     return RosterEntry(
         run_id(record),
         averaging.peer,
         averaging.addresses,
         site.nickname,
         roles=site.roles,
-        audit_class=await _audit_class(site, record),
+        audit_class=audit_class[:MAX_CLASS_BYTES],
     )
 
 
