@@ -1,4 +1,4 @@
-"""From an architecture to a torch module, over a closed table of kinds.
+"""From an architecture to a torch module; the modules of single layers stand in `build_layers`.
 
 Parameters of the module bear the names of `Architecture.tensors` and alias one flat vector, in its order: a round
 copies, subtracts and steps on that vector alone. Nothing is allocated but the vector.
@@ -6,46 +6,15 @@ copies, subtracts and steps on that vector alone. Nothing is allocated but the v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from celluler.engines.build_layers import leaf
 from celluler.errors import LocalError
-from celluler.models.layers import (
-    Activation,
-    AvgPool2d,
-    BatchNorm,
-    Budget,
-    Conv2d,
-    Dense,
-    Dropout,
-    Embedding,
-    Flatten,
-    GlobalAvgPool,
-    Layer,
-    LayerNorm,
-    Ledger,
-    MaxPool2d,
-    Place,
-    Repeat,
-    Reshape,
-    Residual,
-    Shape,
-    Signal,
-)
+from celluler.models.layers import BatchNorm, Budget, Conv2d, Dense, Layer, Ledger, Place, Repeat, Residual, Signal
 from celluler.models.spec import Architecture
-
-_FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
-
 
 _UNBOUNDED = Budget(parameter_bytes=1 << 62, activation_bytes=1 << 62, multiply_adds=1 << 62, layers=1 << 62)
 
@@ -114,21 +83,7 @@ def _idle(layers: tuple[Layer, ...], given: Signal, at: str) -> Iterator[str]:
         given = out
 
 
-# --- one module a layer; `given` is the shape of one sample ----------------------------------------------------------
-
-
-class _Reshape(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], *self.shape)
-
-
-class _GlobalAvgPool(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:  # (batch, c, h, w) → (batch, c)
-        return x.mean(dim=(2, 3))
+# --- layers made of layers -------------------------------------------------------------------------------------------
 
 
 class _Residual(nn.Sequential):
@@ -162,44 +117,5 @@ def _module(layer: Layer, given: Signal) -> tuple[nn.Module, Signal]:
             body, _ = _sequence(layer.layers, given)
             module: nn.Module = _Residual(*body, concat=layer.join == "concat")
         case _:
-            module = _leaf(layer, given.shape)
+            module = leaf(layer, given.shape)
     return module, layer.plan(given, Place(), Ledger(_UNBOUNDED))
-
-
-def _leaf(layer: Layer, given: Shape) -> nn.Module:
-    match layer:
-        case Dense():
-            return nn.Linear(given[-1], layer.width, bias=layer.bias)
-        case Conv2d():
-            return nn.Conv2d(
-                given[0],
-                layer.channels,
-                layer.kernel,
-                stride=layer.stride,
-                padding=layer.padding,
-                groups=layer.groups,
-                bias=layer.bias,
-            )
-        case BatchNorm():
-            norm = nn.BatchNorm2d(given[0]) if len(given) == 3 else nn.BatchNorm1d(given[0])
-            norm.num_batches_tracked = None  # only a moving average without momentum reads it; all else is float32
-            return norm
-        case LayerNorm():
-            return nn.LayerNorm(given[-1])
-        case Embedding():
-            return nn.Embedding(layer.vocabulary, layer.width)
-        case Activation():
-            return _FUNCTIONS[layer.function]()
-        case Dropout():
-            return nn.Dropout(layer.rate)
-        case Flatten():
-            return nn.Flatten()
-        case Reshape():
-            return _Reshape(layer.shape)
-        case MaxPool2d():
-            return nn.MaxPool2d(layer.size, layer.stride)
-        case AvgPool2d():
-            return nn.AvgPool2d(layer.size, layer.stride)
-        case GlobalAvgPool():
-            return _GlobalAvgPool()
-    raise LocalError(f"no module for {layer!r}")

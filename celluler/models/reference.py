@@ -84,7 +84,7 @@ fifth. The file holds exactly these tensors, and no NaN or infinity. The flat ve
 of them in the order of the document: weight before bias, a batch norm's running mean and variance last.
 
 Untrained weights come from a 32-byte seed, the same on every machine: weights uniform within ±√(6 / inputs) (embeddings
-±√3), offsets zero, norms one.
+±√3, positions ±√3 / 10, an LSTM ±1 / √hidden), offsets zero, norms one.
 """
 
 

@@ -49,6 +49,36 @@ simple = st.one_of(
     st.fixed_dictionaries({"kind": st.sampled_from(["max_pool2d", "avg_pool2d"]), "size": st.integers(1, 3)}),
     st.fixed_dictionaries({"kind": st.just("reshape"), "shape": st.sampled_from([[2, 4, 4], [32], [4, 8], [1, 4, 8]])}),
     st.fixed_dictionaries({"kind": st.sampled_from(["batch_norm", "layer_norm", "flatten", "global_avg_pool"])}),
+    st.fixed_dictionaries({"kind": st.sampled_from(["rms_norm", "positions", "mean_pool", "first", "last"])}),
+    st.fixed_dictionaries({"kind": st.sampled_from(["feed_forward", "swiglu"]), "hidden": st.integers(1, 5)}),
+    st.fixed_dictionaries({"kind": st.just("group_norm"), "groups": st.sampled_from([1, 2, 4])}),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("conv_transpose2d"),
+            "channels": st.sampled_from([1, 2]),
+            "kernel": st.integers(1, 3),
+            "stride": st.integers(1, 2),
+            "padding": st.integers(0, 1),
+        }
+    ),
+    st.fixed_dictionaries({"kind": st.just("upsample2d"), "factor": st.integers(2, 3)}),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("lstm"),
+            "hidden": st.integers(1, 4),
+            "layers": st.integers(1, 2),
+            "output": st.sampled_from(["sequence", "last"]),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("attention"),
+            "heads": st.sampled_from([1, 2, 4]),
+            "kv_heads": st.sampled_from([1, 2]),
+            "causal": st.booleans(),
+            "bias": st.booleans(),
+        }
+    ),
     st.just({"kind": "dropout", "rate": 0.5}),
 )  # fmt: skip
 layers = st.recursive(
