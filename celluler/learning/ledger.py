@@ -18,6 +18,7 @@ from celluler.learning.links import Links
 from celluler.learning.messages import (
     Body,
     BodyProposal,
+    Certificate,
     Commit,
     Entry,
     Reduced,
@@ -25,6 +26,7 @@ from celluler.learning.messages import (
     Status,
     Vote,
     check_quorum,
+    mask,
     record_hash,
 )
 from celluler.learning.roster import Electorate, RosterView
@@ -175,6 +177,13 @@ class Ledger:
 
     def tally(self, view: int, phase: int) -> Tally:
         return self.tallies.setdefault((view, phase), Tally(view))
+
+    def voters_for(self, certificate: Certificate) -> int:
+        """Mask of those who voted in the end for what was certified, as far as it came here."""
+        name = record_hash(certificate.body)
+        found = {mark.member for mark in certificate.quorum.marks}
+        found |= {member for member, body in self.trials.items() if body == name}
+        return mask(found.union(*(t.voters_for(name) for (_, phase), t in self.tallies.items() if phase == 2)))
 
     def largest_group(self) -> tuple[int, ...]:
         """The members, ascending, of the largest group whose commits start from one state."""

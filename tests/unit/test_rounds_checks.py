@@ -9,6 +9,7 @@ import pytest
 
 from celluler.errors import PeerViolation, ProtocolViolation
 from celluler.identity import seal
+from celluler.learning.checking import Checking
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict, checks_for
 from celluler.learning.effects import Check, Exclude, Fault
 from celluler.learning.evidence import FraudEvidence, check_equivocation, open_accusation, open_fraud
@@ -29,7 +30,7 @@ from celluler.learning.messages import (
     signature_of,
 )
 from celluler.learning.roster import Electorate
-from celluler.learning.round import Height, Step
+from celluler.learning.round import Step
 from celluler.learning.run import Run
 from simulations.rounds import (
     GENESIS,
@@ -468,7 +469,7 @@ def test_in_a_large_group_one_honest_member_that_looked_is_heard_before_the_vote
 def test_who_finds_a_wrong_part_last_is_still_waited_for(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of ten look later than the others, and only they drew the wrong part. Without the wait it is certified."""
     if not waits:
-        monkeypatch.setattr(Height, "_await_objections", lambda *_: False)
+        monkeypatch.setattr(Checking, "_await_objections", lambda *_: False)
     slow = dict.fromkeys((7, 8, 9), 1.0)
     outcome = theatre_of(10, {3: ReducesWrongly}, rounds=2, parts=10, seed=3, slow_checks=slow).play()
     assert bool(outcome.broken) is not waits

@@ -9,7 +9,7 @@ import pytest
 
 from celluler.learning.effects import Behind, Exchange
 from celluler.learning.roster import ALL_ROLES, Role
-from simulations.rounds import Honest, Joiner, KeepsParts, Schedule, Theatre
+from simulations.rounds import Honest, Joiner, KeepsParts, ReducesWrongly, Schedule, Theatre
 from simulations.rounds.liars import AdmitsAnybody, SuspendsOthers
 from tests.unit.test_rounds_run import member, quiet, report_of
 
@@ -104,3 +104,10 @@ def test_some_train_and_others_vote() -> None:
     assert marks <= {0, 2, 4, 5}
     assert run.standing.leaders == (0, 2, 4, 5)
     assert [credit.accrued > 0 for credit in run.standing.credits] == [True] * 7
+
+
+def test_who_reduces_wrongly_without_a_vote_is_proven_a_liar_and_expelled() -> None:
+    trains = Role.WORKER | Role.AGGREGATOR
+    theatre = theatre_of(5, roles=(ALL_ROLES, ALL_ROLES, trains, ALL_ROLES, ALL_ROLES), liars={2: ReducesWrongly})
+    outcome = theatre.play()
+    assert (outcome.broken, outcome.expelled) == ([], {"ReducesWrongly"})
