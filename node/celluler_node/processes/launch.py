@@ -67,6 +67,7 @@ def _environment(limits: Limits, scratch: Path) -> dict[str, str]:
         "HOME": str(scratch.resolve()),
         "TMPDIR": str(scratch.resolve()),
         **dict.fromkeys(THREAD_VARIABLES, str(limits.threads)),
+        "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take the cores from everybody else here
     }
 
 
