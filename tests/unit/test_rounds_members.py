@@ -9,7 +9,7 @@ import pytest
 
 from celluler.learning.effects import Behind, Exchange
 from celluler.learning.roster import ALL_ROLES, Role
-from simulations.rounds import Honest, Joiner, KeepsParts, ReducesWrongly, Schedule, Theatre
+from simulations.rounds import Honest, Joiner, KeepsParts, Member, ReducesWrongly, Schedule, Theatre
 from simulations.rounds.liars import AdmitsAnybody, SuspendsOthers
 from tests.unit.test_rounds_run import member, quiet, report_of
 
@@ -58,9 +58,12 @@ def test_who_was_away_for_longer_than_parts_are_kept_begins_anew_with_the_chain(
 ) -> None:
     theatre, told = theatre_of(rounds=12, away={1: (2.0, 15.0)}), list[Behind]()
     revive = theatre._revive
-    monkeypatch.setitem(
-        theatre._handlers, Behind, lambda who, effect, now: (told.append(effect), revive(who, effect, now))
-    )
+
+    def hear(who: Member, effect: Behind, now: float) -> None:
+        told.append(effect)
+        revive(who, effect, now)
+
+    monkeypatch.setitem(theatre._handlers, Behind, hear)
     outcome = theatre.play()
     assert (outcome.broken, outcome.revived) == ([], 1)
     assert len(set(theatre.finished.values())) == 1
@@ -79,11 +82,13 @@ def test_a_leader_that_sends_away_or_lets_in_whom_it_likes_is_not_followed(kind:
 
 def test_in_a_star_one_member_reduces_everything_round_after_round() -> None:
     theatre = theatre_of(topology="star")
-    seen: set[tuple[int, ...]] = set()
-    exchange = theatre.hands.exchange
-    theatre._handlers[Exchange] = lambda who, effect, now: (
-        seen.add(effect.reducers), exchange(who, effect, now)
-    )  # fmt: skip
+    seen, exchange = set[tuple[int, ...]](), theatre.hands.exchange
+
+    def look(who: Member, effect: Exchange, now: float) -> None:
+        seen.add(effect.reducers)
+        exchange(who, effect, now)
+
+    theatre._handlers[Exchange] = look
     assert theatre.play().broken == []
     assert seen == {(0, 0)}
 
