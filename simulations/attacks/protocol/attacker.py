@@ -33,7 +33,7 @@ class End(StrEnum):
     ABSENT = "its update is in no set"
     BARRED = "kept from reducing"
     TOLD = "named as at fault, not expelled"
-    BORNE = "nothing: it is one of the b that are borne"
+    BORNE = "nothing so far"
 
 
 class Attacker:
