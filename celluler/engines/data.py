@@ -20,7 +20,8 @@ from celluler.datasets.schema import NUMBERS, USUAL, WHOLE, Column, Selection
 from celluler.engines.columns import MAX_WORD_BYTES, Numbers, Words
 from celluler.engines.tables import Batch, Table, file_format, open_table
 from celluler.errors import InvalidSpec
-from celluler.models.spec import Architecture, Classification
+from celluler.models.objectives import Classification
+from celluler.models.spec import Architecture
 from celluler.models.weights import TensorView, read_header
 
 _DTYPES = {"float32": ("F32", "<f4"), "int64": ("I64", "<i8")}
@@ -29,8 +30,8 @@ _CHECKED_ROWS = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """x: (n, *input). y: (n,) int64 classes, or (n, *output) float32 for regression. keys: (n,) int64, when asked for;
-    of text its `key_numbers`."""
+    """x: (n, *input). y: (n,) int64 classes, (n, *output) float32 for regression, or x itself where that is what the
+    model is asked for. keys: (n,) int64, when asked for; of text its `key_numbers`."""
 
     x: Tensor
     y: Tensor
@@ -50,10 +51,11 @@ def load_dataset(architecture: Architecture, path: Path, chosen: Selection = USU
     objective = architecture.objective
     if isinstance(objective, Classification):
         _check_range(y, objective.classes, "dataset.y")
-    else:
+    elif y is not None:
         _check_finite(y, "dataset.y")
     check_values(architecture, x, "dataset.x")
-    return Dataset(torch.from_numpy(x), torch.from_numpy(y), keys)
+    samples = torch.from_numpy(x)
+    return Dataset(samples, samples if y is None else torch.from_numpy(y), keys)
 
 
 def check_values(architecture: Architecture, x: Any, path: str) -> None:
@@ -64,8 +66,10 @@ def check_values(architecture: Architecture, x: Any, path: str) -> None:
         _check_finite(x, path)
 
 
-def _answers(architecture: Architecture) -> tuple[str, tuple[int, ...]]:
-    """(dtype, shape of one row) of y."""
+def _answers(architecture: Architecture) -> tuple[str, tuple[int, ...]] | None:
+    """(dtype, shape of one row) of y; None when x is what is asked for."""
+    if architecture.objective.FROM_INPUT:
+        return None
     if isinstance(architecture.objective, Classification):
         return "int64", ()
     return "float32", architecture.output
@@ -79,17 +83,17 @@ def _from_tensors(architecture: Architecture, path: Path, chosen: Selection) -> 
     if len(chosen.features) > 1:
         raise InvalidSpec("features", "of a file of tensors can be one only")
     x, y = (*chosen.features, "x")[0], chosen.label or "y"
-    wanted = {x, y, *([chosen.key] if chosen.key else [])}
-    if set(views) != wanted:
+    answers = _answers(architecture)
+    wanted = {x, *([] if answers is None else [y]), *([chosen.key] if chosen.key else [])}
+    if set(views) != wanted and (answers is not None or set(views) != wanted | {y}):
         names = " and ".join(sorted(wanted))
         raise InvalidSpec("dataset", f"must hold the tensors {names}, holds {', '.join(sorted(views))[:128] or 'none'}")
     count = views[x].shape[0] if views[x].shape else 0
     if not count:
         raise InvalidSpec("dataset.x", "holds no sample")
-    dtype, shape = _answers(architecture)
     return (
         _array(path, views[x], architecture.input.dtype, (count, *architecture.input.shape), "dataset.x"),
-        _array(path, views[y], dtype, (count, *shape), "dataset.y"),
+        None if answers is None else _array(path, views[y], answers[0], (count, *answers[1]), "dataset.y"),
         _array(path, views[chosen.key], "int64", (count,), "dataset.key") if chosen.key else None,
     )
 
@@ -106,23 +110,26 @@ def _array(path: Path, view: TensorView, dtype: str, shape: tuple[int, ...], whe
 
 
 def _from_table(architecture: Architecture, table: Table, chosen: Selection) -> tuple[Any, Any, Any]:
-    label = table.column(chosen.label or "label")
+    answers = _answers(architecture)
+    labels = () if answers is None else (table.column(chosen.label or "label"),)
     key = table.column(chosen.key) if chosen.key else None
     features = _features(table, chosen)
-    dtype, shape = _answers(architecture)
     x = _room(table.rows, features, architecture.input.dtype, architecture.input.shape, "dataset.x")
-    y = _room(table.rows, (label,), dtype, shape, "dataset.y")
+    y = None if answers is None else _room(table.rows, labels, *answers, "dataset.y")
     keys = None if key is None else np.empty(table.rows, dtype=np.int64)
-    used = dict.fromkeys(column.name for column in (*features, label, *(() if key is None else (key,))))
+    used = dict.fromkeys(column.name for column in (*features, *labels, key) if column is not None)
     start = 0
     for batch in table.batches(tuple(used)):
-        end = start + len(batch[label.name])
+        end = start + len(batch[features[0].name])
         _fill(x[start:end], features, batch)
-        _fill(y[start:end], (label,), batch)
+        if y is not None:
+            _fill(y[start:end], labels, batch)
         if key is not None and keys is not None:
             keys[start:end] = _keys(batch[key.name], key)
         start = end
-    return x.reshape(-1, *architecture.input.shape), y.reshape(-1, *shape), keys
+    if y is not None and answers is not None:
+        y = y.reshape(-1, *answers[1])
+    return x.reshape(-1, *architecture.input.shape), y, keys
 
 
 def _features(table: Table, chosen: Selection) -> tuple[Column, ...]:

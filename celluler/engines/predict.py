@@ -14,21 +14,25 @@ from torch import Tensor, nn
 
 from celluler.engines.build import build
 from celluler.engines.data import Dataset, check_values
+from celluler.engines.objectives import finite, loss_of, right_of
 from celluler.models.calls import check_call
-from celluler.models.spec import Architecture, Classification
+from celluler.models.objectives import NextToken
+from celluler.models.spec import Architecture
 
 _BATCH_BYTES = 64 << 20
 _MAX_BATCH = 1024
-_WORST_LOSS = 1e30
+_LARGEST_EXPONENT = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """count: samples. loss: mean over them. accuracy: share classified right; None for regression."""
+    """count: samples. loss: mean over them. accuracy: share of classes or tokens told right; None where answers are
+    numbers. perplexity: of a language model, e to the loss; None of others."""
 
     count: int
     loss: float
     accuracy: float | None
+    perplexity: float | None = None
 
 
 class Predictor:
@@ -51,31 +55,22 @@ class Predictor:
         return np.concatenate(pieces)
 
     def evaluate(self, data: Dataset) -> Evaluation:
-        total, correct, place = 0.0, 0, 0
-        classifies = isinstance(self.architecture.objective, Classification)
+        total, right, asked, place = 0.0, 0, 0, 0
         for raw in self._batches(data.x):
             y = data.y[place : place + raw.shape[0]]
             place += raw.shape[0]
             total += float(loss_of(self.architecture, raw, y)) * raw.shape[0]
-            correct += int((raw.argmax(dim=1) == y).sum()) if classifies else 0
-        return Evaluation(len(data), finite(total / len(data)), correct / len(data) if classifies else None)
+            if told := right_of(self.architecture, raw, y):
+                right, asked = right + told[0], asked + told[1]
+        loss = finite(total / len(data))
+        speaks = isinstance(self.architecture.objective, NextToken)
+        perplexity = finite(math.exp(min(loss, _LARGEST_EXPONENT))) if speaks else None
+        return Evaluation(len(data), loss, right / asked if asked else None, perplexity)
 
     def _batches(self, x: Tensor) -> Iterator[Tensor]:
         with torch.inference_mode():
             for start in range(0, x.shape[0], self._batch):
                 yield self._module(x[start : start + self._batch])
-
-
-def loss_of(architecture: Architecture, raw: Tensor, y: Tensor) -> Tensor:
-    """Mean over the batch: cross-entropy of logits, or squared error."""
-    if isinstance(architecture.objective, Classification):
-        return nn.functional.cross_entropy(raw, y)
-    return nn.functional.mse_loss(raw, y)
-
-
-def finite(loss: float) -> float:
-    """A loss fit to be reported: one that is not finite becomes huge."""
-    return min(loss, _WORST_LOSS) if math.isfinite(loss) else _WORST_LOSS
 
 
 def _shape_output(raw: Tensor, output: str) -> Tensor:

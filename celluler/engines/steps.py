@@ -23,10 +23,10 @@ from celluler.datasets.sharding import shard
 from celluler.engines.build import build, idle_biases
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
+from celluler.engines.objectives import finite, loss_of
 from celluler.engines.optimise import inner_named
-from celluler.engines.predict import finite, loss_of
 from celluler.errors import LocalError
-from celluler.models.layers import Dropout, Layer, Repeat, Residual
+from celluler.models.layers import Dropout, walk
 from celluler.models.spec import Architecture
 
 Vector = npt.NDArray[np.float32]
@@ -47,7 +47,7 @@ class LocalSteps:
         self._module = build(architecture, self._vector)
         self._idle = self._alias_gradients()
         self._module.train()
-        self._draws_noise = _has_dropout(architecture.layers)
+        self._draws_noise = any(isinstance(layer, Dropout) for layer in walk(architecture.layers))
         self._taken, self._total = 0, 0.0
 
     def begin(self, start: Vector, round_number: int, index: int, rows: Tensor | None) -> None:
@@ -157,7 +157,7 @@ def own_rows(data: Dataset, config: TrainConfig, index: int) -> Tensor | None:
         return None
     kind, labels = "iid" if config.partition == "shard" else config.partition, None
     if kind == "by-label":
-        if data.y.dtype != torch.int64:
+        if data.y.dtype != torch.int64 or data.y.dim() != 1:
             raise LocalError("only a classification's data can be sharded by label")
         labels = data.y.numpy()
     place = index % config.members  # who came later shares the shard of one who was there
@@ -170,10 +170,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _has_dropout(layers: tuple[Layer, ...]) -> bool:
-    return any(
-        isinstance(layer, Dropout) or (isinstance(layer, Residual | Repeat) and _has_dropout(layer.layers))
-        for layer in layers
-    )

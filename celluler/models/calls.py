@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from celluler.errors import InvalidSpec
-from celluler.models.spec import Architecture, Classification
+from celluler.models.objectives import Classification
+from celluler.models.spec import Architecture
 
 OUTPUTS = ("raw", "probabilities", "labels")
 """raw: what the last layer gives (logits, or a regression's numbers). The others are a classification's only."""

@@ -17,7 +17,8 @@ from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, PeerId, Signed, open_envelope, peer_id_of, seal
 from celluler.models.access import MAX_READERS, SealedKey
 from celluler.models.names import check_licence, check_printable, check_word, check_words
-from celluler.models.spec import MAX_SPEC_BYTES, Architecture, Classification, parse_spec
+from celluler.models.objectives import Classification
+from celluler.models.spec import MAX_SPEC_BYTES, Architecture, parse_spec
 from celluler.models.version import MAX_VERSION_BYTES, parse_version
 from celluler.wire import U64, Bytes32, Length, Range
 

@@ -8,7 +8,8 @@ from dataclasses import MISSING, fields
 
 from celluler.models.fields import rule_of
 from celluler.models.layers import KINDS
-from celluler.models.spec import DEFAULT_BUDGET, DOCUMENT, MAX_SPEC_BYTES, OBJECTIVES, Input, parse_spec
+from celluler.models.objectives import OBJECTIVES
+from celluler.models.spec import DEFAULT_BUDGET, DOCUMENT, MAX_SPEC_BYTES, Input, parse_spec
 
 EXAMPLES = {
     "An MLP for scikit-learn's digits": {

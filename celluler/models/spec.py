@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from celluler.errors import InvalidSpec
-from celluler.models.fields import MAX_SIZE, Choice, Sizes, Whole, declare, read_fields
+from celluler.models.fields import Choice, Sizes, Whole, declare, read_fields
 from celluler.models.layers import (
     FLOAT_BYTES,
     Body,
@@ -25,6 +25,7 @@ from celluler.models.layers import (
     count_layers,
     plan_layers,
 )
+from celluler.models.objectives import OBJECTIVES, Objective, Planned
 
 FORMAT = 1
 MAX_SPEC_BYTES = 1 << 16
@@ -39,25 +40,6 @@ class Input:
 
     dtype: str = declare(Choice(("float32", "int64")), "of its elements; int64 is for an embedding")
     shape: Shape = declare(Sizes(), "without the batch axis")  # noqa: RUF009
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """One class out of several: the last layer gives one logit a class; trained by cross-entropy."""
-
-    KIND: ClassVar[str] = "classification"
-    classes: int = declare(Whole(2, MAX_SIZE), "must be the width of the last layer")
-
-
-@dataclass(frozen=True, slots=True)
-class Regression:
-    """Numbers: whatever shape the last layer gives; trained by mean squared error."""
-
-    KIND: ClassVar[str] = "regression"
-
-
-Objective = Classification | Regression
-OBJECTIVES: dict[str, type[Classification] | type[Regression]] = {cls.KIND: cls for cls in (Classification, Regression)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +158,7 @@ def _plan(given: Input, layers: tuple[Layer, ...], objective: Objective, budget:
     out = plan_layers(layers, start, Place(), ledger)
     if out.dtype != "float32":
         raise InvalidSpec("layers", f"give {out.dtype}, an objective needs float32")
-    if isinstance(objective, Classification) and out.shape != (objective.classes,):
-        raise InvalidSpec("objective.classes", f"is {objective.classes}, but the layers give {out.shape}")
+    objective.check(Planned(start, out, ledger.vocabulary, layers))
     trained = sum(tensor.elements for tensor in ledger.tensors if tensor.trained)
     cost = Cost(trained, ledger.parameter_bytes, ledger.activation_bytes, ledger.multiply_adds, ledger.layers)
     return Architecture(given, layers, objective, out.shape, tuple(ledger.tensors), ledger.vocabulary, cost)

@@ -79,9 +79,9 @@ def test_attention_is_the_sum_of_values_weighed_by_how_queries_fit_keys() -> Non
 def test_rotary_positions_tell_places_apart_by_their_distance_alone() -> None:
     layer = {"kind": "attention", "heads": 1, "causal": True, "rope_base": 100}
     _, _, module = made(layer, shape=(8, 4))
-    assert isinstance(module, torch.nn.Sequential)
+    attention: Any = next(module.children())
     query, key = (drawn(1, 1, 1, 4).expand(1, 1, 8, 4) * factor for factor in (1, -2))
-    one, other = module[0]._turned(query, key)
+    one, other = attention._turned(query, key)
     scores = (one @ other.transpose(2, 3))[0, 0]
     for distance in (1, 3):
         assert torch.allclose(scores.diagonal(distance), scores[0, distance], atol=1e-4)

@@ -5,7 +5,7 @@ goes out. Nothing is allocated; `celluler.engines.build` makes modules of the sa
 """
 
 from celluler.models.layers.base import FLOAT_BYTES, Budget, Layer, Ledger, Place, Shape, Signal, TensorSpec
-from celluler.models.layers.blocks import KINDS, Body, Repeat, Residual, count_layers, plan_layers, read_layer
+from celluler.models.layers.blocks import KINDS, Body, Repeat, Residual, count_layers, plan_layers, read_layer, walk
 from celluler.models.layers.elements import Activation, Dense, Dropout, FeedForward, Flatten, Reshape, SwiGLU
 from celluler.models.layers.images import AvgPool2d, Conv2d, ConvTranspose2d, GlobalAvgPool, MaxPool2d, Upsample2d
 from celluler.models.layers.norms import BatchNorm, GroupNorm, LayerNorm, RmsNorm
@@ -51,4 +51,5 @@ __all__ = [
     "count_layers",
     "plan_layers",
     "read_layer",
+    "walk",
 ]

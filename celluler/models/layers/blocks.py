@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -122,6 +123,14 @@ def plan_layers(
     for place, layer in enumerate(layers):
         given = layer.plan(given, at.child(place, copy=copy), ledger)
     return given
+
+
+def walk(layers: tuple[Layer, ...]) -> Iterator[Layer]:
+    """Every layer as it is written, those inside others behind them; repeats are not unrolled."""
+    for layer in layers:
+        yield layer
+        if isinstance(layer, Repeat | Residual):
+            yield from walk(layer.layers)
 
 
 def count_layers(layers: tuple[Layer, ...]) -> int:
