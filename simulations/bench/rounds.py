@@ -20,12 +20,16 @@ from typing import Any
 
 import psutil
 
+from celluler.aggregation.wires import FINEST
 from simulations.bench.rounds_nk import figures as nk_figures
 from simulations.bench.rounds_peers import Group
 
-KINDS = ("robust", "averager", "runner", "gloo", "floor")
+KINDS = ("robust", "robust:q8", "robust:q4", "averager", "runner", "gloo", "floor")
+USUAL = ("robust", "averager", "runner", "gloo", "floor")
 NAMES = {
     "robust": "verified round",
+    "robust:q8": "verified round by q8",
+    "robust:q4": "verified round by q4",
     "averager": "hivemind's DecentralizedAverager",
     "runner": "hivemind's AllReduceRunner",
     "gloo": "torch.distributed gloo",
@@ -40,6 +44,7 @@ SEED = 11
 
 def needed_bytes(count: int, size: int, kinds: list[str]) -> int:
     """Roughly, from what processes of each kind were seen to take: at rest, and for each value."""
+    kinds = [kind.partition(":")[0] for kind in kinds]
     idle = {"robust": 160e6, "averager": 1.1e9, "runner": 0.5e9, "gloo": 0.35e9, "floor": 30e6}
     a_value = {"robust": 14 + 6 * count, "averager": 28, "runner": 24, "gloo": 12, "floor": 4}
     return int(sum(count * (idle[kind] + a_value[kind] * size) for kind in kinds))
@@ -52,7 +57,7 @@ def measure(count: int, size: int, repeats: int, kinds: list[str]) -> list[dict[
     order, shuffled = list(kinds), random.Random(SEED)
     try:
         for kind in kinds:
-            groups[kind] = Group(kind, count, size, {})
+            groups[kind] = Group(kind, count, size, {"wire": kind.partition(":")[2] or FINEST})
         for number in range(1, repeats + 2):
             shuffled.shuffle(order)
             for kind in order:
@@ -73,11 +78,11 @@ def rows(medians: dict[str, dict[str, float]], shape: str, aim: float | None) ->
 
     made = []
     for kind in medians:
-        for other in KINDS[KINDS.index(kind) + 1 :] if kind == "robust" else ("floor",):
+        for other in KINDS[KINDS.index(kind) + 1 :] if kind.startswith("robust") else ("floor",):
             if other != kind and other in medians:
                 wanted = aim if (kind, other) == ("robust", "averager") else None
                 made.append(row(f"{NAMES[kind]}, {shape}", seconds(kind), NAMES[other], seconds(other), wanted))
-        if kind == "robust":
+        if kind.startswith("robust"):
             for phase in ("encode", "exchange", "check"):
                 made.append(row(f"  of which {phase}, {shape}", seconds(kind, phase), NAMES[kind], seconds(kind)))
             made += [
@@ -141,7 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=int, nargs="+", default=[3, 5, 8])
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 10, 25])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(USUAL))
     parser.add_argument("--quick", action="store_true", help="5 peers x 1 million values, two repeats")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

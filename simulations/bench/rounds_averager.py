@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from hivemind.averaging.control import AveragingStage, StepControl
 
-from simulations.bench.rounds_peers import ROUND_S, hear, quiet, say
+from simulations.bench.rounds_peers import ROUND_S, START_S, hear, quiet, say
 
 MATCHMAKING_S = 2.0
 _POLL_S = 0.02
@@ -58,7 +58,7 @@ def serve(place: int, count: int, size: int) -> None:
 def _dht(known: tuple[str, ...] | list[str]) -> hivemind.DHT:
     return hivemind.DHT(
         initial_peers=list(known), start=True, host_maddrs=["/ip4/127.0.0.1/tcp/0"], use_relay=False,
-        use_auto_relay=False, use_ipfs=False, nat_port_map=False, auto_nat=False,
+        use_auto_relay=False, use_ipfs=False, nat_port_map=False, auto_nat=False, startup_timeout=START_S,
     )  # fmt: skip
 
 

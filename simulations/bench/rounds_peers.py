@@ -19,7 +19,7 @@ import psutil
 import structlog
 
 ROOT = Path(__file__).parents[2]
-START_S = 90.0
+START_S = 240.0
 ROUND_S = 240.0
 
 
@@ -61,8 +61,12 @@ class Group:
             )
             for place in range(count)
         ]
-        self._tell(self._ask(START_S))
-        self._ask(START_S)
+        try:
+            self._tell(self._ask(START_S))
+            self._ask(START_S)
+        except BaseException:
+            self.close()
+            raise
 
     def round(self, number: int) -> dict[str, float]:
         """What the peers say of one round, of each figure the largest; `cpu`: seconds of all processes together."""
@@ -78,6 +82,9 @@ class Group:
         return sum(process.memory_info().rss for process in self._family())
 
     def close(self) -> None:
+        """End them all, and what hivemind leaves of a p2pd that was killed: the process and its sockets in /tmp."""
+        family = self._family()
+        sockets = [argument for process in family for argument in _arguments(process) if "-listen=/unix" in argument]
         for process in self._peers:
             assert process.stdin is not None
             process.stdin.close()
@@ -87,13 +94,19 @@ class Group:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for relative in psutil.wait_procs(family, timeout=5)[1]:
+            relative.kill()
+        for socket in sockets:
+            path = Path(socket.partition("/unix")[2])
+            for each in (path, path.with_name(path.name.replace("p2pd", "p2pclient"))):
+                each.unlink(missing_ok=True)
 
     def _cpu_s(self) -> float:
         """Of all its processes, p2pd included: what a busy machine falsifies least."""
         return sum(sum(process.cpu_times()[:2]) for process in self._family())
 
     def _family(self) -> list[psutil.Process]:
-        roots = [psutil.Process(process.pid) for process in self._peers]
+        roots = [psutil.Process(process.pid) for process in self._peers if process.poll() is None]
         return [*roots, *(child for root in roots for child in root.children(recursive=True))]
 
     def _kill(self) -> None:
@@ -116,3 +129,10 @@ class Group:
         if not all(lines):
             raise RuntimeError("a peer of the benchmark ended")
         return [json.loads(line) for line in lines]
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

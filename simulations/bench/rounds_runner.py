@@ -16,13 +16,18 @@ from hivemind.averaging.allreduce import AllReduceRunner
 from hivemind.p2p import P2P, PeerID
 from hivemind.utils.multiaddr import Multiaddr
 
-from simulations.bench.rounds_peers import hear, quiet, say
+from simulations.bench.rounds_peers import START_S, hear, quiet, say
 
 
 async def serve(place: int, count: int, size: int) -> None:
     values = torch.from_numpy(np.random.default_rng(place).standard_normal(size).astype(np.float32))
     p2p = await P2P.create(
-        host_maddrs=["/ip4/127.0.0.1/tcp/0"], nat_port_map=False, auto_nat=False, use_relay=False, use_ipfs=False
+        host_maddrs=["/ip4/127.0.0.1/tcp/0"],
+        nat_port_map=False,
+        auto_nat=False,
+        use_relay=False,
+        use_ipfs=False,
+        startup_timeout=START_S,
     )
     try:
         addresses = [str(address) for address in await p2p.get_visible_maddrs()]
