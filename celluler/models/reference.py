@@ -10,48 +10,7 @@ from celluler.models.fields import rule_of
 from celluler.models.layers import KINDS
 from celluler.models.objectives import OBJECTIVES
 from celluler.models.spec import DEFAULT_BUDGET, DOCUMENT, MAX_SPEC_BYTES, Input, parse_spec
-
-EXAMPLES = {
-    "An MLP for scikit-learn's digits": {
-        "spec": 1,
-        "input": {"dtype": "float32", "shape": [64]},
-        "layers": [
-            {"kind": "dense", "width": 128},
-            {"kind": "activation", "function": "relu"},
-            {"kind": "dense", "width": 64},
-            {"kind": "activation", "function": "relu"},
-            {"kind": "dense", "width": 10},
-        ],
-        "objective": {"kind": "classification", "classes": 10},
-    },
-    "A small residual CNN for the same": {
-        "spec": 1,
-        "input": {"dtype": "float32", "shape": [64]},
-        "layers": [
-            {"kind": "reshape", "shape": [1, 8, 8]},
-            {"kind": "conv2d", "channels": 16, "kernel": 3, "padding": 1},
-            {"kind": "batch_norm"},
-            {"kind": "activation", "function": "relu"},
-            {
-                "kind": "repeat",
-                "times": 2,
-                "layers": [
-                    {
-                        "kind": "residual",
-                        "layers": [
-                            {"kind": "conv2d", "channels": 16, "kernel": 3, "padding": 1},
-                            {"kind": "batch_norm"},
-                            {"kind": "activation", "function": "relu"},
-                        ],
-                    }
-                ],
-            },
-            {"kind": "global_avg_pool"},
-            {"kind": "dense", "width": 10},
-        ],
-        "objective": {"kind": "classification", "classes": 10},
-    },
-}
+from celluler.models.templates import TEMPLATES, Template
 
 _INTRODUCTION = f"""\
 # Model spec
@@ -89,13 +48,21 @@ Untrained weights come from a 32-byte seed, the same on every machine: weights u
 """
 
 
+_TEMPLATES = """\
+## Templates
+
+`celluler model new --template NAME` writes one of these documents down; `--set layers[0].width=64` changes a value, by
+the path that errors name it with.
+"""
+
+
 def render() -> str:
     """The whole page."""
     parts = [_INTRODUCTION, "## Document\n\n" + _table(DOCUMENT), "### `input`\n\n" + _table(Input)]
     parts += ["## Objectives\n", *(_section(kind, cls) for kind, cls in OBJECTIVES.items())]
     parts += ["## Layers\n\nShapes are of one sample: the batch axis is never written.\n"]
     parts += [_section(kind, cls) for kind, cls in KINDS.items()]
-    parts += [_BUDGET, _WEIGHTS, "## Examples\n", *(_example(name, doc) for name, doc in EXAMPLES.items())]
+    parts += [_BUDGET, _WEIGHTS, _TEMPLATES, *(_example(name, one) for name, one in TEMPLATES.items())]
     return "\n".join(parts)
 
 
@@ -113,10 +80,10 @@ def _table(cls: type) -> str:
     return "\n".join(["| field | value | default | |", "|---|---|---|---|", *rows, ""]) if rows else "No fields.\n"
 
 
-def _example(name: str, document: dict[str, object]) -> str:
-    architecture = parse_spec(document)
+def _example(name: str, template: Template) -> str:
+    architecture = parse_spec(template.document)
     facts = f"{architecture.parameter_count} parameters, {architecture.parameter_bytes} bytes of weights"
-    return f"{name}: {facts}.\n\n```json\n{json.dumps(document)}\n```\n"
+    return f"### {name}\n\nIt {template.about}; {facts}.\n\n```json\n{json.dumps(template.document)}\n```\n"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from celluler.models.reference import EXAMPLES
+from celluler.models.templates import TEMPLATES
 
-MLP, CNN = EXAMPLES.values()
+MLP, CNN = TEMPLATES["mlp"].document, TEMPLATES["cnn"].document
 RELU: dict[str, Any] = {"kind": "activation", "function": "relu"}
 TINY: dict[str, Any] = {
     "spec": 1,

@@ -10,7 +10,7 @@ import typer
 from celluler.errors import IntegrityError, Unavailable
 from celluler.quantities import format_bytes
 from celluler.views import Blob, Check, Model, ModelQuery, Verification, Versions, to_json
-from celluler_node.cli import version_commands
+from celluler_node.cli import new_command, version_commands
 from celluler_node.cli.output import Output, printable, say
 from celluler_node.cli.progress import with_bars
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
@@ -241,6 +241,7 @@ def unpin(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
     run(main)
 
 
+new_command.add_to(app)
 version_commands.add_to(app)
 
 
