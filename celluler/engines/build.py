@@ -13,7 +13,21 @@ from torch import Tensor, nn
 
 from celluler.engines.build_layers import leaf
 from celluler.errors import LocalError
-from celluler.models.layers import BatchNorm, Budget, Conv2d, Dense, Layer, Ledger, Place, Repeat, Residual, Signal
+from celluler.models.layers import (
+    Attention,
+    BatchNorm,
+    Budget,
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    GroupNorm,
+    Layer,
+    Ledger,
+    Place,
+    Repeat,
+    Residual,
+    Signal,
+)
 from celluler.models.spec import Architecture
 
 _UNBOUNDED = Budget(parameter_bytes=1 << 62, activation_bytes=1 << 62, multiply_adds=1 << 62, layers=1 << 62)
@@ -54,7 +68,8 @@ def views_of(architecture: Architecture, vector: Tensor) -> dict[str, Tensor]:
 
 
 def idle_biases(architecture: Architecture) -> frozenset[str]:
-    """Names of the biases that a batch norm right behind them takes out again.
+    """Names of the biases that are taken out again: by a norm right behind them that works channel by channel, or,
+    of the keys of attention, by its softmax, which sees differences between keys alone (unless they are turned).
 
     Training leaves them where they are but for rounding. An optimizer that divides by the size of its gradients makes
     whole steps of that, other ones on every machine: measured, it was all that kept replays of a CNN apart.
@@ -68,8 +83,10 @@ def _idle(layers: tuple[Layer, ...], given: Signal, at: str) -> Iterator[str]:
         after = layers[place + 1] if place + 1 < len(layers) else None
         out = layer.plan(given, Place(), Ledger(_UNBOUNDED))
         match layer:
-            case Conv2d(bias=True) if isinstance(after, BatchNorm):
+            case Conv2d(bias=True) | ConvTranspose2d(bias=True) if _by_channel(after, out):
                 yield f"{here}bias"
+            case Attention(bias=True, rope_base=None):
+                yield f"{here}key.bias"
             case Dense(bias=True) if isinstance(after, BatchNorm) and len(out.shape) == 1:
                 yield f"{here}bias"
             case Residual():
@@ -81,6 +98,10 @@ def _idle(layers: tuple[Layer, ...], given: Signal, at: str) -> Iterator[str]:
                     for one in layer.layers:
                         inside = one.plan(inside, Place(), Ledger(_UNBOUNDED))
         given = out
+
+
+def _by_channel(norm: Layer | None, given: Signal) -> bool:
+    return isinstance(norm, BatchNorm) or (isinstance(norm, GroupNorm) and norm.groups == given.shape[0])
 
 
 # --- layers made of layers -------------------------------------------------------------------------------------------
