@@ -129,7 +129,7 @@ TEMPLATES: dict[str, Template] = {
     ),
     "lstm-lm": _template(
         "writes ASCII text, a character after the other, by an LSTM",
-        [64],
+        [32],
         [{"kind": "embedding", "vocabulary": 128, "width": 32}, {"kind": "lstm", "hidden": 64}, _dense(128)],
         "next_token",
         vocabulary=128,
