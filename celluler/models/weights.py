@@ -155,7 +155,7 @@ def _view(entry: Any, base: int, path: str) -> TensorView:
     raise InvalidSpec(path, "has no valid entry in the safetensors header")
 
 
-_ITEM_BYTES = {"F32": 4, "I64": 8}
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 def _check_cover(views: dict[str, TensorView], base: int, size: int, what: str) -> None:

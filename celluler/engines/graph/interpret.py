@@ -1,0 +1,226 @@
+"""A checked graph as a torch module: an interpreter over a frozen table.
+
+Nothing is allocated when a module is built: its tensors are on the meta device until `load_graph` or `attach` gives
+them bytes. Names of the document are never names of attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from celluler.engines.graph.table import FUNCTIONS, TORCH_DTYPES
+from celluler.errors import InvalidSpec, LocalError
+from celluler.models.graph import Graph, Node
+from celluler.models.graph_arguments import Value
+from celluler.models.graph_ops import FACTORIES, FLIPS
+from celluler.models.graph_weights import check_graph_weights
+
+Observer = Callable[[int, Any], None]
+
+
+class GraphModule(nn.Module):
+    """The graph of a document. forward takes its inputs in their order, and gives a tensor, or a tuple of several."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self._places = {tensor.name: f"t{place}" for place, tensor in enumerate(graph.tensors)}
+        for tensor in graph.tensors:
+            meta = torch.empty(tensor.shape, dtype=TORCH_DTYPES[tensor.dtype], device="meta")
+            self.put(tensor.name, meta)
+        self._training_plan = _plan(graph, evaluation=False)
+        self._evaluation_plan = _plan(graph, evaluation=True)
+
+    def put(self, name: str, value: Tensor) -> None:
+        """Let a tensor of the graph be `value`; its shape and dtype must fit."""
+        place = self._places[name]
+        tensor = self.graph.tensors[int(place[1:])]
+        if tuple(value.shape) != tensor.shape or value.dtype != TORCH_DTYPES[tensor.dtype]:
+            raise LocalError(f"{name} is {tensor.dtype} {tensor.shape}, not {value.dtype} {tuple(value.shape)}")
+        if tensor.role in ("parameter", "frozen"):
+            self.register_parameter(place, nn.Parameter(value, requires_grad=tensor.trained))
+        else:
+            self.register_buffer(place, value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names in the document."""
+        return {name: self._parameters.get(place, self._buffers.get(place)) for name, place in self._places.items()}  # type: ignore[misc]
+
+    def forward(self, *given: Tensor) -> Any:
+        self._check(given)
+        return self.run(given)
+
+    def run(self, given: Iterable[Tensor], observe: Observer | None = None) -> Any:
+        """forward on inputs that the caller has checked. observe: is shown what each node gives."""
+        names = (one.name for one in self.graph.inputs)
+        values: dict[str, Any] = dict(zip(names, given, strict=True))
+        device = next(iter(values.values())).device
+        tensors = self.tensors()
+        for step in self._training_plan if self.training else self._evaluation_plan:
+            out = step.run(values, tensors, device)
+            if observe is not None:
+                observe(step.place, out)
+            values[step.name] = out
+            for name in step.done:
+                del values[name]
+        outputs = tuple(tensors[one.name] if one.tensor else values[one.name] for one in self.graph.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _check(self, given: tuple[Tensor, ...]) -> None:
+        if len(given) != len(self.graph.inputs):
+            raise InvalidSpec("inputs", f"must be {len(self.graph.inputs)}, not {len(given)}")
+        ranges = {name: (low, high) for name, low, high in self.graph.dimensions}
+        sizes: dict[str, int] = {}
+        vocabularies = dict(self.graph.vocabularies)
+        for one, value in zip(self.graph.inputs, given, strict=True):
+            path = f"inputs.{one.name}"
+            if value.dtype != TORCH_DTYPES[one.dtype]:
+                raise InvalidSpec(path, f"must be {one.dtype}, not {value.dtype}")
+            if value.dim() != len(one.shape):
+                raise InvalidSpec(path, f"must have shape {one.shape}, not {tuple(value.shape)}")
+            for side, size in zip(one.shape, value.shape, strict=True):
+                if isinstance(side, str):
+                    low, high = ranges[side]
+                    if not low <= size <= high or sizes.setdefault(side, size) != size:
+                        raise InvalidSpec(path, f"{side} is {size}, must be {low}…{high} and the same in all inputs")
+                elif size != side:
+                    raise InvalidSpec(path, f"must have shape {one.shape}, not {tuple(value.shape)}")
+            if one.name in vocabularies and value.numel() and not value.is_meta:
+                low, high = (int(edge) for edge in torch.aminmax(value))
+                if low < 0 or high >= vocabularies[one.name]:
+                    raise InvalidSpec(path, f"holds numbers outside 0…{vocabularies[one.name] - 1}")
+
+
+def load_graph(graph: Graph, weights: Path) -> GraphModule:
+    """The module of a graph with the tensors of a safetensors file, in evaluation.
+
+    Raises InvalidSpec for a file that does not fit, or whose parameters are not finite.
+    """
+    views = check_graph_weights(graph, weights)
+    module = GraphModule(graph)
+    for tensor in graph.tensors:
+        view = views[tensor.name]
+        data = np.fromfile(weights, dtype=np.uint8, count=view.end - view.start, offset=view.start)
+        value = torch.from_numpy(data).view(TORCH_DTYPES[tensor.dtype]).reshape(tensor.shape)
+        if tensor.role in ("parameter", "frozen") and not bool(torch.isfinite(value).all()):
+            raise InvalidSpec(f"weights.{tensor.name}", "holds values that are not finite")
+        module.put(tensor.name, value)
+    return module.eval()
+
+
+def attach(module: GraphModule, vector: Tensor) -> None:
+    """Let the tensors that training moves be views of one flat vector, (graph.dimension,) float32, in its order."""
+    graph = module.graph
+    if vector.shape != (graph.dimension,) or vector.dtype != torch.float32:
+        raise LocalError(f"{vector.dtype} of shape {tuple(vector.shape)} is no vector of {graph.dimension}")
+    start = 0
+    for tensor in graph.moved:
+        module.put(tensor.name, vector[start : start + tensor.elements].view(tensor.shape))
+        start += tensor.elements
+
+
+def flat_vector(module: GraphModule) -> Tensor:
+    """A copy of what training moves, (graph.dimension,) float32."""
+    tensors = module.tensors()
+    parts = [tensors[one.name].detach().reshape(-1) for one in module.graph.moved]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+# --- a plan: which function, with which arguments, in which order --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """place: of the node in the document. done: values that nothing needs after this step."""
+
+    place: int
+    name: str
+    function: Callable[..., Any]
+    positional: tuple[Any, ...]
+    named: tuple[tuple[str, Any], ...]
+    factory: bool
+    done: tuple[str, ...]
+
+    def run(self, values: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Any:
+        positional = [_resolve(one, values, tensors) for one in self.positional]
+        named = {name: _resolve(one, values, tensors) for name, one in self.named}
+        if self.factory:
+            named["device"] = device
+        try:
+            return self.function(*positional, **named)
+        except (
+            LocalError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            IndexError,
+            NotImplementedError,
+            ArithmeticError,
+        ) as error:
+            raise InvalidSpec(f"nodes[{self.place}]", f"{self.name} cannot be computed: {str(error)[:256]}") from error
+
+
+def _resolve(value: Any, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Value):
+        return tensors[value.name] if value.tensor else values[value.name]
+    if isinstance(value, tuple):
+        return [_resolve(one, values, tensors) for one in value]
+    return value
+
+
+def _plan(graph: Graph, *, evaluation: bool) -> tuple[_Step, ...]:
+    nodes = [(place, node) for place, node in enumerate(graph.nodes) if not (evaluation and node.train_only)]
+    kept = {one.name for one in graph.outputs if not one.tensor}
+    steps = []
+    for place, node in reversed(nodes):
+        used = {one.name for _, value in node.arguments for one in _references(value)} | {node.name}
+        done = tuple(sorted(used - kept))
+        kept |= used
+        steps.append(_step(place, node, done, evaluation=evaluation))
+    return tuple(reversed(steps))
+
+
+def _references(value: Any) -> Iterable[Value]:
+    if isinstance(value, Value):
+        if not value.tensor:
+            yield value
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _references(one)
+
+
+def _step(place: int, node: Node, done: tuple[str, ...], *, evaluation: bool) -> _Step:
+    function = FUNCTIONS[node.op]
+    given = dict(node.arguments)
+    if node.flip and evaluation:
+        argument, off = FLIPS[node.op]
+        given[argument] = off
+    for name, value in given.items():
+        if name == "dtype" and value is not None:
+            given[name] = TORCH_DTYPES[value]
+    order = _positional_order(node, function)
+    positional = []
+    for name in order:
+        if name not in given:
+            break
+        positional.append(given.pop(name))
+    return _Step(place, node.name, function, tuple(positional), tuple(given.items()), node.op in FACTORIES, done)
+
+
+def _positional_order(node: Node, function: Callable[..., Any]) -> list[str]:
+    """Arguments that can be given without their names, as the function has them."""
+    if not isinstance(function, torch._ops.OpOverload):
+        return [one.name for one in node.operation.arguments]
+    names = []
+    for one, ours in zip(function._schema.arguments, node.operation.arguments, strict=False):
+        if one.kwarg_only or one.name != ours.name:
+            break
+        names.append(one.name)
+    return names
