@@ -163,7 +163,7 @@ def format_graph(graph: Graph) -> bytes:
 
 
 def _plain_tensor(one: GraphTensor) -> dict[str, Any]:
-    document = {"name": one.name, "role": one.role, "dtype": one.dtype, "shape": list(one.shape)}
+    document: dict[str, Any] = {"name": one.name, "role": one.role, "dtype": one.dtype, "shape": list(one.shape)}
     if not one.persistent:
         document["persistent"] = False
     if one.aliases:
@@ -234,7 +234,7 @@ class _Reader:
         need_keys(value, path, ("name", "dtype", "shape"))
         name = self._name(value["name"], f"{path}.name")
         dtype = one_of(value["dtype"], f"{path}.dtype", tuple(DTYPES))
-        sides = []
+        sides: list[int | str] = []
         for place, side in enumerate(some(value["shape"], f"{path}.shape", 0, MAX_RANK)):
             if isinstance(side, str):
                 sides.append(one_of(side, f"{path}.shape[{place}]", tuple(self.dimensions)))

@@ -221,7 +221,7 @@ class Translation:
     def _outputs(self) -> tuple[Value, ...]:
         (last,) = (node for node in self._program.graph.nodes if node.op == "output")
         outputs = []
-        for one in last.args[0]:  # type: ignore[union-attr]
+        for one in last.args[0]:
             if not isinstance(one, fx.Node) or not isinstance(one.meta.get("val"), torch.Tensor):
                 raise NotExportable("", "output", "a graph gives a tensor, or a tuple of tensors")
             outputs.append(self._values[one])
