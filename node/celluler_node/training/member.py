@@ -268,24 +268,31 @@ class _Member:
         weights = await self.trainer.export()
         losses = record.life.metrics
         metrics = (Metric("loss", losses["loss"]),) if "loss" in losses else ()
-        record.outcome = await settle(site, record, self.material.base, weights, metrics)
-        found = await replicated(site, Digest(record.outcome.weights), min(REPLICAS, len(self.roster)))
+        if self.chronicle is not None:
+            record.transcript = await _hand_in(site, record, self.chronicle)
+        async with trio.open_nursery() as telling:  # whoever is told that we are done can find the transcript too
+            if record.transcript is not None:
+                telling.start_soon(site.transcripts.announce, record.job, record.transcript)
+            record.outcome = await settle(site, record, self.material.base, weights, metrics)
+            found = await replicated(site, Digest(record.outcome.weights), min(REPLICAS, len(self.roster)))
         record.moved[site.peer_id] = self.meter.moved()
         reason = f"{record.outcome.model} is held by {found} peers"
-        if self.chronicle is not None:
-            reason += f"; transcript {await _hand_in(site, record, self.chronicle)}"
+        if record.transcript is not None:
+            reason += f"; transcript {cid_of(record.transcript, Codec.MANIFEST)}"
         record.move(JobState.SUCCEEDED, site.clock(), reason)
 
     async def _publish(self, weights: Path, rounds: int) -> Any:
         return await publish_checkpoint(self.site, self.record, self.material.base, weights, rounds)
 
 
-async def _hand_in(site: Site, record: JobRecord, chronicle: Chronicle) -> str:
-    """The transcript as content, for whoever wants to verify the run; not pinned. Returns its CID."""
+async def _hand_in(site: Site, record: JobRecord, chronicle: Chronicle) -> Digest | None:
+    """The transcript as content, for whoever wants to verify the run; not pinned. None when there is no room for it."""
     add = partial(site.store.add, chronicle.path, "blob", pin=False, move=True)
-    root = await trio.to_thread.run_sync(add)
-    await site.transcripts.announce(record.job, root)
-    return cid_of(root, Codec.MANIFEST)
+    try:
+        return await trio.to_thread.run_sync(add)
+    except CellulerError as error:
+        log.info("transcript_not_kept", job=record.order.id[-8:], reason=str(error))
+        return None
 
 
 # --- the roster ---------------------------------------------------------------------------------------------------

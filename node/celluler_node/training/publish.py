@@ -125,6 +125,7 @@ async def _publish_as(
             parents=(base.digest,),
             dataset=record.order.spec.data.origin,
             job=record.job,
+            transcripts=() if record.transcript is None else (record.transcript,),
         )
     )
 

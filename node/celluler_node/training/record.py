@@ -58,6 +58,8 @@ class JobRecord:
     report: RunReport | None = None
     outcome: Outcome | None = None
     evidence: dict[PeerId, str] = field(default_factory=dict)
+    transcript: Digest | None = None
+    """Ours of the run, once it is a content."""
     moved: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
     roster_taken: trio.Event = field(default_factory=trio.Event)
     changed: trio.Event = field(default_factory=trio.Event)
