@@ -27,8 +27,8 @@ def start_nodes(swarm: Swarm, count: int, attacks: Mapping[int, str] | None = No
     return swarm.nodes
 
 
-def submit(client: Client, digits: Digits, members: int, **train: Any) -> Job:
-    """A job of all nodes, handed in at the client's own."""
+def submit(client: Client, digits: Digits, members: int, *, at_most: int | None = None, **train: Any) -> Job:
+    """A job of all nodes, handed in at the client's own. at_most: members, those that come late included."""
     model = client.models.add("alice/untrained:1.0.0", MLP)
     data = client.blobs.add(digits.train, kind="dataset")
     settings = {"rounds": 8, "inner_steps": 20, "batch": 32, "learning_rate": 0.2, "optimizer": "sgd"}
@@ -40,7 +40,7 @@ def submit(client: Client, digits: Digits, members: int, **train: Any) -> Job:
             "model": model.cid,
             "data": {"cid": data.cid},
             "train": {**settings, **train},
-            "resources": {"peers": {"min": members, "max": members}},
+            "resources": {"peers": {"min": members, "max": at_most or members}},
             "policy": {"deadline": "5m"},
         }
     )

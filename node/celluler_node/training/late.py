@@ -181,7 +181,8 @@ async def _collect(site: Site, record: JobRecord, voters: list[PeerId], entry: b
             nursery.start_soon(ask, peer, nursery.cancel_scope)
     if len(vouches) < wanted:
         denied = next((error for error in refusals if isinstance(error, Denied)), None)
-        raise denied or Unavailable(f"{len(vouches)} members vouch for us, {wanted} are needed")
+        why = f"; one says: {refusals[0]}" if refusals else ""
+        raise denied or Unavailable(f"{len(vouches)} members vouch for us, {wanted} are needed{why}")
     return vouches[:wanted]
 
 

@@ -106,6 +106,7 @@ async def come_back(site: Site, record: JobRecord) -> None:
         record.roster = chain.standing.roster
         return record.roster, False
 
+    record.move(JobState.QUEUED, site.clock(), "this node was away")
     await _participate(site, record, enter)
 
 
@@ -242,8 +243,7 @@ class _Member:
     async def _catch_up(self) -> Start:
         site, record = self.site, self.record
         record.live = None
-        if record.life.state is JobState.RUNNING:
-            record.move(JobState.QUEUED, site.clock(), "was left behind; asking the others how far they are")
+        record.move(JobState.QUEUED, site.clock(), "asking the others how far they are")
         record.move(JobState.FETCHING, site.clock(), "fetching the newest state")
         start, roster = await catch_up(site, record, self.trainer)
         self._take_roster(roster)
