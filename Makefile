@@ -43,7 +43,7 @@ simulate: $(READY) ## the machines under a virtual clock, many seeded schedules
 	$(BIN)/python -m simulations.membership --peers 1000
 	$(BIN)/python -m simulations.replication --peers 50
 
-test-large: $(READY) ## tests that need large assets
+test-large: $(READY) ## tests that need large assets, or minutes of a whole machine
 	$(BIN)/python -m pytest -m large
 
 clean:

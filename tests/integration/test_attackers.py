@@ -34,6 +34,7 @@ def digits(tmp_path: Path) -> Digits:
     return write_digits(tmp_path)
 
 
+@pytest.mark.large  # seven nodes want a machine of their own
 def test_seven_members_learn_although_two_lie_and_one_dies(swarm: Swarm, digits: Digits) -> None:
     nodes = start_nodes(swarm, MEMBERS, ATTACKS)
     liars = {nodes[place].peer_id for place in ATTACKS}

@@ -10,7 +10,7 @@ import pytest
 from celluler.client import Client
 from simulations.digits import Digits, write_digits
 from simulations.swarm import Swarm, open_swarm
-from tests.integration.test_training import TRAIN_S, await_round, start_nodes, submit
+from tests.support.training import TRAIN_S, await_round, start_nodes, submit
 from tests.support.waiting import eventually
 
 
@@ -25,12 +25,13 @@ def digits(tmp_path: Path) -> Digits:
     return write_digits(tmp_path)
 
 
+@pytest.mark.large  # sixty rounds, so that there is something to come late to
 def test_one_comes_late_another_is_killed_and_comes_back_and_all_end_with_the_same_model(
     swarm: Swarm, digits: Digits
 ) -> None:
     nodes = start_nodes(swarm, 4)
     with Client(home=nodes[0].home) as alice:
-        job = submit(alice, digits, 4, rounds=40)
+        job = submit(alice, digits, 4, at_most=6, rounds=60)
         await_round(job, 2)
         late = swarm.start("erin", join=[nodes[0].address])
         nodes[3].kill()

@@ -15,7 +15,6 @@ from celluler.aggregation.q16 import encode_parts, part_slices
 from celluler.client import Client
 from celluler.errors import WorkerFailed
 from celluler_node.processes.averager_words import Inputs, Offer
-from celluler_node.training import member
 from simulations.digits import Digits, write_digits
 from simulations.swarm import Swarm, open_swarm
 from tests.support.averagers import RUN, open_peers
@@ -55,7 +54,6 @@ def digits(tmp_path: Path) -> Digits:
     return write_digits(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(member, "run_neighbours"), reason="members do not train with neighbours alone yet")
 def test_four_on_a_ring_learn_without_certificates_although_one_dies(swarm: Swarm, digits: Digits) -> None:
     nodes = start_nodes(swarm, 4)
     with Client(home=nodes[0].home) as alice, Client(home=nodes[1].home) as bob:
