@@ -29,6 +29,8 @@ MEMBERS = 4
 RUN = b"celluler-calibrate".ljust(32, b"\0")
 READY_S = 120.0
 """A machine is measured while it is busy with other things, and nobody waits for the answer."""
+LEAST_LAZINESS = 1e-9
+"""A deviation below this is none that anybody could be judged by."""
 LEAST_RATIO = 4.0
 """Between laziness and noise: less is no separation."""
 _PATIENT = (("OMP_WAIT_POLICY", "passive"),)  # on a busy machine threads that spin keep each other waiting
@@ -117,7 +119,7 @@ def _instructions(torch: str, mkl: str, onednn: str) -> tuple[tuple[str, str], .
 
 def tolerance_between(noise: float, laziness: float) -> float | None:
     """The geometric middle, to one digit, where there is room; None where noise may pass for laziness."""
-    if not math.isfinite(laziness) or laziness < LEAST_RATIO * noise or laziness <= 0:
+    if not math.isfinite(laziness) or laziness < LEAST_RATIO * noise or laziness < LEAST_LAZINESS:
         return None
     middle = math.sqrt(max(noise, _SILENT * laziness) * laziness)
     digits = 10.0 ** math.floor(math.log10(middle))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celluler_node.calibrate import LEAST_RATIO, Measured, standings, tolerance_between, variations
+from celluler_node.calibrate import LEAST_LAZINESS, LEAST_RATIO, Measured, standings, tolerance_between, variations
 from celluler_node.calibration import (
     FILE,
     Calibration,
@@ -32,7 +32,7 @@ deviations = st.floats(0, 1e9, allow_nan=False)
 def test_a_tolerance_lies_between_noise_and_laziness_or_there_is_none(noise: float, laziness: float) -> None:
     found = tolerance_between(noise, laziness)
     if found is None:
-        assert laziness < LEAST_RATIO * noise or laziness == 0
+        assert laziness < LEAST_RATIO * noise or laziness < LEAST_LAZINESS
     else:
         assert noise < found < laziness
 
