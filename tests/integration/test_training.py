@@ -35,7 +35,8 @@ def test_five_members_learn_although_one_of_them_lies(swarm: Swarm, digits: Digi
         ended = job.wait(TRAIN_S)
         assert ended.state == "Succeeded", ended.reason
         assert {one.peer for one in ended.excluded} == {nodes[3].peer_id}
-        assert "no weight" in ended.excluded[0].reason
+        reason = ended.excluded[0].reason  # an audit may have come before the rule had said enough
+        assert "no weight" in reason or "its steps do not give; evidence" in reason
         result = job.results()
         answer = alice.predict(result.model, digits.x)
         assert digits.accuracy(answer.outputs.numpy()) >= 0.85
