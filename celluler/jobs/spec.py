@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from celluler.content.digest import Digest, cid_of, digest_of, parse_cid
 from celluler.datasets.schema import MAX_COLUMNS, MAX_NAME_BYTES, Selection
+from celluler.documents import read_json
 from celluler.errors import InvalidSpec, PeerViolation, ProtocolViolation
 from celluler.identity import public_key_of
 from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
@@ -303,7 +304,7 @@ def job_digest(job: TrainJob) -> Digest:
 def parse_canonical_job(data: bytes) -> TrainJob:
     """A job from a peer, which must be in canonical form. Raises ProtocolViolation."""
     try:
-        job = check_job(_read_json(_decode(data)))
+        job = check_job(read_json(data, limit=MAX_SPEC_BYTES))
         if canonical_job(job) != data:
             raise ProtocolViolation("job spec: not in canonical form")
     except InvalidSpec as error:
@@ -314,7 +315,7 @@ def parse_canonical_job(data: bytes) -> TrainJob:
 def read_document(document: str | bytes) -> Any:
     """YAML or JSON to plain values, bounded in size and depth. Raises InvalidSpec."""
     text = _decode(document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document)
-    value = _read_json(text) if text.lstrip().startswith("{") else _read_yaml(text)
+    value = read_json(text.encode(), limit=MAX_SPEC_BYTES) if text.lstrip().startswith("{") else _read_yaml(text)
     if any(depth > MAX_NESTING for depth in _depths(value)):
         raise InvalidSpec("", f"nested deeper than {MAX_NESTING}")
     return value
@@ -330,23 +331,6 @@ def _decode(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidSpec("", f"not UTF-8: {error.reason} at byte {error.start}") from None
-
-
-def _read_json(text: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise InvalidSpec(key, "is there twice")
-            seen[key] = value
-        return seen
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except RecursionError:
-        raise InvalidSpec("", "nested too deep") from None
-    except ValueError as error:
-        raise InvalidSpec("", f"not JSON: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from celluler.documents import read_json
 from celluler.errors import InvalidSpec
 from celluler.models.graph_arguments import (
     Known,
@@ -145,7 +146,7 @@ class Graph:
 
 def parse_graph(document: bytes | dict[str, Any], *, budget: GraphBudget = DEFAULT_BUDGET) -> Graph:
     """The graph that a JSON document describes. Raises InvalidSpec with the path of what is wrong."""
-    root = read_json(document) if isinstance(document, bytes) else document
+    root = read_json(document, limit=MAX_GRAPH_BYTES) if isinstance(document, bytes) else document
     return _Reader(budget).graph(root)
 
 
@@ -346,27 +347,3 @@ def _tensor_name(value: Any, path: str) -> str:
     if not all(part.isidentifier() or part.isdigit() for part in name.split(".")) or not name.isascii():
         raise InvalidSpec(path, "must be names or numbers, joined by points")
     return name
-
-
-# --- JSON from strangers ---------------------------------------------------------------------------------------------
-
-
-def read_json(data: bytes) -> Any:
-    """A document from a stranger. Raises InvalidSpec."""
-    if len(data) > MAX_GRAPH_BYTES:
-        raise InvalidSpec("", f"{len(data)} bytes, limit {MAX_GRAPH_BYTES}")
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, an integer of thousands of digits
-        raise InvalidSpec("", f"not JSON: {str(error)[:128]}") from error
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return document
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is not a number")

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
+from celluler.documents import read_json
 from celluler.errors import InvalidSpec
 from celluler.models.fields import Choice, Sizes, Whole, declare, read_fields
 from celluler.models.layers import (
@@ -87,7 +88,7 @@ class Architecture:
 
 def parse_spec(document: bytes | dict[str, Any], *, budget: Budget = DEFAULT_BUDGET) -> Architecture:
     """The architecture that a JSON document describes. Raises InvalidSpec with the path of what is wrong."""
-    root = _read_json(document) if isinstance(document, bytes) else document
+    root = read_json(document, limit=MAX_SPEC_BYTES) if isinstance(document, bytes) else document
     _bound_nesting(root)
     values = read_fields(_Document, root, "")
     return _plan(values["input"], values["layers"], values["objective"], budget)
@@ -165,26 +166,6 @@ def _plan(given: Input, layers: tuple[Layer, ...], objective: Objective, budget:
 
 
 # --- JSON from strangers ---------------------------------------------------------------------------------------------
-
-
-def _read_json(data: bytes) -> Any:
-    if len(data) > MAX_SPEC_BYTES:
-        raise InvalidSpec("", f"{len(data)} bytes, limit {MAX_SPEC_BYTES}")
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, an integer of thousands of digits
-        raise InvalidSpec("", f"not JSON: {str(error)[:128]}") from error
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return document
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a number")
 
 
 def _bound_nesting(root: Any) -> None:

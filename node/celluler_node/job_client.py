@@ -183,9 +183,10 @@ class JobClient:
         return open_order(await self._fetcher.block(job, hints=hints[:MAX_ASKED]))
 
     def _holders(self, followed: Followed) -> list[PeerId]:
-        """The coordinator, then the members of its run, then anybody."""
+        """The coordinator, then the members of its run, then anybody; never ourselves, whom no stream reaches."""
         told = (PeerId(followed.order.signed.record.coordinator), *map(PeerId, followed.facts.members))
-        return list(dict.fromkeys((*told, *self._members())))[:MAX_MEMBERS]
+        others = dict.fromkeys(peer for peer in (*told, *self._members()) if peer != self._identity.peer_id)
+        return list(others)[:MAX_MEMBERS]
 
     async def _catch_up(self, peer: PeerId, followed: Followed, wait_s: float) -> None:
         while True:

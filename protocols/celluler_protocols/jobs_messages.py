@@ -26,6 +26,7 @@ from celluler.identity import Identity, PeerId, Signed, open_envelope, public_ke
 from celluler.jobs.spec import MAX_SPEC_BYTES, TrainJob, canonical_job, parse_canonical_job
 from celluler.jobs.states import MAX_METRIC_NAME_BYTES, MAX_METRICS, MAX_REASON_BYTES, JobEvent, JobState
 from celluler.jobs.telemetry import RoundFigures
+from celluler.learning.messages import MAX_ADMISSION_BYTES
 from celluler.learning.roster import MAX_ENTRY_BYTES, MAX_MEMBERS, MAX_ROSTER_BYTES
 from celluler.wire import U8, U16, U32, U64, Bytes32, Frames, Length, Name, PeerName, Range
 
@@ -43,7 +44,6 @@ MAX_LINKS_AN_ANSWER = 64
 MAX_CHAIN_BYTES = 200_000
 """Of links in one answer, beside the roster."""
 MAX_VOUCH_BYTES = 1024
-MAX_ADMISSION_BYTES = 1 << 16
 
 
 # --- signed records ----------------------------------------------------------------------------------------------

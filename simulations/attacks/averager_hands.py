@@ -5,14 +5,20 @@ Imports no network library before it is that process: whoever starts it need not
 
 from __future__ import annotations
 
-from typing import Any
-
 from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.serving import Link
 from celluler_node.processes.words import Program
+from celluler_protocols.averaging_own import OwnWires
 from simulations.attacks.protocol.withholding import ServesNoInputs
 
 _NAME = "averager "
+
+
+class NothingOfOurs(OwnWires):
+    """Keeps what it sent to itself: nobody can do its steps again."""
+
+    def serve(self, peer: str, round_number: int, part: int) -> memoryview | None:
+        return None
 
 
 def program_of(attack: str) -> Program:
@@ -32,14 +38,8 @@ def main(link: Link) -> None:
     from celluler_protocols import averaging  # noqa: PLC0415
     from simulations.attacks.catalogue import parse_attacker  # noqa: PLC0415
 
-    class Secretive(averaging.Averager):
-        """Keeps what it sent to itself: nobody can do its steps again."""
-
-        async def _serve_own(self, peer: str, stream: Any, want: Any) -> None:
-            await stream.refuse("not here", final=True)
-
     hands = parse_attacker(link.boot.name.removeprefix(_NAME)).hands
     averaging.Exchange = hands  # type: ignore[attr-defined]
     if issubclass(hands, ServesNoInputs):
-        averaging.Averager = Secretive  # type: ignore[misc]
+        averaging.OwnWires = NothingOfOurs  # type: ignore[attr-defined, misc]
     averager_process.main(link)

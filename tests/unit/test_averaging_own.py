@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celluler.errors import Busy
+from celluler_protocols.averaging_checks import Server
+from celluler_protocols.averaging_messages import OWN, Want
 from celluler_protocols.averaging_own import MAX_OWN_SERVED, OwnWires
+from simulations.attacks.averager_hands import NothingOfOurs
 
 
 def part(size: int, fill: int = 0) -> memoryview:
@@ -47,3 +50,11 @@ def test_a_peer_gets_a_part_a_few_times_and_others_still_do() -> None:
         wires.serve("bob", 1, 0)
     assert wires.serve("carol", 1, 0) is not None
     assert wires.serve("bob", 2, 0) is None
+
+
+def test_an_attacker_that_keeps_what_it_sent_to_itself_serves_nobody() -> None:
+    run, want = bytes(32), Want(bytes(32), 1, 0, OWN)
+    for wires, served in ((OwnWires(), b"\1\1"), (NothingOfOurs(), None)):
+        wires.keep(1, {0: part(2, 1)})
+        found = Server(list, wires).find("somebody", want, run)
+        assert (None if found is None else bytes(found)) == served

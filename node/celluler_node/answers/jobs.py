@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 from celluler.content.digest import Codec, Digest, cid_of
-from celluler.errors import Denied, NoPeers, NotFound, Unavailable
+from celluler.errors import CellulerError, Denied, NoPeers, NotFound
 from celluler.identity import PeerId
 from celluler.jobs.spec import TrainJob, parse_job, with_data
 from celluler.views import Job, JobChange, JobCheckpoint, JobReport, JobSpec, NewJob, StoppedJob
@@ -53,7 +53,7 @@ class JobAnswers(Answers):
         own = self._core.identity.peer_id
         assert self._of.desk is not None
         await self._of.desk.cancel(own, record.job, own)
-        with suppress(Unavailable, NotFound):  # nobody else may have heard of it yet
+        with suppress(CellulerError):  # nobody else may have heard of it yet; here it has ended whatever they say
             await self._of.jobs.cancel(record.order.id)
         return job_view(record.order, record.life.events, record.facts())
 
@@ -84,7 +84,7 @@ class JobAnswers(Answers):
             if order.submitter != self._core.identity.peer_id:
                 raise Denied("only the submitter may change a job")
             record.change(ChangeOrder(record.job, int(time.time()), **wanted), time.time())
-            with suppress(Unavailable, NotFound):
+            with suppress(CellulerError):
                 await self._of.jobs.change(order.id, **wanted)
         else:
             await self._of.jobs.change(job, **wanted)

@@ -76,8 +76,7 @@ async def gather(site: Site, record: JobRecord, gathering: Gathering) -> None:
 
 async def _enough(site: Site, record: JobRecord, gathering: Gathering) -> None:
     peers = record.order.spec.resources.peers
-    with trio.CancelScope() as limit:
-        record.limit(limit, site.clock())
+    with record.within_deadline(site.clock()):
         while len(gathering.offers) < peers.min:
             record.move(JobState.QUEUED, site.clock(), f"{len(gathering.offers)} of {peers.min} peers have offered")
             await gathering.changed.wait()

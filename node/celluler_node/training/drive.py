@@ -11,16 +11,15 @@ worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import structlog
 import trio
 
-from celluler.aggregation.digests import mantissas_of, part_hash, reduced_digest
+from celluler.aggregation.digests import reduced_digest
 from celluler.aggregation.q16 import part_slices
 from celluler.errors import LocalError, PeerViolation, ProtocolViolation, Unavailable
-from celluler.identity import PeerId, public_key_of, short
+from celluler.identity import PeerId, short
 from celluler.learning.checks import CheckOutcome, CheckPart, Verdict
 from celluler.learning.effects import (
     Admitted,
@@ -40,16 +39,18 @@ from celluler.learning.effects import (
     Stalled,
     Train,
 )
+from celluler.learning.evidence_file import Kind, read_evidence_file
 from celluler.learning.messages import Certificate, Part
 from celluler.learning.report import RoundReport
 from celluler.learning.roster import RosterView
 from celluler.learning.run import Run
-from celluler_node.bounded import bounded, plain
+from celluler_node.bounded import bounded
 from celluler_node.training.audit import audit
 from celluler_node.training.averaging import Averaging
 from celluler_node.training.chronicle import Chronicle
 from celluler_node.training.figures import Figures, norm_of
-from celluler_node.training.trainer import Trainer, Update
+from celluler_node.training.machine import Drive
+from celluler_node.training.trainer import Trainer, Update, hashes_of
 from celluler_protocols.averaging_messages import VALUE_BYTES
 from celluler_protocols.rounds import Rounds
 
@@ -104,7 +105,11 @@ class Reductions:
 
 
 class Driver:
-    """One run at one member. `run` it once."""
+    """One run at one member.
+
+    `run` it once, until the caller cancels: after `finished`, which is set when the final state is certified, it goes
+    on answering members that lag. Raises RunStalled, LeftBehind, WorkerFailed.
+    """
 
     def __init__(
         self,
@@ -128,55 +133,8 @@ class Driver:
         self._update: tuple[int, Update] | None = None
         self._round_scope: trio.CancelScope | None = None
         self._fetching: set[bytes] = set()
-        self._changed = trio.Event()
-        self._done = trio.Event()
-        self._ended: Unavailable | None = None
-        self.settled = trio.Event()
-        """Set when every member alive says that it has finished: nobody needs us any more."""
-
-    async def run(self, *, finished: trio.Event) -> None:
-        """Until the run is over and the caller cancels; sets `finished` when the final state is certified.
-
-        After that it goes on answering members that lag. Raises RunStalled, LeftBehind, WorkerFailed.
-        """
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._listen)
-                nursery.start_soon(self._watch_done, finished)
-                self._perform(self._run.start(trio.current_time()))
-                await self._keep_time()
-                raise self._ended or RunStalled("the run ended")
-        except BaseExceptionGroup as group:
-            raise plain(group) from None
-
-    # --- in -----------------------------------------------------------------------------------------------------
-
-    async def _listen(self) -> None:
-        async for peer, data in self._members:
-            self._perform(self._run.receive(peer, data, trio.current_time()))
-
-    async def _keep_time(self) -> None:
-        while self._ended is None:
-            self._changed = trio.Event()
-            deadline = self._run.next_deadline()
-            with trio.move_on_at(math.inf if deadline is None else deadline):
-                await self._changed.wait()
-                continue
-            self._perform(self._run.tick(trio.current_time()))
-
-    async def _watch_done(self, finished: trio.Event) -> None:
-        await self._done.wait()
-        finished.set()
-
-    # --- out ----------------------------------------------------------------------------------------------------
-
-    def _perform(self, effects: tuple[Effect, ...]) -> None:
-        for effect in effects:
-            self._carry_out(effect)
-        if self._run.settled:
-            self.settled.set()
-        self._changed.set()
+        self._drive = Drive[Effect](run, members, self._carry_out)
+        self.run, self.finished, self.settled = self._drive.run, self._drive.finished, self._drive.settled
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -185,26 +143,26 @@ class Driver:
             case Send(to, data, _) if to is not None:
                 self._members.send(to, data)
             case Train(number, fresh):
-                self._nursery.start_soon(self._train, number, fresh)
+                self._drive.nursery.start_soon(self._train, number, fresh)
             case Exchange():
                 self._begin(self._exchange, effect)
             case Check():
-                self._nursery.start_soon(self._examine, effect)
+                self._drive.nursery.start_soon(self._examine, effect)
             case Fetch(_, _, parts, _):
                 for number, part in parts:
                     if part.digest not in self._fetching:
                         self._fetching.add(part.digest)
-                        self._nursery.start_soon(self._fetch, effect, number, part)
+                        self._drive.nursery.start_soon(self._fetch, effect, number, part)
             case Apply():
                 self._begin(self._apply, effect)
             case Audit():
-                self._nursery.start_soon(self._audit, effect)
+                self._drive.nursery.start_soon(self._audit, effect)
             case Certified(_, report):
                 self._certified(report)
             case Admitted(_, members):
                 log.info("members_admitted", peers=[short(member.peer) for member in members])
                 self._members.add(member.peer for member in members)
-                self._nursery.start_soon(self._averaging.admit, self._run.roster)
+                self._drive.nursery.start_soon(self._averaging.admit, self._run.roster)
                 self._on_roster(self._run.roster)
             case Fault(peer, reason):
                 self._suspect(self._run.round, peer, reason)
@@ -213,22 +171,25 @@ class Driver:
                 log.info("member_excluded", peer=short(peer), reason=reason)
                 self._on_violation(peer, ProtocolViolation(reason, peer=peer))
                 self._on_evidence(peer, evidence)
+                place = self._run.roster.index_of(peer)
+                if place is not None and read_evidence_file(evidence).kind == Kind.AUDIT:
+                    self._figures.convicted(place)
             case Diverged(number, own, agreed):
                 text = f"in round {number} our state {own.hex()[:8]} was not the others' {agreed.hex()[:8]}"
-                self._ended = RunStalled(text)
+                self._drive.fail(RunStalled(text))
             case Finished(certificate, _):
-                self._nursery.start_soon(self._close, certificate)
+                self._drive.nursery.start_soon(self._close, certificate)
             case Behind(number, _):
-                self._ended = LeftBehind(f"left behind in round {number}")
+                self._drive.fail(LeftBehind(f"left behind in round {number}"))
             case Stalled(reason):
-                self._ended = RunStalled(reason)
+                self._drive.fail(RunStalled(reason))
 
     def _begin(self, work: Callable[..., object], effect: Effect) -> None:
         """Exchange and Apply each cancel the one before."""
         if self._round_scope is not None:
             self._round_scope.cancel()
         self._round_scope = trio.CancelScope()
-        self._nursery.start_soon(self._within, self._round_scope, work, effect)
+        self._drive.nursery.start_soon(self._within, self._round_scope, work, effect)
 
     async def _within(self, scope: trio.CancelScope, work: Callable[..., object], effect: Effect) -> None:
         with scope:
@@ -238,18 +199,9 @@ class Driver:
         root = self._trainer.state_root
         update = await self._trainer.train(number, fresh=fresh)
         self._update = number, update
-        hashes = await trio.to_thread.run_sync(self._hashes, number, update)
+        hashes = await trio.to_thread.run_sync(hashes_of, update, self._run.roster, self._run.me, number)
         self._figures.trained(number, update.loss, await trio.to_thread.run_sync(norm_of, update))
-        self._perform(self._run.trained(number, hashes, update.exponents, root, trio.current_time()))
-
-    def _hashes(self, number: int, update: Update) -> tuple[bytes, ...]:
-        roster, whole = self._run.roster, mantissas_of(update.mantissas)
-        author = public_key_of(roster.members[self._run.me].peer)
-        pieces = part_slices(self._trainer.dimension, roster.rules.parts)
-        return tuple(
-            part_hash(roster.run, number, author, part=part, exponent=update.exponents[part], mantissas=whole[piece])
-            for part, piece in enumerate(pieces)
-        )
+        self._drive.perform(self._run.trained(number, hashes, update.exponents, root, trio.current_time()))
 
     async def _exchange(self, effect: Exchange) -> None:
         if self._update is None or self._update[0] != effect.round:
@@ -268,7 +220,7 @@ class Driver:
             if one is not None:
                 self._reduced.keep(effect.round, one.part.digest, one.mantissas)
         parts = tuple(None if one is None else one.part for one in exchanged.results)
-        self._perform(run.exchanged(effect.round, effect.view, parts, trio.current_time()))
+        self._drive.perform(run.exchanged(effect.round, effect.view, parts, trio.current_time()))
 
     async def _examine(self, effect: Check) -> None:
         """Compute others' parts anew. What is not answered in time was not served."""
@@ -285,7 +237,7 @@ class Driver:
         for result in results:
             if result.outcome is not Verdict.SAME:
                 log.info("part_not_confirmed", round=effect.round, part=result.part.part, outcome=result.outcome.value)
-        self._perform(run.checked(effect.round, effect.view, results, trio.current_time()))
+        self._drive.perform(run.checked(effect.round, effect.view, results, trio.current_time()))
 
     async def _audit(self, effect: Audit) -> None:
         run = self._run
@@ -293,7 +245,7 @@ class Driver:
         guilty = bool(deviations) and max(deviations or ()) > run.roster.rules.tolerance
         if deviations != ():
             self._figures.audited(effect.member, guilty=guilty)
-        self._perform(run.audited(effect.round, effect.member, deviations, trio.current_time()))
+        self._drive.perform(run.audited(effect.round, effect.member, deviations, trio.current_time()))
 
     def _certified(self, report: RoundReport) -> None:
         run = self._run
@@ -307,7 +259,7 @@ class Driver:
 
     def admit(self, admission: bytes) -> None:
         """Hand an admission to the run. Raises PeerViolation for one that nothing stands behind."""
-        self._perform(self._run.admit(admission, trio.current_time()))
+        self._drive.perform(self._run.admit(admission, trio.current_time()))
 
     async def _fetch(self, effect: Fetch, number: int, part: Part) -> None:
         """From one holder after the other. What hashes to the digest is the part, whoever sent it."""
@@ -325,7 +277,7 @@ class Driver:
                     self._on_violation(holder, error)
                 else:
                     self._reduced.keep(effect.round, part.digest, mantissas)
-                    self._perform(self._run.fetched(effect.round, part.digest, trio.current_time()))
+                    self._drive.perform(self._run.fetched(effect.round, part.digest, trio.current_time()))
                     return
         finally:
             self._fetching.discard(part.digest)
@@ -352,7 +304,7 @@ class Driver:
         with trio.CancelScope(shield=True):  # written down and applied, or neither
             await self._write_down(effect)
             self._reduced.trim()
-            self._perform(self._run.applied(effect.round, root, trio.current_time()))
+            self._drive.perform(self._run.applied(effect.round, root, trio.current_time()))
 
     async def _write_down(self, effect: Apply) -> None:
         if self._chronicle is None:
@@ -365,4 +317,4 @@ class Driver:
     async def _close(self, certificate: Certificate) -> None:
         if self._chronicle is not None:
             await self._chronicle.closed(self._run, certificate)
-        self._done.set()
+        self.finished.set()

@@ -47,7 +47,6 @@ class _Noted:
 
     loss: float | None = None
     norm: float | None = None
-    norms: dict[int, float] = field(default_factory=dict)
     suspected: dict[int, str] = field(default_factory=dict)
 
 
@@ -64,10 +63,6 @@ class Figures:
         """Our own steps of a round. norm: of our update, as `norm_of` has it."""
         noted = self._of(number)
         noted.loss, noted.norm = loss if math.isfinite(loss) else None, norm
-
-    def seen(self, number: int, norms: Mapping[int, float]) -> None:
-        """L2 norms of members' updates, as far as we saw them; by place."""
-        self._of(number).norms.update(norms)
 
     def suspect(self, number: int, member: int, reason: str) -> None:
         self._of(number).suspected.setdefault(member, reason)
@@ -86,7 +81,7 @@ class Figures:
         """Tell of a round. standing: after it."""
         noted = self._rounds.pop(report.round, _Noted())
         now, moved = self._clock(), self._moved()
-        norms = {**noted.norms, **({me: noted.norm} if noted.norm is not None else {})}
+        norms = {} if noted.norm is None else {me: noted.norm}
         figures = RoundFigures(
             round=report.round + 1,
             views=min(report.views, MAX_COUNT),

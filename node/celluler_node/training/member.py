@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 import trio
@@ -43,6 +42,7 @@ from celluler_node.training.publish import REPLICAS, publish_checkpoint, replica
 from celluler_node.training.record import JobRecord
 from celluler_node.training.site import Site
 from celluler_node.training.trainer import Trainer
+from celluler_protocols.jobs_messages import Checkpointed
 from celluler_protocols.rounds import open_rounds
 
 LINGER_S = 15.0
@@ -113,8 +113,7 @@ async def come_back(site: Site, record: JobRecord) -> None:
 async def _participate(site: Site, record: JobRecord, enter: Enter) -> None:
     meter = Meter(site)
     try:
-        with trio.CancelScope() as limit:
-            record.limit(limit, site.clock())
+        with record.within_deadline(site.clock()) as limit:
             async with AsyncExitStack() as stack:
                 scratch = await stack.enter_async_context(site.scratch("run"))
                 _before_roster(site, record, JobState.FETCHING, "fetching the model and the data")
@@ -227,11 +226,10 @@ class _Member:
 
     async def _until_finished(self, driver: Driver) -> None:
         self.record.move(JobState.RUNNING, self.site.clock(), f"{len(self.roster)} members")
-        finished = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(driver.run, finished=finished))
-                await finished.wait()
+                nursery.start_soon(driver.run)
+                await driver.finished.wait()
                 await self._finish()
                 with trio.move_on_after(LINGER_S):
                     await driver.settled.wait()
@@ -281,7 +279,7 @@ class _Member:
             reason += f"; transcript {cid_of(record.transcript, Codec.MANIFEST)}"
         record.move(JobState.SUCCEEDED, site.clock(), reason)
 
-    async def _publish(self, weights: Path, rounds: int) -> Any:
+    async def _publish(self, weights: Path, rounds: int) -> Checkpointed:
         return await publish_checkpoint(self.site, self.record, self.material.base, weights, rounds)
 
 

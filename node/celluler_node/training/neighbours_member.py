@@ -77,19 +77,14 @@ async def run_neighbours(
         clip = train.aggregator != PLAIN_MEAN
         driver = NeighboursDriver(run, streams, trainer, averaging, clip=clip, on_progress=told)
         record.move(JobState.RUNNING, site.clock(), f"{len(members)} members, {train.topology} of neighbours")
-        finished = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_drive, driver, finished)
-            await finished.wait()
+            nursery.start_soon(driver.run)
+            await driver.finished.wait()
             await _finish(site, record, trainer, base, moved, members, driver.ended)
             with trio.move_on_after(LINGER_S):
                 await driver.settled.wait()
                 await averaging.drain(DRAIN_S)
             nursery.cancel_scope.cancel()
-
-
-async def _drive(driver: NeighboursDriver, finished: trio.Event) -> None:
-    await driver.run(finished=finished)
 
 
 async def _finish(

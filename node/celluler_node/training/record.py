@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -53,7 +54,8 @@ class JobRecord:
     live: LiveRun | None = None
     changed_to: ChangeOrder = field(default_factory=lambda: ChangeOrder(bytes(32), 0, None, None, None))
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    limited: trio.CancelScope = field(default_factory=trio.CancelScope)
+    limited: list[trio.CancelScope] = field(default_factory=list)
+    """Scopes that end with the job's deadline."""
     roster: RosterView | None = None
     report: RunReport | None = None
     outcome: Outcome | None = None
@@ -82,10 +84,16 @@ class JobRecord:
         changed = self.changed_to.priority
         return self.order.spec.policy.priority if changed is None else changed
 
-    def limit(self, scope: trio.CancelScope, now: float) -> None:
-        """End this scope when the job's deadline passes, also one that it is given later. now: Unix seconds."""
-        self.limited = scope
-        scope.deadline = trio.current_time() + max(0.0, self.expires_s - now)
+    @contextmanager
+    def within_deadline(self, now: float) -> Iterator[trio.CancelScope]:
+        """A scope that ends when the job's deadline passes, also one that it is given later. now: Unix seconds."""
+        with trio.CancelScope() as scope:
+            self.limited.append(scope)
+            self._limit(now)
+            try:
+                yield scope
+            finally:
+                self.limited.remove(scope)
 
     def change(self, wanted: ChangeOrder, now: float) -> None:
         """By its submitter; an older change than the last one does nothing. Raises LocalError for what cannot be."""
@@ -105,7 +113,7 @@ class JobRecord:
             max_peers=known.max_peers if wanted.max_peers is None else wanted.max_peers,
             priority=known.priority if wanted.priority is None else wanted.priority,
         )
-        self.limit(self.limited, now)
+        self._limit(now)
         self._notify()
 
     def move(self, state: JobState, now: float, reason: str = "") -> None:
@@ -157,6 +165,10 @@ class JobRecord:
         if kept.roster is not None:
             record.take_roster(open_roster(kept.roster, order.signed.record.coordinator))
         return record
+
+    def _limit(self, now: float) -> None:
+        for scope in self.limited:
+            scope.deadline = trio.current_time() + max(0.0, self.expires_s - now)
 
     def _notify(self) -> None:
         self.changed.set()

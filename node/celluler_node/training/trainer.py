@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from celluler.aggregation.digests import mantissas_of, part_hash
+from celluler.aggregation.q16 import part_slices
 from celluler.datasets.schema import USUAL, Selection
+from celluler.identity import public_key_of
+from celluler.learning.roster import RosterView
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,15 @@ class Update:
     exponents: tuple[int, ...]
     mantissas: bytes
     loss: float
+
+
+def hashes_of(update: Update, roster: RosterView, me: int, round_number: int) -> tuple[bytes, ...]:
+    """What member `me` commits to: the hash of each part. Seconds for a large update: not for the loop."""
+    author, whole = public_key_of(roster.members[me].peer), mantissas_of(update.mantissas)
+    return tuple(
+        part_hash(roster.run, round_number, author, part=part, exponent=update.exponents[part], mantissas=whole[piece])
+        for part, piece in enumerate(part_slices(len(whole), roster.rules.parts))
+    )
 
 
 @dataclass(frozen=True, slots=True)
