@@ -18,7 +18,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     # name: (x86_64, aarch64)
     # sockets: not one is made here; the channel's own was inherited
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
-    "accept": (43, 202), "accept4": (288, 242),
+    "accept": (43, 202), "accept4": (288, 242), "setsockopt": (54, 208), "getsockopt": (55, 209),
     # other programs
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
     # other processes
@@ -33,7 +33,11 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "semtimedop": (220, 192), "semctl": (66, 191), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
     "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181), "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
-    # what Landlock does not cover of files: their attributes, and who opens them
+    # what Landlock does not cover of files: their attributes, who opens them, where they are mounted
+    "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "getxattrat": (464, 464),
+    "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13), "listxattrat": (465, 465),
+    "file_getattr": (468, 468), "statmount": (457, 457), "listmount": (458, 458), "mknod": (133, None),
+    "mknodat": (259, 33),
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
     "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "setxattrat": (463, 463), "removexattr": (197, 14), "lremovexattr": (198, 15),
@@ -48,12 +52,14 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "mount_setattr": (442, 442), "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145),
     "setregid": (114, 143), "setresuid": (117, 147), "setresgid": (119, 149), "setfsuid": (122, 151),
     "setfsgid": (123, 152), "setgroups": (116, 159), "capset": (126, 91), "personality": (135, 92),
-    "seccomp": (317, 277),
+    "seccomp": (317, 277), "listns": (470, 470), "lsm_set_self_attr": (460, 460),
     # large attack surface in the kernel that no model needs
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "io_setup": (206, 0), "io_submit": (209, 2),
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "modify_ldt": (154, None),
-    # the machine itself
+    "vmsplice": (278, 75),
+    # the machine itself: also its disks, all of which these two write out
+    "sync": (162, 81), "syncfs": (306, 267),
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
     "kexec_file_load": (320, 294), "reboot": (169, 142), "syslog": (103, 116), "acct": (163, 89),
     "vhangup": (153, 58), "iopl": (172, None), "ioperm": (173, None), "swapon": (167, 224), "swapoff": (168, 225),
