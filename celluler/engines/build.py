@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from celluler.engines.build_layers import leaf
+from celluler.engines.build_layers import TimestepModule, leaf
 from celluler.errors import LocalError
 from celluler.models.layers import (
     Attention,
@@ -27,6 +27,7 @@ from celluler.models.layers import (
     Repeat,
     Residual,
     Signal,
+    Timestep,
 )
 from celluler.models.spec import Architecture
 
@@ -36,13 +37,22 @@ _UNBOUNDED = Budget(parameter_bytes=1 << 62, activation_bytes=1 << 62, multiply_
 def build(architecture: Architecture, vector: Tensor) -> nn.Module:
     """A module whose parameters and running statistics are views of `vector`: (dimension,) float32.
 
-    (batch, *input.shape) → (batch, *output).
+    (batch, *input.shape) → (batch, *output); of a model for denoising, with (batch,) float32 besides, the shares of its
+    steps. Of named nets, one through the other; see `net_of` for each.
     """
     with torch.device("meta"):
-        module, out = _sequence(architecture.layers, Signal(architecture.input.dtype, architecture.input.shape))
-    assert out.shape == architecture.output
+        nets = {net.name: _sequence(net.layers, net.given)[0] for net in architecture.nets}
+        module: nn.Module = nets[""] if "" in nets else _Nets(nets)
     attach(module, architecture, vector)
     return module
+
+
+def net_of(module: nn.Module, name: str) -> nn.Module:
+    """The net of that name in a module that `build` made; the empty name is the module itself."""
+    if not name:
+        return module
+    assert isinstance(module, _Nets)
+    return module[name]
 
 
 def attach(module: nn.Module, architecture: Architecture, vector: Tensor) -> None:
@@ -74,19 +84,24 @@ def idle_biases(architecture: Architecture) -> frozenset[str]:
     Training leaves them where they are but for rounding. An optimizer that divides by the size of its gradients makes
     whole steps of that, other ones on every machine: measured, it was all that kept replays of a CNN apart.
     """
-    return frozenset(_idle(architecture.layers, Signal(architecture.input.dtype, architecture.input.shape), ""))
+    return frozenset(
+        name for net in architecture.nets for name in _idle(net.layers, net.given, f"{net.name}." if net.name else "")
+    )
 
 
 def _idle(layers: tuple[Layer, ...], given: Signal, at: str) -> Iterator[str]:
     for place, layer in enumerate(layers):
         here = f"{at}{place}."
-        after = layers[place + 1] if place + 1 < len(layers) else None
-        out = layer.plan(given, Place(), Ledger(_UNBOUNDED))
+        # What a timestep adds to a channel changes nothing of what a norm by channel takes out.
+        after = next((one for one in layers[place + 1 :] if not isinstance(one, Timestep)), None)
+        out = _planned(layer, given)
         match layer:
             case Conv2d(bias=True) | ConvTranspose2d(bias=True) if _by_channel(after, out):
                 yield f"{here}bias"
             case Attention(bias=True, rope_base=None):
                 yield f"{here}key.bias"
+            case Timestep() if _by_channel(after, out) and len(out.shape) != 2:
+                yield f"{here}down.bias"
             case Dense(bias=True) if isinstance(after, BatchNorm) and len(out.shape) == 1:
                 yield f"{here}bias"
             case Residual():
@@ -96,7 +111,7 @@ def _idle(layers: tuple[Layer, ...], given: Signal, at: str) -> Iterator[str]:
                 for copy in range(layer.times):
                     yield from _idle(layer.layers, inside, f"{here}{copy}.")
                     for one in layer.layers:
-                        inside = one.plan(inside, Place(), Ledger(_UNBOUNDED))
+                        inside = _planned(one, inside)
         given = out
 
 
@@ -107,36 +122,57 @@ def _by_channel(norm: Layer | None, given: Signal) -> bool:
 # --- layers made of layers -------------------------------------------------------------------------------------------
 
 
-class _Residual(nn.Sequential):
+class _Nets(nn.ModuleDict):
+    def forward(self, x: Tensor) -> Tensor:
+        for net in self.values():
+            x = net(x)
+        return x
+
+
+class _Sequence(nn.Sequential):
+    """Layers in a row; those that ask for the step are given it."""
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        for module in self:
+            x = module(x, time) if isinstance(module, _Sequence | TimestepModule) else module(x)
+        return x
+
+
+class _Residual(_Sequence):
     def __init__(self, *layers: nn.Module, concat: bool) -> None:
         super().__init__(*layers)
         self.concat = concat
 
-    def forward(self, x: Tensor) -> Tensor:
-        branch: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        branch = super().forward(x, time)
         return torch.cat((x, branch), dim=1) if self.concat else x + branch
 
 
-def _sequence(layers: tuple[Layer, ...], given: Signal) -> tuple[nn.Sequential, Signal]:
+def _planned(layer: Layer, given: Signal) -> Signal:
+    """What comes out of a layer of an architecture that was planned already: it cannot fail here."""
+    return layer.plan(given, Place(), Ledger(_UNBOUNDED, timed=True))
+
+
+def _sequence(layers: tuple[Layer, ...], given: Signal) -> tuple[_Sequence, Signal]:
     modules = []
     for layer in layers:
         module, given = _module(layer, given)
         modules.append(module)
-    return nn.Sequential(*modules), given
+    return _Sequence(*modules), given
 
 
 def _module(layer: Layer, given: Signal) -> tuple[nn.Module, Signal]:
-    """The module of one layer, and what comes out of it: the architecture was planned, so planning cannot fail here."""
+    """The module of one layer, and what comes out of it."""
     match layer:
         case Repeat():
             copies = []
             for _ in range(layer.times):
                 body, given = _sequence(layer.layers, given)
                 copies.append(body)
-            return nn.Sequential(*copies), given
+            return _Sequence(*copies), given
         case Residual():
             body, _ = _sequence(layer.layers, given)
             module: nn.Module = _Residual(*body, concat=layer.join == "concat")
         case _:
             module = leaf(layer, given.shape)
-    return module, layer.plan(given, Place(), Ledger(_UNBOUNDED))
+    return module, _planned(layer, given)

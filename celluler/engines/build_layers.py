@@ -39,8 +39,10 @@ from celluler.models.layers import (
     RmsNorm,
     Shape,
     SwiGLU,
+    Timestep,
     Upsample2d,
 )
+from celluler.models.layers.timesteps import channels_of
 
 _FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -72,6 +74,8 @@ def leaf(layer: Layer, given: Shape) -> nn.Module:
             return _Reshape(layer.shape)
         case BatchNorm() | LayerNorm() | RmsNorm() | GroupNorm():
             return _norm(layer, given)
+        case Timestep():
+            return TimestepModule(layer, given)
         case Embedding() | Positions() | Lstm() | Attention() | MeanPool() | First() | Last():
             return _over_time(layer, given)
     return _over_images(layer, given)
@@ -190,6 +194,26 @@ class _SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(nn.functional.silu(self.gate(x)) * self.up(x))
         return out
+
+
+class TimestepModule(nn.Module):
+    """Takes (batch, …) and the shares of the steps, (batch,) float32."""
+
+    def __init__(self, layer: Timestep, given: Shape) -> None:
+        super().__init__()
+        channels = channels_of(given)
+        self.up = nn.Linear(layer.width, layer.width)
+        self.function = _FUNCTIONS[layer.function]()
+        self.down = nn.Linear(layer.width, channels)
+        self.frequencies = 1000.0 * 10000.0 ** (-np.arange(layer.width // 2) / (layer.width // 2))
+        self.last = len(given) == 2
+
+    def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
+        assert time is not None, "the spec has seen to it that whoever has such a layer gives it a step"
+        angles = time.double()[:, None] * torch.from_numpy(self.frequencies).to(time.device)
+        added: Tensor = self.down(self.function(self.up(torch.cat((angles.cos(), angles.sin()), dim=1).float())))
+        beside = (1,) * (x.dim() - 2)
+        return x + (added.reshape(len(x), *beside, -1) if self.last else added.reshape(len(x), -1, *beside))
 
 
 class _RmsNorm(nn.Module):

@@ -10,6 +10,7 @@ from celluler.models.layers.elements import Activation, Dense, Dropout, FeedForw
 from celluler.models.layers.images import AvgPool2d, Conv2d, ConvTranspose2d, GlobalAvgPool, MaxPool2d, Upsample2d
 from celluler.models.layers.norms import BatchNorm, GroupNorm, LayerNorm, RmsNorm
 from celluler.models.layers.sequences import Attention, Embedding, First, Last, Lstm, MeanPool, Positions
+from celluler.models.layers.timesteps import Timestep
 
 __all__ = [
     "FLOAT_BYTES",
@@ -47,6 +48,7 @@ __all__ = [
     "Signal",
     "SwiGLU",
     "TensorSpec",
+    "Timestep",
     "Upsample2d",
     "count_layers",
     "plan_layers",

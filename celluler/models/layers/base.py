@@ -65,9 +65,13 @@ class Budget:
 
 @dataclass(slots=True)
 class Ledger:
-    """What the layers planned so far cost; raises InvalidSpec as soon as the budget is overdrawn."""
+    """What the layers planned so far cost; raises InvalidSpec as soon as the budget is overdrawn.
+
+    timed: whether the model is told a step, so that a layer may ask for it.
+    """
 
     budget: Budget
+    timed: bool = False
     parameter_bytes: int = 0
     activation_bytes: int = 0
     multiply_adds: int = 0
@@ -96,6 +100,13 @@ class Ledger:
         each = (now - before for now, before in zip(self.totals(), since, strict=True))
         self._check(at, *(times * cost for cost in each))
 
+    def again(self, at: Place, times: int) -> None:
+        """Every sample goes through all that was booked `times` more."""
+        activation_bytes, multiply_adds = times * self.activation_bytes, times * self.multiply_adds
+        self._check(at, 0, activation_bytes, multiply_adds, 0)
+        self.activation_bytes += activation_bytes
+        self.multiply_adds += multiply_adds
+
     def _check(self, at: Place, parameter_bytes: int, activation_bytes: int, multiply_adds: int, layers: int) -> None:
         for what, spent, limit in (
             ("bytes of parameters", self.parameter_bytes + parameter_bytes, self.budget.parameter_bytes),
@@ -109,14 +120,16 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a layer stands. path: in the document (`layers[2]`). prefix: of its tensors (`2.`)."""
+    """Where a layer stands. path: in the document (`layers[2]`). prefix: of its tensors (`2.`). body: name of the list
+    that holds the layers inside."""
 
     path: str = ""
     prefix: str = ""
+    body: str = "layers"
 
     def child(self, place: int, *, copy: int | None = None) -> Place:
         """Of the layer `place` inside this one; `copy` counts repetitions."""
-        path = f"{self.path}.layers[{place}]" if self.path else f"layers[{place}]"
+        path = f"{self.path}.{self.body}[{place}]" if self.path else f"{self.body}[{place}]"
         repetition = "" if copy is None else f"{copy}."
         return Place(path, f"{self.prefix}{repetition}{place}.")
 

@@ -13,6 +13,7 @@ from celluler.models.layers.elements import Activation, Dense, Dropout, FeedForw
 from celluler.models.layers.images import AvgPool2d, Conv2d, ConvTranspose2d, GlobalAvgPool, MaxPool2d, Upsample2d
 from celluler.models.layers.norms import BatchNorm, GroupNorm, LayerNorm, RmsNorm
 from celluler.models.layers.sequences import Attention, Embedding, First, Last, Lstm, MeanPool, Positions
+from celluler.models.layers.timesteps import Timestep
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ KINDS: dict[str, type[Layer]] = {
         MeanPool,
         First,
         Last,
+        Timestep,
         Residual,
         Repeat,
     )
