@@ -6,6 +6,7 @@ side, in that order, and read as the input's shape.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from celluler.datasets.schema import NUMBERS, USUAL, WHOLE, Column, Selection
 from celluler.engines.columns import MAX_WORD_BYTES, Numbers, Words
 from celluler.engines.tables import Batch, Table, file_format, open_table
 from celluler.errors import InvalidSpec
+from celluler.models.body import Body
+from celluler.models.layers import Shape
 from celluler.models.objectives import Classification
-from celluler.models.spec import Architecture
 from celluler.models.weights import TensorView, read_header
 
 _DTYPES = {"float32": ("F32", "<f4"), "int64": ("I64", "<i8")}
@@ -41,8 +43,8 @@ class Dataset:
         return self.x.shape[0]
 
 
-def load_dataset(architecture: Architecture, path: Path, chosen: Selection = USUAL) -> Dataset:
-    """Raises InvalidSpec (`dataset.x: …`) for a file that does not fit the architecture."""
+def load_dataset(architecture: Body, path: Path, chosen: Selection = USUAL) -> Dataset:
+    """Raises InvalidSpec (`dataset.x: …`) for a file that does not fit the model."""
     if file_format(path) == "safetensors":
         x, y, keys = _from_tensors(architecture, path, chosen)
     else:
@@ -58,7 +60,7 @@ def load_dataset(architecture: Architecture, path: Path, chosen: Selection = USU
     return Dataset(samples, samples if y is None else torch.from_numpy(y), keys)
 
 
-def check_values(architecture: Architecture, x: Any, path: str) -> None:
+def check_values(architecture: Body, x: Any, path: str) -> None:
     """x: (n, *input) of the input's dtype. Raises InvalidSpec for NaN, infinity, or numbers no embedding knows."""
     if architecture.input.dtype == "int64":
         _check_range(x, architecture.vocabulary, path)
@@ -66,24 +68,33 @@ def check_values(architecture: Architecture, x: Any, path: str) -> None:
         _check_finite(x, path)
 
 
-def _answers(architecture: Architecture) -> tuple[str, tuple[int, ...]] | None:
-    """(dtype, shape of one row) of y; None when x is what is asked for."""
+def _answers(architecture: Body, sample: Shape) -> tuple[str, Shape] | None:
+    """(dtype, shape of one row) of y; None when x is what is asked for. sample: one that fits."""
     if architecture.objective.FROM_INPUT:
         return None
     if isinstance(architecture.objective, Classification):
         return "int64", ()
-    return "float32", architecture.output
+    return "float32", architecture.answer_shape(sample)
+
+
+def _sample(architecture: Body, rows: Shape) -> Shape:
+    """Of rows of this shape, when the model takes such samples; else of one that it would take."""
+    with contextlib.suppress(InvalidSpec):
+        architecture.answer_shape(rows[1:])
+        return rows[1:]
+    return architecture.input.shape
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
-def _from_tensors(architecture: Architecture, path: Path, chosen: Selection) -> tuple[Any, Any, Any]:
+def _from_tensors(architecture: Body, path: Path, chosen: Selection) -> tuple[Any, Any, Any]:
     views = read_header(path, "dataset")
     if len(chosen.features) > 1:
         raise InvalidSpec("features", "of a file of tensors can be one only")
     x, y = (*chosen.features, "x")[0], chosen.label or "y"
-    answers = _answers(architecture)
+    sample = _sample(architecture, views[x].shape) if x in views else architecture.input.shape
+    answers = _answers(architecture, sample)
     wanted = {x, *([] if answers is None else [y]), *([chosen.key] if chosen.key else [])}
     if set(views) != wanted and (answers is not None or set(views) != wanted | {y}):
         names = " and ".join(sorted(wanted))
@@ -92,7 +103,7 @@ def _from_tensors(architecture: Architecture, path: Path, chosen: Selection) -> 
     if not count:
         raise InvalidSpec("dataset.x", "holds no sample")
     return (
-        _array(path, views[x], architecture.input.dtype, (count, *architecture.input.shape), "dataset.x"),
+        _array(path, views[x], architecture.input.dtype, (count, *sample), "dataset.x"),
         None if answers is None else _array(path, views[y], answers[0], (count, *answers[1]), "dataset.y"),
         _array(path, views[chosen.key], "int64", (count,), "dataset.key") if chosen.key else None,
     )
@@ -109,8 +120,8 @@ def _array(path: Path, view: TensorView, dtype: str, shape: tuple[int, ...], whe
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _from_table(architecture: Architecture, table: Table, chosen: Selection) -> tuple[Any, Any, Any]:
-    answers = _answers(architecture)
+def _from_table(architecture: Body, table: Table, chosen: Selection) -> tuple[Any, Any, Any]:
+    answers = _answers(architecture, architecture.input.shape)
     labels = () if answers is None else (table.column(chosen.label or "label"),)
     key = table.column(chosen.key) if chosen.key else None
     features = _features(table, chosen)

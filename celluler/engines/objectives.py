@@ -6,13 +6,13 @@ import math
 
 from torch import Tensor, nn
 
+from celluler.models.body import Body
 from celluler.models.objectives import Classification, NextToken
-from celluler.models.spec import Architecture
 
 _WORST_LOSS = 1e30
 
 
-def loss_of(architecture: Architecture, raw: Tensor, y: Tensor) -> Tensor:
+def loss_of(architecture: Body, raw: Tensor, y: Tensor) -> Tensor:
     """Mean over the batch. raw: (batch, *output) float32. y: (batch) classes, (batch, time) tokens as they came in, or
     (batch, *output) numbers."""
     match architecture.objective:
@@ -24,7 +24,7 @@ def loss_of(architecture: Architecture, raw: Tensor, y: Tensor) -> Tensor:
             return nn.functional.mse_loss(raw, y)
 
 
-def right_of(architecture: Architecture, raw: Tensor, y: Tensor) -> tuple[int, int] | None:
+def right_of(architecture: Body, raw: Tensor, y: Tensor) -> tuple[int, int] | None:
     """(classes or tokens told right, all of them); None where answers are numbers, of which none is right."""
     match architecture.objective:
         case Classification():

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from celluler.engines.build import build
 from celluler.engines.data import Dataset, check_values
+from celluler.engines.modules import module_of
 from celluler.engines.objectives import finite, loss_of, right_of
+from celluler.models.body import Body
 from celluler.models.calls import check_call
 from celluler.models.objectives import NextToken
-from celluler.models.spec import Architecture
+from celluler.models.weights import NOTHING_STILL, Still
 
 _BATCH_BYTES = 64 << 20
 _MAX_BATCH = 1024
@@ -38,12 +39,14 @@ class Evaluation:
 class Predictor:
     """A model ready to answer."""
 
-    def __init__(self, architecture: Architecture, vector: Tensor) -> None:
-        """vector: (dimension,) float32; the model goes on reading it."""
+    def __init__(self, architecture: Body, vector: Tensor, still: Still = NOTHING_STILL) -> None:
+        """vector: (dimension,) float32; the model goes on reading it. still: the rest of the weights file."""
         self.architecture = architecture
-        self._module: nn.Module = build(architecture, vector).eval()
-        # Activations of a whole batch stay within a bound that depends on the architecture alone.
-        self._batch = max(1, min(_MAX_BATCH, _BATCH_BYTES // max(1, architecture.cost.activation_bytes)))
+        self._module: nn.Module = module_of(architecture, vector, still).eval()
+        least, most = architecture.batch
+        # Activations of a whole batch stay within a bound that depends on the body alone.
+        fitting = min(_MAX_BATCH, _BATCH_BYTES // max(1, architecture.activation_bytes))
+        self._least, self._batch = least, max(least, min(most, fitting))
 
     def predict(self, x: npt.NDArray[Any], output: str = "raw") -> npt.NDArray[Any]:
         """x: (n, *input). raw: what the last layer gives (logits, or a regression's numbers), (n, *output) float32;
@@ -69,8 +72,19 @@ class Predictor:
 
     def _batches(self, x: Tensor) -> Iterator[Tensor]:
         with torch.inference_mode():
-            for start in range(0, x.shape[0], self._batch):
-                yield self._module(x[start : start + self._batch])
+            start = 0
+            for size in _sizes(x.shape[0], self._batch, self._least):
+                yield self._module(x[start : start + size])
+                start += size
+
+
+def _sizes(count: int, most: int, least: int) -> list[int]:
+    """How many at a time: the most, and what is left; where that is too few, all are about as many."""
+    whole, left = divmod(count, most)
+    if left == 0 or left >= least:
+        return [most] * whole + [left] * (left > 0)
+    pieces = whole + 1
+    return [count // pieces + (place < count % pieces) for place in range(pieces)]
 
 
 def _shape_output(raw: Tensor, output: str) -> Tensor:

@@ -20,14 +20,15 @@ from blake3 import blake3
 from torch import Tensor
 
 from celluler.datasets.sharding import shard
-from celluler.engines.build import build, idle_biases
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
+from celluler.engines.graph.net import GraphNet
+from celluler.engines.modules import draws_noise, idle_of, module_of, parameters_of
 from celluler.engines.objectives import finite, loss_of
 from celluler.engines.optimise import inner_named
 from celluler.errors import LocalError
-from celluler.models.layers import Dropout, walk
-from celluler.models.spec import Architecture
+from celluler.models.body import Body
+from celluler.models.weights import NOTHING_STILL, Still
 
 Vector = npt.NDArray[np.float32]
 
@@ -38,16 +39,16 @@ _HALF_SCALE = 1024.0  # a power of two: scaling back is exact
 class LocalSteps:
     """A copy of the model that walks. `begin`, then `take` until `done`; then again for another round."""
 
-    def __init__(self, architecture: Architecture, config: TrainConfig, data: Dataset) -> None:
+    def __init__(self, architecture: Body, config: TrainConfig, data: Dataset, still: Still = NOTHING_STILL) -> None:
         self._architecture, self._config, self._data = architecture, config, data
-        if config.micro < config.batch and any(tensor.role == "mean" for tensor in architecture.tensors):
+        if config.micro < config.batch and architecture.whole_batch:
             raise LocalError("a batch norm takes its batch whole: it cannot be cut into micro-batches")
         self._vector = torch.empty(architecture.dimension)
         self._gradient = torch.zeros(architecture.dimension)
-        self._module = build(architecture, self._vector)
+        self._module = module_of(architecture, self._vector, still)
         self._idle = self._alias_gradients()
         self._module.train()
-        self._draws_noise = any(isinstance(layer, Dropout) for layer in walk(architecture.layers))
+        self._draws_noise = draws_noise(architecture)
         self._taken, self._total = 0, 0.0
 
     def begin(self, start: Vector, round_number: int, index: int, rows: Tensor | None) -> None:
@@ -57,6 +58,8 @@ class LocalSteps:
         """
         self.start, self.round, self.index, self._own = start, round_number, index, rows
         self._vector.copy_(torch.from_numpy(start))
+        if isinstance(self._module, GraphNet):
+            self._module.restart()
         self._optimizer = inner_named(self._config.optimizer, self._config.learning_rate)
         self._taken, self._total = 0, 0.0
 
@@ -140,8 +143,8 @@ class LocalSteps:
 
         Where in it there is nothing but rounding, ever.
         """
-        start, idle, idle_names = 0, list[slice](), idle_biases(self._architecture)
-        named = dict(self._module.named_parameters())
+        start, idle, idle_names = 0, list[slice](), idle_of(self._architecture)
+        named = parameters_of(self._architecture, self._module)
         for tensor in self._architecture.tensors:
             if tensor.trained:
                 named[tensor.name].grad = self._gradient[start : start + tensor.elements].view(tensor.shape)

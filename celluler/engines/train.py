@@ -30,8 +30,8 @@ from celluler.engines.optimise import Outer
 from celluler.engines.predict import Evaluation, Predictor
 from celluler.engines.steps import LocalSteps, own_rows
 from celluler.errors import LocalError
-from celluler.models.spec import Architecture
-from celluler.models.weights import save_vector
+from celluler.models.body import Body
+from celluler.models.weights import NOTHING_STILL, Still, save_vector
 
 Vector = npt.NDArray[np.float32]
 
@@ -54,10 +54,12 @@ class Work:
 class Trainer:
     """The public state, and this member's way from one to the next. The caller pins the threads."""
 
-    def __init__(self, architecture: Architecture, vector: Vector, data: Dataset, config: TrainConfig) -> None:
-        """vector: (dimension,) float32, the public state before round 0; copied."""
+    def __init__(
+        self, architecture: Body, vector: Vector, data: Dataset, config: TrainConfig, still: Still = NOTHING_STILL
+    ) -> None:
+        """vector: (dimension,) float32, the public state before round 0; copied. still: the rest of the weights."""
         self.architecture = architecture
-        self._data, self._config = data, config
+        self._data, self._config, self._still = data, config, still
         self._statistics = _places(architecture, "mean", "variance")
         self._variances = _places(architecture, "variance")
         if self._statistics and config.batch < 2:
@@ -65,7 +67,7 @@ class Trainer:
         self._outer = Outer(
             np.array(vector, dtype=np.float32), config.outer_learning_rate, config.outer_momentum, self._statistics
         )
-        self._steps = LocalSteps(architecture, config, data)
+        self._steps = LocalSteps(architecture, config, data, still)
         self._own: dict[int, Tensor | None] = {config.index: own_rows(data, config, config.index)}
         self._applied = -1
         self._sent: dict[int, Vector] = {}
@@ -137,7 +139,7 @@ class Trainer:
 
         start: (dimension,) float32, the public weights before that round; not copied.
         """
-        steps = LocalSteps(self.architecture, self._config, self._data)
+        steps = LocalSteps(self.architecture, self._config, self._data, self._still)
         steps.begin(start, round_number, index, self._rows_of(index))
         return steps
 
@@ -182,14 +184,14 @@ class Trainer:
 
     def evaluate(self, data: Dataset) -> Evaluation:
         """The public state on other data."""
-        return Predictor(self.architecture, torch.from_numpy(self._outer.parameters)).evaluate(data)
+        return Predictor(self.architecture, torch.from_numpy(self._outer.parameters), self._still).evaluate(data)
 
     def export(self, path: Path) -> None:
         """Write the public weights as a weights file."""
-        save_vector(self.architecture, self._outer.parameters, path)
+        save_vector(self.architecture, self._outer.parameters, path, self._still)
 
 
-def _places(architecture: Architecture, *roles: str) -> tuple[slice, ...]:
+def _places(architecture: Body, *roles: str) -> tuple[slice, ...]:
     """Where the tensors of these roles lie in the flat vector."""
     places, start = [], 0
     for tensor in architecture.tensors:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from celluler.models.spec import Architecture
+from celluler.models.body import Body
 from celluler.models.weights import (
     check_weights,
     initial_vector,
@@ -19,6 +19,6 @@ from celluler.models.weights import (
 __all__ = ["check_weights", "initial_vector", "initial_weights", "load_tensor", "load_vector", "save_vector"]
 
 
-def load_tensor(architecture: Architecture, path: Path) -> Tensor:
+def load_tensor(architecture: Body, path: Path) -> Tensor:
     """The flat vector of a weights file, mapped where possible. Raises InvalidSpec for a file that does not fit."""
     return torch.from_numpy(load_vector(architecture, path))

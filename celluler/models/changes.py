@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from celluler.content.manifest import Layout
-from celluler.models.layers import FLOAT_BYTES, TensorSpec
-from celluler.models.spec import Architecture
-from celluler.models.weights import check_weights, map_floats
+from celluler.models.body import Body
+from celluler.models.graph_ops import DTYPES
+from celluler.models.spec import Stored
+from celluler.models.weights import check_weights
 
 _BLOCK_ELEMENTS = 1 << 18  # compared at once: 2 MiB a side in double precision
 _ABSENT = object()
+_NUMPY = {"bool": "uint8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class TensorChange:
 class Weights:
     """What is known of a model's tensors. layout: of the unencrypted content. file: of unencrypted weights."""
 
-    architecture: Architecture
+    architecture: Body
     layout: Layout | None = None
     file: Path | None = None
 
@@ -107,12 +110,12 @@ def tensor_changes(old: Weights, new: Weights) -> tuple[tuple[TensorChange, ...]
     Chunks tell whether a tensor changed, files by how much; without either only names and shapes are compared.
     Raises InvalidSpec for a file that does not hold the tensors of its architecture.
     """
-    before = {tensor.name: tensor for tensor in old.architecture.tensors}
-    after = {tensor.name: tensor for tensor in new.architecture.tensors}
+    before = {tensor.name: tensor for tensor in old.architecture.stored}
+    after = {tensor.name: tensor for tensor in new.architecture.stored}
     compare = _Comparison(old, new)
     changes, equal, unknown = [], 0, 0
     for name, tensor in after.items():
-        if name not in before or before[name].shape != tensor.shape:
+        if before.get(name) != tensor:  # not there, or of another shape or dtype
             changes.append(TensorChange(name, before[name].shape if name in before else None, tensor.shape))
         elif (change := compare.values(tensor)) is not None:
             changes.append(change)
@@ -139,7 +142,7 @@ class _Comparison:
     def is_known(self, name: str) -> bool:
         return bool(self._files) or all(name in digests for digests in self._digests)
 
-    def values(self, tensor: TensorSpec) -> TensorChange | None:
+    def values(self, tensor: Stored) -> TensorChange | None:
         """None when they are equal, as far as can be told."""
         old, new = (digests.get(tensor.name) for digests in self._digests)
         if old is not None and old == new:
@@ -150,14 +153,18 @@ class _Comparison:
         return None if old is None or new is None else TensorChange(tensor.name, tensor.shape, tensor.shape)
 
 
-def _measured(tensor: TensorSpec, old: tuple[Path, int], new: tuple[Path, int]) -> TensorChange | None:
+def _measured(tensor: Stored, old: tuple[Path, int], new: tuple[Path, int]) -> TensorChange | None:
     """None when the bytes are equal."""
     equal, difference, size = True, 0.0, 0.0
-    for first in range(0, tensor.elements, _BLOCK_ELEMENTS):
-        count = min(_BLOCK_ELEMENTS, tensor.elements - first)
-        a, b = (map_floats(path, start + FLOAT_BYTES * first, count) for path, start in (old, new))
-        equal = equal and bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
-        a, b = a.astype(np.float64), b.astype(np.float64)
+    elements, (_, item_bytes) = math.prod(tensor.shape), DTYPES[tensor.dtype]
+    for first in range(0, elements, _BLOCK_ELEMENTS):
+        count = min(_BLOCK_ELEMENTS, elements - first)
+        pair = [
+            np.memmap(path, dtype=np.uint8, mode="r", offset=start + item_bytes * first, shape=(item_bytes * count,))
+            for path, start in (old, new)
+        ]
+        equal = equal and bool(np.array_equal(pair[0], pair[1]))
+        a, b = (_numbers(one, tensor.dtype) for one in pair)
         difference += float(np.square(b - a).sum())
         size += float(np.square(a).sum())
     if equal:
@@ -165,6 +172,12 @@ def _measured(tensor: TensorSpec, old: tuple[Path, int], new: tuple[Path, int]) 
     norm = math.sqrt(difference)
     relative = norm / math.sqrt(size) if size else None
     return TensorChange(tensor.name, tensor.shape, tensor.shape, _finite(norm), _finite(relative))
+
+
+def _numbers(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float64]:
+    if dtype == "bfloat16":  # the upper half of a float32
+        return (data.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    return data.view(_NUMPY.get(dtype, dtype)).astype(np.float64)
 
 
 def _finite(value: float | None) -> float | None:

@@ -17,9 +17,9 @@ from typing import Any
 
 from celluler.content.digest import cid_of
 from celluler.content.manifest import Layout
+from celluler.models.body import format_body, parse_body
 from celluler.models.changes import FieldChange, TensorChange, Weights, field_changes, tensor_changes
 from celluler.models.manifest import ModelManifest
-from celluler.models.spec import format_spec, parse_spec
 from celluler.models.version import check_step
 
 
@@ -45,7 +45,7 @@ def required_bump(old: ModelManifest, new: ModelManifest) -> str:
     """`major`, `minor` or `patch`: the least step from `old` to `new` that does not deceive anybody."""
     if (old.task, old.input, old.output) != (new.task, new.input, new.output):
         return "major"
-    if (old.labels and old.labels != new.labels) or parse_spec(old.spec) != parse_spec(new.spec):
+    if (old.labels and old.labels != new.labels) or parse_body(old.body, old.spec) != parse_body(new.body, new.spec):
         return "major"
     return "patch" if _same_weights(old, new) else "minor"
 
@@ -69,17 +69,17 @@ def diff(
     content: of the weights, encrypted or not, manifest and leaves. file: of the weights, decrypted. Reads both files
     when both are given, a few MiB at a time.
     """
-    before = Weights(parse_spec(old.spec), None if old.encrypted else content_old, file_old)
-    after = Weights(parse_spec(new.spec), None if new.encrypted else content_new, file_new)
+    before = Weights(parse_body(old.body, old.spec), None if old.encrypted else content_old, file_old)
+    after = Weights(parse_body(new.body, new.spec), None if new.encrypted else content_new, file_new)
     changes, equal, unknown = tensor_changes(before, after)
     if _same_weights(old, new):
         equal, unknown = equal + unknown, 0
-    specs = [json.loads(format_spec(each.architecture)) for each in (before, after)]
+    documents = [json.loads(format_body(each.architecture)) for each in (before, after)]
     return ModelDiff(
         tensors=changes,
         unchanged=equal,
         unknown=unknown,
-        architecture=tuple(field_changes(*specs)),
+        architecture=tuple(field_changes(*documents)),
         metadata=tuple(field_changes(_metadata(old), _metadata(new))),
         bytes_to_fetch=None if content_old is None or content_new is None else new_bytes(content_old, content_new),
         bump=required_bump(old, new),

@@ -133,16 +133,6 @@ class Graph:
     def parameter_count(self) -> int:
         return sum(tensor.elements for tensor in self.tensors if tensor.trained)
 
-    @property
-    def moved(self) -> tuple[GraphTensor, ...]:
-        """What training moves, in the order in which it makes up the flat vector: float32 parameters and buffers."""
-        return tuple(one for one in self.tensors if one.role in ("parameter", "buffer") and one.dtype == "float32")
-
-    @property
-    def dimension(self) -> int:
-        """Length of that flat vector."""
-        return sum(tensor.elements for tensor in self.moved)
-
 
 def parse_graph(document: bytes | dict[str, Any], *, budget: GraphBudget = DEFAULT_BUDGET) -> Graph:
     """The graph that a JSON document describes. Raises InvalidSpec with the path of what is wrong."""
@@ -152,7 +142,12 @@ def parse_graph(document: bytes | dict[str, Any], *, budget: GraphBudget = DEFAU
 
 def format_graph(graph: Graph) -> bytes:
     """The canonical document of a graph: sorted keys, no spaces, defaults left out."""
-    document = {
+    return json.dumps(plain_graph(graph), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def plain_graph(graph: Graph) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {
         "graph": FORMAT,
         "dimensions": {name: [low, high] for name, low, high in graph.dimensions},
         "inputs": [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in graph.inputs],
@@ -160,7 +155,6 @@ def format_graph(graph: Graph) -> bytes:
         "nodes": [_plain_node(one) for one in graph.nodes],
         "outputs": [plain_argument(one) for one in graph.outputs],
     }
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def _plain_tensor(one: GraphTensor) -> dict[str, Any]:

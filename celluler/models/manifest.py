@@ -16,9 +16,9 @@ from celluler.content.digest import Digest, digest_of
 from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, PeerId, Signed, open_envelope, peer_id_of, seal
 from celluler.models.access import MAX_READERS, SealedKey
+from celluler.models.body import KINDS, MAX_BODY_BYTES, Body, parse_body
 from celluler.models.names import check_licence, check_printable, check_word, check_words
 from celluler.models.objectives import Classification
-from celluler.models.spec import MAX_SPEC_BYTES, Architecture, parse_spec
 from celluler.models.version import MAX_VERSION_BYTES, parse_version
 from celluler.wire import U64, Bytes32, Length, Range
 
@@ -30,7 +30,6 @@ MAX_REGIONS = 8
 MAX_COPIES = 64
 MAX_TRANSCRIPTS = 64
 FORMATS = ("safetensors",)
-DTYPES = ("float32",)
 
 Word = Annotated[str, Length(1, 64)]
 VersionText = Annotated[str, Length(5, MAX_VERSION_BYTES)]
@@ -58,10 +57,11 @@ class Metric:
 class ModelManifest:
     """One version of a model. The digest of its envelope is the model's identity.
 
-    nickname: of the author, or empty. spec: the architecture's JSON. weights: root of the weights' content;
-    weights_bytes: of the tensors in it. labels: name of each class, or none. parents: manifests of the models it was
-    made from. dataset, job: what it was trained on and by, when that is known. transcripts: contents in which members
-    of the job's run wrote it down, those that the author knew of. created_s: seconds since 1970.
+    nickname: of the author, or empty. body: the kind of what is computed, spec: its document, see
+    `celluler.models.body`. weights: root of the weights' content; weights_bytes: of the tensors in it. labels: name of
+    each class, or none. parents: manifests of the models it was made from. dataset, job: what it was trained on and by,
+    when that is known. transcripts: contents in which members of the job's run wrote it down, those that the author
+    knew of. created_s: seconds since 1970.
 
     What follows is for people and for peers that keep copies; nothing is computed from it. category: of use
     (`vision`), or empty. licence: an SPDX expression, or empty. card: digest of a block of Markdown. copies: how many
@@ -76,7 +76,8 @@ class ModelManifest:
     name: Word
     version: VersionText
     nickname: Annotated[str, Length(0, 64)]
-    spec: Annotated[bytes, Length(2, MAX_SPEC_BYTES)]
+    body: Word
+    spec: Annotated[bytes, Length(2, MAX_BODY_BYTES)]
     weights: Bytes32
     weights_bytes: Annotated[int, Range(0, MAX_WEIGHTS_BYTES)]
     task: Word
@@ -117,7 +118,7 @@ class OpenedManifest:
     """A manifest whose signature and contents were checked. digest: of the envelope, the model's identity."""
 
     signed: Signed[ModelManifest]
-    architecture: Architecture
+    architecture: Body
     digest: Digest
 
     @property
@@ -132,6 +133,7 @@ def describe_model(
     weights: bytes,
     *,
     created_s: int,
+    body: str = "spec",
     nickname: str = "",
     labels: tuple[str, ...] = (),
     metrics: tuple[Metric, ...] = (),
@@ -150,15 +152,16 @@ def describe_model(
     sealed: tuple[SealedKey, ...] = (),
     plain: bytes | None = None,
 ) -> ModelManifest:
-    """A manifest with everything filled in that follows from the spec. Raises InvalidSpec.
+    """A manifest with everything filled in that follows from the body. Raises InvalidSpec.
 
     transcripts, tags, regions: in any order, repetitions allowed. sealed, plain: both or neither.
     """
-    architecture = parse_spec(spec)
+    architecture = parse_body(body, spec)
     manifest = ModelManifest(
         name=name,
         version=version,
         nickname=nickname,
+        body=body,
         spec=spec,
         weights=weights,
         weights_bytes=architecture.parameter_bytes,
@@ -175,7 +178,7 @@ def describe_model(
         category=category,
         framework=framework,
         format="safetensors",
-        dtype="float32",
+        dtype=architecture.dtype,
         licence=licence,
         tags=tuple(sorted(set(tags))),
         description=description,
@@ -189,13 +192,13 @@ def describe_model(
     return manifest
 
 
-def check_manifest(manifest: ModelManifest) -> Architecture:
+def check_manifest(manifest: ModelManifest) -> Body:
     """Everything a manifest says about itself is so. Raises InvalidSpec with the field that is wrong."""
     check_word(manifest.name, "name")
     if manifest.nickname:
         check_word(manifest.nickname, "nickname")
     parse_version(manifest.version)
-    architecture = _check_spec(manifest.spec)
+    architecture = _check_body(manifest.body, manifest.spec)
     if manifest.weights_bytes != architecture.parameter_bytes:
         raise InvalidSpec(
             "weights_bytes", f"is {manifest.weights_bytes}, the spec needs {architecture.parameter_bytes}"
@@ -212,7 +215,7 @@ def check_manifest(manifest: ModelManifest) -> Architecture:
     for place, metric in enumerate(manifest.metrics):
         check_word(metric.name, f"metrics[{place}].name")
     _check_transcripts(manifest)
-    _check_metadata(manifest)
+    _check_metadata(manifest, architecture)
     _check_access(manifest)
     return architecture
 
@@ -239,9 +242,11 @@ def open_manifest(data: bytes, *, signer: str | None = None) -> OpenedManifest:
 # --- one field each -------------------------------------------------------------------------------------------------
 
 
-def _check_spec(spec: bytes) -> Architecture:
+def _check_body(kind: str, document: bytes) -> Body:
+    if kind not in KINDS:
+        raise InvalidSpec("body", f"is {kind!r}, must be {' or '.join(KINDS)}")
     try:
-        return parse_spec(spec)
+        return parse_body(kind, document)
     except InvalidSpec as error:
         raise InvalidSpec(f"spec.{error.path}" if error.path else "spec", error.problem) from error
 
@@ -253,14 +258,14 @@ def _check_transcripts(manifest: ModelManifest) -> None:
         raise InvalidSpec("transcripts", "must ascend, each once")
 
 
-def _check_metadata(manifest: ModelManifest) -> None:
+def _check_metadata(manifest: ModelManifest, architecture: Body) -> None:
     if manifest.category:
         check_word(manifest.category, "category")
     check_word(manifest.framework, "framework")
     if manifest.format not in FORMATS:
         raise InvalidSpec("format", f"is {manifest.format!r}, must be {' or '.join(FORMATS)}")
-    if manifest.dtype not in DTYPES:
-        raise InvalidSpec("dtype", f"is {manifest.dtype!r}, must be {' or '.join(DTYPES)}")
+    if manifest.dtype != architecture.dtype:
+        raise InvalidSpec("dtype", f"is {manifest.dtype!r}, the spec says {architecture.dtype!r}")
     check_licence(manifest.licence)
     check_words(manifest.tags, "tags")
     check_printable(manifest.description, "description")

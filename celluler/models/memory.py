@@ -6,7 +6,7 @@ summed. The sum is rounded otherwise than that of the whole, so who replays anot
 
 from __future__ import annotations
 
-from celluler.models.spec import Architecture
+from celluler.models.body import Body
 
 RUNTIME_BYTES = 1 << 30
 """Address space that a worker takes with torch and no model."""
@@ -18,15 +18,15 @@ COPIES = 3
 _FLOAT_BYTES = 4
 
 
-def micro_batch(architecture: Architecture, batch: int, memory_bytes: int | None) -> int:
+def micro_batch(architecture: Body, batch: int, memory_bytes: int | None) -> int:
     """Samples whose activations are held at once: the whole batch, or the largest power of two that fits; at least 1.
 
     memory_bytes: what the worker may take, None for no limit; half of what is left of it beside the model is for the
     data. A model with batch norms takes its batch whole, since the batch is part of what it computes.
     """
-    if memory_bytes is None or any(tensor.role == "mean" for tensor in architecture.tensors):
+    if memory_bytes is None or architecture.whole_batch:
         return batch
     held = RUNTIME_BYTES + VECTORS * _FLOAT_BYTES * architecture.dimension
-    sample = COPIES * max(_FLOAT_BYTES, architecture.cost.activation_bytes)
+    sample = COPIES * max(_FLOAT_BYTES, architecture.activation_bytes)
     room = max(1, (memory_bytes - held) // 2 // sample)
     return batch if batch <= room else 1 << (room.bit_length() - 1)

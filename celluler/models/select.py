@@ -10,16 +10,19 @@ from collections.abc import Collection
 
 from celluler.content.manifest import Manifest
 from celluler.errors import InvalidSpec
+from celluler.models.body import Body
 from celluler.models.spec import Architecture
 
 _RANGE = re.compile(r"(\d{0,4}):(\d{0,4})|(\d{1,4})", re.ASCII)
 
 
-def tensors_of_layers(architecture: Architecture, layers: str) -> frozenset[str]:
+def tensors_of_layers(architecture: Body, layers: str) -> frozenset[str]:
     """Names of all tensors of these layers: `3`, `0:6` (0 to 5), `2:`, `:2`, or several with commas between.
 
     Layers without parameters add nothing. Raises InvalidSpec for text of another form or a layer that is not there.
     """
+    if not isinstance(architecture, Architecture):
+        raise InvalidSpec("layers", f"are of a spec; this model is a {architecture.kind}")
     chosen: set[int] = set()
     for part in layers.split(",", 64):
         chosen.update(_range(part.strip(), len(architecture.layers)))

@@ -1,8 +1,9 @@
-"""The weights file of an architecture: safetensors, float32, exactly the tensors that the architecture names.
+"""The weights file of a model: safetensors, exactly the tensors that its body names.
 
-The flat vector of a model is all its tensors, each in row-major order, one after another in the order of
-`Architecture.tensors`: layer by layer as they are written, weight before bias, a batch norm's running mean and
-variance behind its weight and bias. Knows no torch: a node checks and makes weights without an engine.
+The flat vector of a model is what training moves, each tensor in row-major order, one after another in the order of
+`Body.tensors`; of a spec that is layer by layer as they are written, weight before bias, a batch norm's running mean
+and variance behind its weight and bias, and there is nothing else in the file. What training leaves alone lies behind
+it, in any dtype. Knows no torch: a node checks and makes weights without an engine.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,10 +23,15 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from celluler.errors import InvalidSpec, LocalError
+from celluler.models.body import Body
+from celluler.models.graph_ops import DTYPES
 from celluler.models.layers import FLOAT_BYTES, TensorSpec
-from celluler.models.spec import Architecture
+from celluler.models.spec import Architecture, Stored
 
 Vector = npt.NDArray[np.float32]
+Still = Mapping[str, npt.NDArray[np.uint8]]
+"""Bytes of the tensors that training leaves alone, by name."""
+NOTHING_STILL: Still = MappingProxyType({})
 
 MAX_HEADER_BYTES = 8 << 20
 SEED_BYTES = 32
@@ -40,11 +48,14 @@ class TensorView:
     end: int
 
 
-def initial_vector(architecture: Architecture, seed: bytes) -> Vector:
+def initial_vector(architecture: Body, seed: bytes) -> Vector:
     """Untrained weights as a flat vector: the same bytes for the same 32-byte seed, on any machine.
 
-    Weights are uniform within ±bound, drawn from BLAKE3 keyed by the seed with the tensor's name as input.
+    Weights are uniform within ±bound, drawn from BLAKE3 keyed by the seed with the tensor's name as input. Raises
+    InvalidSpec for a body other than a spec, whose weights come from its author.
     """
+    if not isinstance(architecture, Architecture):
+        raise InvalidSpec("weights", f"of a {architecture.kind} are its author's: there are none to begin with")
     if len(seed) != SEED_BYTES:
         raise LocalError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
     vector = np.empty(architecture.dimension, dtype=np.float32)
@@ -55,13 +66,14 @@ def initial_vector(architecture: Architecture, seed: bytes) -> Vector:
     return vector
 
 
-def initial_weights(architecture: Architecture, seed: bytes, path: Path) -> None:
+def initial_weights(architecture: Body, seed: bytes, path: Path) -> None:
     """Write untrained weights to `path`."""
     save_vector(architecture, initial_vector(architecture, seed), path)
 
 
-def save_vector(architecture: Architecture, vector: Vector, path: Path) -> None:
-    """Write a flat vector as a weights file; equal vectors give equal files. `path` appears whole or not at all."""
+def save_vector(architecture: Body, vector: Vector, path: Path, still: Still = NOTHING_STILL) -> None:
+    """Write a flat vector, and what training left alone, as a weights file; equal ones give equal files. `path` appears
+    whole or not at all."""
     if vector.shape != (architecture.dimension,) or vector.dtype != np.float32:
         raise LocalError(f"{vector.dtype} of shape {vector.shape} is no vector of {architecture.dimension} float32")
     header: dict[str, Any] = {}
@@ -70,6 +82,10 @@ def save_vector(architecture: Architecture, vector: Vector, path: Path) -> None:
         end = start + FLOAT_BYTES * tensor.elements
         header[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
+    for one in (rest := still_of(architecture)):
+        end = start + len(still[one.name])
+        header[one.name] = {"dtype": DTYPES[one.dtype][0], "shape": list(one.shape), "data_offsets": [start, end]}
+        start = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)  # as the format asks: the data begins on a multiple of eight
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -77,31 +93,39 @@ def save_vector(architecture: Architecture, vector: Vector, path: Path) -> None:
         with temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             vector.astype("<f4", copy=False).tofile(file)
+            for one in rest:
+                still[one.name].tofile(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def check_weights(architecture: Architecture, path: Path) -> dict[str, TensorView]:
-    """The file holds exactly the architecture's tensors. Reads the header alone.
+def still_of(architecture: Body) -> tuple[Stored, ...]:
+    """What lies in the file, and training leaves alone."""
+    moved = {tensor.name for tensor in architecture.tensors}
+    return tuple(one for one in architecture.stored if one.name not in moved)
+
+
+def check_weights(architecture: Body, path: Path) -> dict[str, TensorView]:
+    """The file holds exactly the body's tensors. Reads the header alone.
 
     Raises InvalidSpec that names the first tensor that is missing, unknown, or of another shape or dtype.
     """
     views = read_header(path, "weights")
-    expected = {tensor.name: tensor for tensor in architecture.tensors}
+    expected = {tensor.name: tensor for tensor in architecture.stored}
     for name in views:
         if name not in expected:
             raise InvalidSpec(f"weights.{name[:64]}", "is not a tensor of this architecture")
     for name, tensor in expected.items():
         if name not in views:
             raise InvalidSpec(f"weights.{name}", "is missing")
-        view = views[name]
-        if view.dtype != "F32" or view.shape != tensor.shape:
-            raise InvalidSpec(f"weights.{name}", f"is {view.dtype} {view.shape}, must be F32 {tensor.shape}")
+        view, dtype = views[name], DTYPES[tensor.dtype][0]
+        if view.dtype != dtype or view.shape != tensor.shape:
+            raise InvalidSpec(f"weights.{name}", f"is {view.dtype} {view.shape}, must be {dtype} {tensor.shape}")
     return views
 
 
-def load_vector(architecture: Architecture, path: Path) -> Vector:
+def load_vector(architecture: Body, path: Path) -> Vector:
     """The flat vector of a weights file, writable without changing the file.
 
     A file whose tensors lie in the order of the vector, as `save_vector` writes it, is mapped and not copied.
@@ -118,6 +142,19 @@ def load_vector(architecture: Architecture, path: Path) -> Vector:
     if not np.isfinite(vector).all():
         raise InvalidSpec("weights", "hold values that are not finite")
     return vector
+
+
+def load_still(architecture: Body, path: Path) -> Still:
+    """A copy of what training leaves alone. Raises InvalidSpec for a file that does not fit."""
+    rest = still_of(architecture)
+    if not rest:
+        return NOTHING_STILL
+    views = check_weights(architecture, path)
+    return {
+        one.name: np.fromfile(path, dtype=np.uint8, count=view.end - view.start, offset=view.start)
+        for one in rest
+        for view in (views[one.name],)
+    }
 
 
 def map_floats(path: Path, start: int, count: int) -> Vector:

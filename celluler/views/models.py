@@ -13,13 +13,14 @@ from celluler.tensors import Tensor
 class NewModel:
     """A model to publish under this node's name.
 
-    name: `author/name:version`; the author is the node's own nickname or peer id. spec: the architecture, as parsed
-    JSON. weights: CID of a safetensors content this node holds or can fetch; None for the initial weights that
-    `seed` gives, the same everywhere. category, tags: words to be found by. licence: as SPDX names it. card: Markdown,
-    at most 256 KiB. copies: how many peers should hold it; 0 for the swarm's default. regions: where they should be.
-    readers: peer ids, or nicknames that only one member bears; with any, the weights are encrypted for them and for
-    the author. public: must be said of a version without readers that follows an encrypted one. aliases: names for
-    this version, such as `stable`; they are moved here from the version that has them.
+    name: `author/name:version`; the author is the node's own nickname or peer id. spec: what it computes, as parsed
+    JSON; body: its kind, `spec` or `graph`. weights: CID of a safetensors content this node holds or can fetch; None,
+    of a spec, for the initial weights that `seed` gives, the same everywhere. category, tags: words to be found by.
+    licence: as SPDX names it. card: Markdown, at most 256 KiB. copies: how many peers should hold it; 0 for the swarm's
+    default. regions: where they should be. readers: peer ids, or nicknames that only one member bears; with any, the
+    weights are encrypted for them and for the author. public: must be said of a version without readers that follows an
+    encrypted one. aliases: names for this version, such as `stable`; they are moved here from the version that has
+    them.
     """
 
     name: str
@@ -40,6 +41,7 @@ class NewModel:
     readers: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     public: bool = False
+    body: str = "spec"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,12 @@ class Model:
     """A published model: version `version` of `name` by `author`, a peer id.
 
     cid: of its signed manifest. weights: CID of the content. weights_bytes: of its tensors. local: weights complete
-    here; have_bytes: of them here, as when only some layers were pulled. spec: the architecture; left out of lists.
-    framework, format, dtype: of the weights, empty when only an announcement is known. card: CID of a Markdown text.
-    copies: how many peers should hold it, 0 for the swarm's default. encrypted: only `readers` (peer ids) can use it.
-    retracted: why its author took it back, or empty. aliases: of this version. equivocation: what is wrong when the
-    author signed two lists of versions under one number, else empty. job: that it came of. transcripts: CIDs of what
-    members of its run wrote down, as far as the author knew.
+    here; have_bytes: of them here, as when only some layers were pulled. spec: what it computes; left out of lists.
+    body: its kind, `spec` or `graph`; empty when only an announcement is known, as are framework, format, dtype: of the
+    weights. card: CID of a Markdown text. copies: how many peers should hold it, 0 for the swarm's default. encrypted:
+    only `readers` (peer ids) can use it. retracted: why its author took it back, or empty. aliases: of this version.
+    equivocation: what is wrong when the author signed two lists of versions under one number, else empty. job: that it
+    came of. transcripts: CIDs of what members of its run wrote down, as far as the author knew.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Model:
     have_bytes: int = 0
     transcripts: tuple[str, ...] = ()
     equivocation: str = ""
+    body: str = ""
 
     @property
     def reference(self) -> str:

@@ -49,6 +49,7 @@ def model_view(
         job=None if record.job is None else cid_of(Digest(record.job)),
         transcripts=tuple(map(manifest_cid, record.transcripts)),
         providers=tuple(providers),
+        body=record.body,
         spec=json.loads(record.spec) if with_spec else None,
         category=record.category,
         framework=record.framework,

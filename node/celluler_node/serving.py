@@ -146,7 +146,8 @@ class ModelServer:
                     open_process(self._program, limits=self._limits, readable=(weights,), scratch=scratch) as child,
                 ):
                     with trio.fail_after(LOAD_S):
-                        await child.call(LoadModel(loaded.opened.record.spec, str(weights)))
+                        record = loaded.opened.record
+                        await child.call(LoadModel(record.spec, str(weights), record.body))
                     self._on_start(child.isolation.full, child.isolation.missing)
                     loaded.child = child
                     loaded.ready.set()

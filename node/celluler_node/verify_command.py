@@ -321,6 +321,7 @@ def _start(papers: Papers, weights: Path, data: Path) -> words.StartRun:
     train = papers.order.spec.train
     return words.StartRun(
         run=papers.roster.run,
+        body=papers.base.record.body,
         spec=papers.base.record.spec,
         weights=str(weights),
         data=str(data),

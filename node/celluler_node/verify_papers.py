@@ -36,12 +36,13 @@ class Papers:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a published model says of itself. spec: its architecture, as parsed from JSON. rounds: how many are in it;
-    None for all that there are, which is what a checkpoint has not."""
+    """What a published model says of itself. body, spec: the kind of what it computes, and its document as
+    parsed from JSON. rounds: how many are in it; None for all that there are, which is what a checkpoint has not."""
 
     job: Digest | None
     parents: tuple[bytes, ...]
     weights: Digest
+    body: str
     spec: Any
     rounds: int | None = None
 
@@ -50,7 +51,7 @@ def claim_of(model: OpenedManifest) -> Claim:
     record = model.record
     job = None if record.job is None else Digest(record.job)
     rounds = rounds_claimed(record.name, record.version)
-    return Claim(job, record.parents, Digest(record.weights), json.loads(record.spec), rounds)
+    return Claim(job, record.parents, Digest(record.weights), record.body, json.loads(record.spec), rounds)
 
 
 def rounds_claimed(name: str, version: str) -> int | None:
@@ -72,7 +73,8 @@ def open_papers(opening: Opening, model: Claim | None) -> Papers:
     if model is not None:
         if model.job != order.job:
             raise ProtocolViolation("the model names another job than this run's")
-        if base.digest not in model.parents or model.spec != json.loads(base.record.spec):
+        body = base.record.body, json.loads(base.record.spec)
+        if base.digest not in model.parents or (model.body, model.spec) != body:
             raise ProtocolViolation("the model is not the one that the run began from, trained further")
     return Papers(order, base, roster)
 

@@ -72,7 +72,6 @@ def test_a_document_is_read_and_written_in_one_canonical_form() -> None:
     spelled_out["nodes"][0]["args"]["bias"] = None  # a default
     assert parse_graph(spelled_out) == graph
     assert graph.parameter_count == 12
-    assert graph.dimension == 12
 
 
 def test_a_graph_runs_as_it_says() -> None:

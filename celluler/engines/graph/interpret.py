@@ -115,24 +115,6 @@ def load_graph(graph: Graph, weights: Path) -> GraphModule:
     return module.eval()
 
 
-def attach(module: GraphModule, vector: Tensor) -> None:
-    """Let the tensors that training moves be views of one flat vector, (graph.dimension,) float32, in its order."""
-    graph = module.graph
-    if vector.shape != (graph.dimension,) or vector.dtype != torch.float32:
-        raise LocalError(f"{vector.dtype} of shape {tuple(vector.shape)} is no vector of {graph.dimension}")
-    start = 0
-    for tensor in graph.moved:
-        module.put(tensor.name, vector[start : start + tensor.elements].view(tensor.shape))
-        start += tensor.elements
-
-
-def flat_vector(module: GraphModule) -> Tensor:
-    """A copy of what training moves, (graph.dimension,) float32."""
-    tensors = module.tensors()
-    parts = [tensors[one.name].detach().reshape(-1) for one in module.graph.moved]
-    return torch.cat(parts) if parts else torch.zeros(0)
-
-
 # --- a plan: which function, with which arguments, in which order --------------------------------------------------
 
 

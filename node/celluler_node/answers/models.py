@@ -14,10 +14,10 @@ from celluler.content.digest import Codec, Digest, cid_of, parse_cid
 from celluler.errors import CellulerError, NotFound, Unavailable
 from celluler.identity import PeerId, Signed
 from celluler.models.access import SealedKey, encrypt_file, new_key, seal_key
+from celluler.models.body import Body, format_body, read_body
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
 from celluler.models.names import ModelName, parse_reference
 from celluler.models.search import Entry, Query, entry_of, find
-from celluler.models.spec import Architecture, format_spec, parse_spec
 from celluler.models.weights import initial_weights
 from celluler.tensors import Tensor
 from celluler.views import Model, ModelQuery, NewModel, Prediction
@@ -48,15 +48,16 @@ class ModelAnswers(Answers):
 
     async def add_model(self, model: NewModel) -> Model:
         name = self._new_name(model.name)
-        architecture = parse_spec(dict(model.spec))
+        architecture = read_body(model.body, dict(model.spec))
         readers = self._readers(model.readers)
         weights = await self._weights_of(model, architecture, readers)
         described = describe_model(
             name.name,
             str(name.version),
-            format_spec(architecture),
+            format_body(architecture),
             weights.root,
             created_s=int(time.time()),
+            body=architecture.kind,
             nickname=self._core.nickname,
             labels=model.labels,
             metrics=tuple(Metric(metric, value) for metric, value in model.metrics.items()),
@@ -82,7 +83,7 @@ class ModelAnswers(Answers):
         found = tuple(self._member(reader) for reader in named)
         return (*found, self._core.identity.peer_id) if found else ()
 
-    async def _weights_of(self, model: NewModel, architecture: Architecture, readers: tuple[PeerId, ...]) -> _Weights:
+    async def _weights_of(self, model: NewModel, architecture: Body, readers: tuple[PeerId, ...]) -> _Weights:
         """The content to publish, pinned: what was named, or initial weights; encrypted when there are readers."""
         store, given = self._core.store, None if model.weights is None else parse_cid(model.weights)
         try:

@@ -223,7 +223,7 @@ class Verifier:
 def _claim(told: Model) -> Claim:
     job = None if told.job is None else parse_cid(told.job)
     rounds = rounds_claimed(told.name, told.version)
-    return Claim(job, tuple(map(parse_cid, told.parents)), parse_cid(told.weights), told.spec, rounds)
+    return Claim(job, tuple(map(parse_cid, told.parents)), parse_cid(told.weights), told.body, told.spec, rounds)
 
 
 def _finding(check: Check) -> Finding:

@@ -20,14 +20,13 @@ from celluler.aggregation.wires import FINEST, wire_named
 from celluler.engines.audit_class import audit_class
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
+from celluler.engines.load import load_model
 from celluler.engines.predict import Evaluation, Predictor
 from celluler.engines.summarise import summarise
 from celluler.engines.train import Trainer, weights_of
-from celluler.engines.weights import load_tensor
 from celluler.errors import InvalidSpec, LocalError
+from celluler.models.body import parse_body
 from celluler.models.memory import micro_batch
-from celluler.models.spec import parse_spec
-from celluler.models.weights import load_vector
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_mix import Mixer
@@ -111,11 +110,11 @@ class Worker:
         }
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
-        architecture = parse_spec(request.spec)
-        model = Predictor(architecture, load_tensor(architecture, Path(request.weights)))
-        model.predict(np.zeros((1, *architecture.input.shape), dtype=architecture.input.dtype))  # the first is slow
+        body = parse_body(request.body, request.spec)
+        model = load_model(body, Path(request.weights)).predictor()
+        model.predict(np.zeros((body.batch[0], *body.input.shape), dtype=body.input.dtype))  # the first is slow
         self._model = model
-        return Loaded(architecture.parameter_count, architecture.parameter_bytes)
+        return Loaded(body.parameter_count, body.parameter_bytes)
 
     def predict(self, request: Predict, blobs: Blobs) -> Reply:
         if self._model is None:
@@ -124,7 +123,7 @@ class Worker:
         return Reply(Predicted(answer.dtype.name, answer.shape), (_little_endian(answer),))
 
     def start_run(self, request: StartRun, _: Blobs) -> RunReady:
-        architecture = parse_spec(request.spec)
+        architecture = parse_body(request.body, request.spec)
         part_slices(architecture.dimension, request.parts)  # refuses more parts than values
         wire = wire_named(request.wire).name
         data = load_dataset(architecture, Path(request.data), request.selection)
@@ -143,8 +142,9 @@ class Worker:
             precision=request.precision,
             micro_batch=micro,
         )
-        weights = load_vector(architecture, Path(request.weights))
-        self._run, self._parts, self._wire = Trainer(architecture, weights, data, config), request.parts, wire
+        model = load_model(architecture, Path(request.weights))
+        self._run = Trainer(architecture, model.vector, data, config, model.still)
+        self._parts, self._wire = request.parts, wire
         self._states, self._replay = KeptStates(self._scratch, request.kept_states), None
         told = audit_class(request.precision, micro if micro < request.batch else 0)
         return RunReady(self._run.dimension, self._run.state_root(), config.micro, told)

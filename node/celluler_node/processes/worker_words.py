@@ -12,13 +12,14 @@ from typing import Annotated
 
 from celluler.datasets.schema import MAX_NAME_BYTES, USUAL, Selection, Summary
 from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
+from celluler.models.body import MAX_BODY_BYTES
 from celluler.wire import I16, U8, U16, U32, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import PathText, Program
 from celluler_node.processes.worker_mix_words import MIX_REPLIES, MIX_REQUESTS
 
 MAX_PARTS = 64
 MAX_CLASS_BYTES = 64
-SpecBytes = Annotated[bytes, Length(2, 1 << 16)]
+BodyBytes = Annotated[bytes, Length(2, MAX_BODY_BYTES)]
 Shape = Annotated[tuple[Annotated[int, Range(0, 1 << 40)], ...], Length(1, 8)]
 Exponents = Annotated[tuple[I16, ...], Length(1, MAX_PARTS)]
 Word = Annotated[str, Length(1, 32)]
@@ -28,10 +29,12 @@ ColumnText = Annotated[str, Length(0, MAX_NAME_BYTES)]
 
 @dataclass(frozen=True, slots=True)
 class LoadModel:
-    """Check, build and warm up a model. weights: a safetensors file. → Loaded"""
+    """Check, build and warm up a model. body: the kind of what is computed, spec: its document. weights: a safetensors
+    file. → Loaded"""
 
-    spec: SpecBytes
+    spec: BodyBytes
     weights: PathText
+    body: Word = "spec"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,14 @@ class Predicted:
 class StartRun:
     """Become member `index` of `members` in a run, at the public state before round 0. → RunReady
 
-    Equal at all members but for `index`. parts: into how many pieces an update is cut. partition: iid, shard, by-label
-    or by-key. optimizer: sgd or adam. selection: of what the data hold. kept_states: of the last how many rounds the
-    state before each is kept in the scratch folder. precision: fp32, bf16 or fp16. wire: form of an update.
+    Equal at all members but for `index`. body: the kind of what is computed, spec: its document. parts: into how many
+    pieces an update is cut. partition: iid, shard, by-label or by-key. optimizer: sgd or adam. selection: of what the
+    data hold. kept_states: of the last how many rounds the state before each is kept in the scratch folder. precision:
+    fp32, bf16 or fp16. wire: form of an update.
     """
 
     run: Bytes32
-    spec: SpecBytes
+    spec: BodyBytes
     weights: PathText
     data: PathText
     partition: Word
@@ -86,6 +90,7 @@ class StartRun:
     kept_states: U8 = 0
     precision: Word = "fp32"
     wire: Word = "q16"
+    body: Word = "spec"
 
 
 @dataclass(frozen=True, slots=True)

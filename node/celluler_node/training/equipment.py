@@ -45,6 +45,7 @@ async def trainer_of(
     first = open_roster(roster.raw, roster.coordinator)  # shards are of those who were there at the start
     setup = RunSetup(
         run=roster.run,
+        body=material.base.record.body,
         spec=material.base.record.spec,
         weights=material.weights,
         data=material.data,

@@ -119,6 +119,7 @@ async def _publish_as(
             base.record.spec,
             root,
             created_s=int(site.clock()),
+            body=base.record.body,
             nickname=site.nickname,
             labels=base.record.labels,
             metrics=metrics,

@@ -23,9 +23,10 @@ from celluler.learning.roster import RosterView
 class RunSetup:
     """What a member trains: the same at all members but for `index`.
 
-    run: 32 bytes. spec: the architecture's JSON. parts: pieces an update is cut into, one reducer each. selection: of
-    what the data hold. kept_states: of the last how many rounds the state before each stays at hand, for `replay` and
-    `state`. precision: of the local steps, fp32, bf16 or fp16. wire: the form in which updates travel.
+    run: 32 bytes. body: the kind of what is computed, spec: its document. parts: pieces an update is cut into,
+    one reducer each. selection: of what the data hold. kept_states: of the last how many rounds the state before each
+    stays at hand, for `replay` and `state`. precision: of the local steps, fp32, bf16 or fp16. wire: the form in which
+    updates travel.
     """
 
     run: bytes
@@ -44,6 +45,7 @@ class RunSetup:
     kept_states: int = 0
     precision: str = "fp32"
     wire: str = "q16"
+    body: str = "spec"
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,7 @@ async def _open(setup: RunSetup, program: Program, limits: Limits, scratch: Path
         reply = await child.call(
             words.StartRun(
                 run=setup.run,
+                body=setup.body,
                 spec=setup.spec,
                 weights=str(setup.weights),
                 data=str(setup.data),
