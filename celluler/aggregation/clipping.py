@@ -23,6 +23,7 @@ from celluler.aggregation.gram import (
     shared_out,
     smallest,
     squared_distances,
+    squares_in,
     trusted_of,
     weighted_mean,
 )
@@ -42,7 +43,8 @@ def clipping(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> 
     shares = [0] * len(kept.rows)
     for _ in range(STEPS):
         shares = _step(products, shares, radius)
-    return _reduced(kept, shared_out([*shares, POINT_TOTAL - sum(shares)], WIRE_TOTAL)[:-1], len(exponents))
+    weights = shared_out([*shares, POINT_TOTAL - sum(shares)], WIRE_TOTAL)[:-1]
+    return _reduced(kept, weights, squares_in(products, kept, exponents, mantissas))
 
 
 def nnm_cc(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Reduced:
@@ -53,7 +55,8 @@ def nnm_cc(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Re
     products = gram(kept)
     near = neighbourhoods(products, trusted)
     shares = _between_mixtures(near.dot(products).dot(near.T), trusted)
-    return _reduced(kept, shared_out([int(one) for one in near.T.dot(shares)], WIRE_TOTAL), len(exponents))
+    weights = shared_out([int(one) for one in near.T.dot(shares)], WIRE_TOTAL)
+    return _reduced(kept, weights, squares_in(products, kept, exponents, mantissas))
 
 
 def _between_mixtures(products: ExactMatrix, trusted: int) -> list[int]:
@@ -85,5 +88,6 @@ def _radius(base: int) -> int:
     return POINT_TOTAL << shift if shift >= 0 else POINT_TOTAL >> -shift
 
 
-def _reduced(kept: Aligned, weights: list[int], inputs: int) -> Reduced:
-    return pack(weighted_mean(kept, weights, WIRE_TOTAL), kept.base, weights_of(kept.rows, weights, inputs))
+def _reduced(kept: Aligned, weights: list[int], squares: tuple[float, ...]) -> Reduced:
+    spread = weights_of(kept.rows, weights, len(squares))
+    return pack(weighted_mean(kept, weights, WIRE_TOTAL), kept.base, spread, squares)

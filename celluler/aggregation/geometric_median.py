@@ -17,6 +17,7 @@ from celluler.aggregation.gram import (
     distances_from,
     gram,
     shared_out,
+    squares_in,
     weighted_mean,
 )
 from celluler.aggregation.q16 import Mantissas
@@ -31,9 +32,11 @@ def geometric_median(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: 
     """See `Rule`. f plays no part. weights sum to WIRE_TOTAL."""
     check_inputs(exponents, mantissas, f)
     kept = align_to_median(exponents, mantissas)
-    weights = shared_out(_shares(gram(kept)), WIRE_TOTAL)
+    products = gram(kept)
+    weights = shared_out(_shares(products), WIRE_TOTAL)
     values = weighted_mean(kept, weights, WIRE_TOTAL)
-    return pack(values, kept.base, weights_of(kept.rows, weights, len(exponents)))
+    squares = squares_in(products, kept, exponents, mantissas)
+    return pack(values, kept.base, weights_of(kept.rows, weights, len(exponents)), squares)
 
 
 def _shares(products: ExactMatrix) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from celluler.aggregation.q16 import ZERO_EXPONENT, Mantissas
-from celluler.aggregation.rule import Aggregate, Aligned, align
+from celluler.aggregation.rule import Aggregate, Aligned, align, squares_of
 
 MAX_ABOVE_MEDIAN = 6
 """A row whose exponent lies further above the median is dropped: it is 64 times larger than a usual one."""
@@ -68,6 +68,18 @@ def gram(kept: Aligned) -> ExactMatrix:
     scale = [1 << shift for shift in kept.left]
     exact: ExactMatrix = total.astype(object) * np.multiply.outer(np.array(scale, object), np.array(scale, object))
     return exact
+
+
+def squares_in(
+    products: ExactMatrix, kept: Aligned, exponents: npt.NDArray[np.int16], mantissas: Mantissas
+) -> tuple[float, ...]:
+    """The squared L2 norm of each input row, in the units of what it stands for. products: `gram` of the kept rows.
+
+    Rows that were dropped, or lost bits when they were aligned, are added up anew.
+    """
+    kept_whole = [(place, row) for place, row in enumerate(kept.rows) if not kept.right[place]]
+    known = {row: math.ldexp(int(products[place, place]), 2 * kept.base) for place, row in kept_whole}
+    return squares_of(exponents, mantissas, known)
 
 
 def squared_distances(products: ExactMatrix) -> list[list[Any]]:

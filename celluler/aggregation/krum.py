@@ -16,6 +16,7 @@ from celluler.aggregation.gram import (
     gram,
     smallest,
     squared_distances,
+    squares_in,
     trusted_of,
     weighted_mean,
 )
@@ -44,7 +45,9 @@ def _central(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int, *, 
     kept = align_to_median(exponents, mantissas)
     trusted = trusted_of(kept, f)
     count = trusted if several else 1
-    chosen = smallest(krum_scores(gram(kept), trusted), count)
+    products = gram(kept)
+    chosen = smallest(krum_scores(products, trusted), count)
     weights = [int(place in chosen) for place in range(len(kept.rows))]
     values = weighted_mean(kept, weights, count)
-    return pack(values, kept.base, weights_of(kept.rows, weights, len(exponents)))
+    squares = squares_in(products, kept, exponents, mantissas)
+    return pack(values, kept.base, weights_of(kept.rows, weights, len(exponents)), squares)

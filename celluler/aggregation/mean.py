@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from celluler.aggregation.gram import weighted_mean
 from celluler.aggregation.q16 import ZERO_EXPONENT, Mantissas
-from celluler.aggregation.rule import MAX_LEFT_SHIFT, Reduced, align, check_inputs, pack
+from celluler.aggregation.rule import MAX_LEFT_SHIFT, Reduced, align, check_inputs, pack, squares_of
 
 
 def mean(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Reduced:
@@ -20,4 +20,4 @@ def mean(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Redu
     base = max(present) - MAX_LEFT_SHIFT if present else 0
     rows = tuple(range(len(exponents)))
     values = weighted_mean(align(exponents, mantissas, rows, base), [1] * len(rows), len(rows))
-    return pack(values, base, (1,) * len(rows))
+    return pack(values, base, (1,) * len(rows), squares_of(exponents, mantissas))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from celluler.aggregation.gram import align_to_median
 from celluler.aggregation.q16 import Mantissas
-from celluler.aggregation.rule import Aligned, Reduced, check_inputs, pack, weights_of
+from celluler.aggregation.rule import Aligned, Reduced, check_inputs, pack, squares_of, weights_of
 
 
 def median(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Reduced:
@@ -20,7 +20,8 @@ def median(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Re
     values = np.empty(mantissas.shape[1], dtype=np.int32)
     for columns in kept.columns():
         values[columns] = _middle(kept, columns)
-    return pack(values, kept.base, weights_of(kept.rows, [1] * len(kept.rows), len(exponents)))
+    weights = weights_of(kept.rows, [1] * len(kept.rows), len(exponents))
+    return pack(values, kept.base, weights, squares_of(exponents, mantissas))
 
 
 def _middle(kept: Aligned, columns: slice) -> npt.NDArray[np.int32]:

@@ -17,6 +17,7 @@ from celluler.aggregation.gram import (
     neighbourhoods,
     smallest,
     squared_distances,
+    squares_in,
     trusted_of,
     weighted_mean,
 )
@@ -29,9 +30,11 @@ def nk(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Reduce
     check_inputs(exponents, mantissas, f)
     kept = align_to_median(exponents, mantissas)
     trusted = trusted_of(kept, f)
-    weights = nk_weights(gram(kept), trusted)
+    products = gram(kept)
+    weights = nk_weights(products, trusted)
     values = weighted_mean(kept, weights, trusted * trusted)
-    return pack(values, kept.base, weights_of(kept.rows, weights, len(exponents)))
+    squares = squares_in(products, kept, exponents, mantissas)
+    return pack(values, kept.base, weights_of(kept.rows, weights, len(exponents)), squares)
 
 
 def nk_weights(products: ExactMatrix, trusted: int) -> list[int]:

@@ -7,7 +7,10 @@ the base is shifted right first (arithmetically: towards minus infinity).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -31,11 +34,15 @@ Aggregate = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """The aggregate of one part. weights: how much each input row counted, (n,); a row dropped has 0."""
+    """The aggregate of one part. weights: how much each input row counted, (n,); a row dropped has 0.
+
+    squares: the squared L2 norm of each input row, (n,), in the units of what it stands for. No part of the result.
+    """
 
     exponent: int
     mantissas: Mantissas
     weights: tuple[int, ...]
+    squares: tuple[float, ...]
 
 
 class Rule(Protocol):
@@ -97,14 +104,35 @@ def align(exponents: npt.NDArray[np.int16], mantissas: Mantissas, rows: tuple[in
     return Aligned(base, rows, left, right, mantissas)
 
 
-def pack(values: Aggregate, base: int, weights: tuple[int, ...]) -> Reduced:
+def squares_of(
+    exponents: npt.NDArray[np.int16],
+    mantissas: Mantissas,
+    known: Mapping[int, float] = MappingProxyType({}),
+) -> tuple[float, ...]:
+    """The squared L2 norm of each row. known: those by row that need not be computed. A zero part's is 0."""
+    return tuple(
+        0.0 if exponent == ZERO_EXPONENT else known[row] if row in known else _square(int(exponent), mantissas[row])
+        for row, exponent in enumerate(exponents)
+    )
+
+
+def _square(exponent: int, row: npt.NDArray[np.int16]) -> float:
+    """A product of two int16 is at most 2^30: float64 adds up a block of them exactly."""
+    total = 0
+    for start in range(0, row.size, BLOCK_CELLS):
+        block = row[start : start + BLOCK_CELLS].astype(np.float64)
+        total += int(block @ block)
+    return math.ldexp(total, 2 * exponent)
+
+
+def pack(values: Aggregate, base: int, weights: tuple[int, ...], squares: tuple[float, ...]) -> Reduced:
     """The wire form of an aggregate given in units of 2^base: the fewest bits dropped that fit 15, rounded half up.
 
     Inputs of −2^15 in the largest exponent, which no encoder writes but a liar may, are cut to what the wire can say.
     """
     largest = max(int(values.max()), -int(values.min()))
     if largest == 0:
-        return Reduced(ZERO_EXPONENT, np.zeros(values.size, dtype=np.int16), weights)
+        return Reduced(ZERO_EXPONENT, np.zeros(values.size, dtype=np.int16), weights, squares)
     shift = min(max(0, largest.bit_length() - _MANTISSA_BITS), MAX_EXPONENT - base)
     half = 1 << (shift - 1) if shift else 0
     mantissas = np.empty(values.size, dtype=np.int16)
@@ -113,7 +141,7 @@ def pack(values: Aggregate, base: int, weights: tuple[int, ...]) -> Reduced:
         block >>= shift
         # Rounding up may reach 2^15 at the very top: one unit less is nearer than doubling every other value's error.
         mantissas[start : start + BLOCK_CELLS] = np.clip(block, -_LARGEST, _LARGEST, out=block)
-    return Reduced(base + shift, mantissas, weights)
+    return Reduced(base + shift, mantissas, weights, squares)
 
 
 def weights_of(rows: tuple[int, ...], weights: list[int], inputs: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from celluler.aggregation.gram import align_to_median, trusted_of
 from celluler.aggregation.q16 import Mantissas
-from celluler.aggregation.rule import Aligned, Reduced, check_inputs, pack, weights_of
+from celluler.aggregation.rule import Aligned, Reduced, check_inputs, pack, squares_of, weights_of
 
 
 def trimmed_mean(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Reduced:
@@ -21,7 +21,8 @@ def trimmed_mean(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int)
     values = np.empty(mantissas.shape[1], dtype=np.int32)
     for columns in kept.columns():
         values[columns] = _mean_of_rest(kept, columns, trimmed)
-    return pack(values, kept.base, weights_of(kept.rows, [1] * len(kept.rows), len(exponents)))
+    weights = weights_of(kept.rows, [1] * len(kept.rows), len(exponents))
+    return pack(values, kept.base, weights, squares_of(exponents, mantissas))
 
 
 def _mean_of_rest(kept: Aligned, columns: slice, trimmed: int) -> npt.NDArray[np.int64]:

@@ -37,6 +37,7 @@ from celluler_protocols.averaging_messages import (
     Ready,
     Reduced,
     Refused,
+    Squares,
     Taken,
     Update,
     Want,
@@ -168,7 +169,7 @@ class Averager:
         self._newest = max(self._newest or (run, 0, 0), (run, round_number, 0))
         self._own.keep(round_number, parts)
 
-    async def check(self, plan: Plan, result: PartOutcome) -> bool:
+    async def check(self, plan: Plan, result: PartOutcome) -> tuple[bool, Squares]:
         """See `Checker.check`."""
         return await self._checker.check(plan, result)
 

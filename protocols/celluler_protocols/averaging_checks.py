@@ -18,7 +18,7 @@ from celluler.errors import ProtocolViolation, Unavailable
 from celluler.identity import short
 from celluler_protocols.averaging_exchange import Exchange, Sealed
 from celluler_protocols.averaging_gathering import check_aggregate, is_committed, used_in
-from celluler_protocols.averaging_messages import OWN, Member, PartOutcome, Plan, Want
+from celluler_protocols.averaging_messages import OWN, Member, PartOutcome, Plan, Squares, Want
 from celluler_protocols.averaging_own import OwnWires
 
 MAX_SERVED = 2
@@ -47,8 +47,9 @@ class Checker:
     def forget(self, key: Key) -> None:
         self._found = {place: sealed for place, sealed in self._found.items() if place[0] != key}
 
-    async def check(self, plan: Plan, result: PartOutcome) -> bool:
-        """Reduce a part anew from the inputs that its reducer says it used: whether every bit is the same.
+    async def check(self, plan: Plan, result: PartOutcome) -> tuple[bool, Squares]:
+        """Reduce a part anew from the inputs that its reducer says it used: whether every bit is the same, and their
+        norms.
 
         What an exchange gave us counts, where inputs went to all even what we found in it; other inputs come from the
         reducer, else from the member itself. One that is not what its member committed to counts as not had. Raises
@@ -56,7 +57,7 @@ class Checker:
         """
         found = self._found.get((plan.key, result.part))
         if found is not None and found.result.used == result.used and self._is_same(plan):
-            return found.result == result
+            return found.result == result, found.squares
         reducer = next(each.reducer for each in plan.assignments if each.part == result.part)
         inputs: dict[int, Bytes] = {}
         try:

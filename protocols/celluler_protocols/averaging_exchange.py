@@ -15,7 +15,7 @@ from celluler.aggregation.q16 import part_slices
 from celluler.aggregation.rule import Reduced as RuleResult
 from celluler.aggregation.wires import FINEST, pack, unpack
 from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation
-from celluler_protocols.averaging_gathering import Gathering, outcome_of
+from celluler_protocols.averaging_gathering import Gathering, outcome_of, squares_of
 from celluler_protocols.averaging_messages import (
     VALUE_BYTES,
     Fault,
@@ -25,6 +25,7 @@ from celluler_protocols.averaging_messages import (
     PartOutcome,
     Plan,
     Reduced,
+    Squares,
     Update,
     check_plan,
 )
@@ -62,10 +63,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """An aggregate of ours: what is said about it, and its mantissas."""
+    """An aggregate of ours: what is said about it, its mantissas, and what its inputs' norms are."""
 
     result: PartOutcome
     body: memoryview
+    squares: Squares
 
 
 class Exchange:
@@ -86,6 +88,7 @@ class Exchange:
         """The reduced mantissas in the order of the assignments; zeros where one is missing."""
         self._own = memoryview(own).cast("B")
         self._results: dict[int, PartOutcome] = {}
+        self._squares: dict[int, Squares] = {}
         self._coming: set[int] = set()
         self._faults: dict[tuple[FaultKind, int, int], Fault] = {}
         self._broken: set[tuple[int, int]] = set()
@@ -131,7 +134,8 @@ class Exchange:
 
     def seal(self, part: int, used: tuple[int, ...], result: RuleResult) -> Sealed:
         """The aggregate as it will be told. Changes nothing, so it may run in a thread."""
-        return Sealed(outcome_of(self.plan, part, used, result), memoryview(wire_bytes(result.mantissas)))
+        body, squares = memoryview(wire_bytes(result.mantissas)), squares_of(self.plan, part, used, result)
+        return Sealed(outcome_of(self.plan, part, used, result), body, squares)
 
     def publish(self, sealed: Sealed) -> list[Delivery]:
         """Keep the aggregate as everybody else will, and give out the same bytes for all the others.
@@ -141,7 +145,7 @@ class Exchange:
         """
         result, plan = sealed.result, self.plan
         self._places_view(result.part)[:] = sealed.body
-        self._results[result.part] = result
+        self._results[result.part], self._squares[result.part] = result, sealed.squares
         message = Reduced(
             *plan.key,
             plan.set_hash,
@@ -175,7 +179,7 @@ class Exchange:
         if told != sealed.result:
             return False
         self._places_view(message.part)[:] = sealed.body
-        self._results[message.part] = told
+        self._results[message.part], self._squares[message.part] = told, sealed.squares
         return True
 
     # --- what comes in ---
@@ -264,7 +268,7 @@ class Exchange:
                 reducer = self._reducer[part]
                 self.fault(FaultKind.NOT_REDUCED, reducer, part, self._why_missing(reducer, part))
         reduced = tuple(self._results[part] for part in self._reducer if part in self._results)
-        return Outcome(reduced, missing, tuple(self._faults.values()))
+        return Outcome(reduced, missing, tuple(self._faults.values()), tuple(self._squares.values()))
 
     def input_of(self, part: int, member: int) -> memoryview | None:
         """A member's input, for those who check: from our gathering, or our own part."""

@@ -18,7 +18,7 @@ from celluler.aggregation.rule import Reduced as RuleResult
 from celluler.aggregation.rules import rule_named
 from celluler.aggregation.wires import round_to
 from celluler.errors import Busy, LocalError, ProtocolViolation, Unavailable
-from celluler_protocols.averaging_messages import VALUE_BYTES, PartOutcome, Plan
+from celluler_protocols.averaging_messages import VALUE_BYTES, PartOutcome, Plan, Squares
 
 MAX_TRIES = 3
 """Streams on which a member may begin the same part, a broken connection being no fault of its own."""
@@ -120,6 +120,12 @@ def is_committed(plan: Plan, part: int, member: int, mantissas: bytes | bytearra
     return found == who.hashes[part]
 
 
+def squares_of(plan: Plan, part: int, used: tuple[int, ...], result: RuleResult) -> Squares:
+    """What the rule found of its inputs. used: as in `outcome_of`."""
+    found = dict(zip(used, result.squares, strict=True))
+    return Squares(part, tuple(found.get(member) for member in range(len(plan.members))))
+
+
 def outcome_of(plan: Plan, part: int, used: tuple[int, ...], result: RuleResult) -> PartOutcome:
     """What is said of an aggregate, and voted on. used: the members whose rows the rule saw, in their order."""
     weights = [0] * len(plan.members)
@@ -144,11 +150,13 @@ def used_in(plan: Plan, result: PartOutcome) -> tuple[int, ...]:
     return tuple(place for place in range(len(plan.members)) if result.used >> place & 1)
 
 
-def check_aggregate(plan: Plan, result: PartOutcome, inputs: Mapping[int, bytes | bytearray | memoryview]) -> bool:
+def check_aggregate(
+    plan: Plan, result: PartOutcome, inputs: Mapping[int, bytes | bytearray | memoryview]
+) -> tuple[bool, Squares]:
     """Reduce a part anew from the inputs its reducer says it used, and compare everything, bit for bit.
 
-    inputs: mantissas of every member in `result.used`. Raises LocalError when one is missing, ProtocolViolation when
-    one is not what its member committed to.
+    inputs: mantissas of every member in `result.used`. Returns whether all is the same, and what the inputs' norms are
+    in any case. Raises LocalError when one is missing, ProtocolViolation when one is not what its member committed to.
     """
     gathering = Gathering(plan, result.part)
     used = used_in(plan, result)
@@ -158,4 +166,5 @@ def check_aggregate(plan: Plan, result: PartOutcome, inputs: Mapping[int, bytes 
         gathering.begin(member)[:] = memoryview(inputs[member]).cast("B")
         gathering.finish(member)
     gathering.closed = True
-    return outcome_of(plan, result.part, *gathering.reduce()) == result
+    _, found = gathering.reduce()
+    return outcome_of(plan, result.part, used, found) == result, squares_of(plan, result.part, used, found)

@@ -245,9 +245,21 @@ class PartOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Squares:
+    """The squared L2 norm of each member's input of a part, in the units of the update; None of one that was not used.
+
+    Only of inputs that are what their members committed to. Nobody else is told.
+    """
+
+    part: U16
+    values: Annotated[tuple[float | None, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """reduced: the parts that came. missing: those that did not."""
+    """reduced: the parts that came. missing: those that did not. squares: of the parts that we reduced ourselves."""
 
     reduced: Annotated[tuple[PartOutcome, ...], Length(0, MAX_MEMBERS)]
     missing: Annotated[tuple[U16, ...], Length(0, MAX_MEMBERS)]
     faults: Annotated[tuple[Fault, ...], Length(0, 1024)]
+    squares: Annotated[tuple[Squares, ...], Length(0, MAX_MEMBERS)] = ()

@@ -300,7 +300,7 @@ class Stage:
                 return Verdict.UNSERVED
             inputs[member] = had
         result = PartOutcome(part.part, claimed.exponent, claimed.used, claimed.weights, claimed.digest)
-        return Verdict.SAME if check_aggregate(plan, result, inputs) else Verdict.DIFFERENT
+        return Verdict.SAME if check_aggregate(plan, result, inputs)[0] else Verdict.DIFFERENT
 
     def _input(self, actor: Actor, holder: int, round_number: int, part: int, member: int) -> Any:
         """What a member gives to another, or has itself. Nothing is packed on the finest wire."""

@@ -45,6 +45,17 @@ def test_only_zero_parts_give_a_zero_part() -> None:
         assert not values.any()
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_tells_what_each_of_its_inputs_weighs(name: str) -> None:
+    """Also of those that it drops for being far too large, or of which it sees but the highest bits."""
+    rows = [[3.0, 4.0], [1.5, 2.0], [1e6, 0.0], [3e-5, -4e-5], [0.0, 0.0], [6.0, 8.0], [-3.0, 4.0]]
+    parts = [encode(np.array(row, dtype=np.float32)) for row in rows]
+    exponents = np.array([part.exponent for part in parts], dtype=np.int16)
+    told = RULES[name](exponents, np.stack([part.mantissas for part in parts]), 2).squares
+    assert told == pytest.approx([float(np.square(decode(part).astype(np.float64)).sum()) for part in parts], rel=1e-12)
+    assert told == pytest.approx([25.0, 6.25, 1e12, 25e-10, 0.0, 100.0, 25.0], rel=1e-3)
+
+
 def test_the_median_of_an_even_number_is_the_middle_of_the_two() -> None:
     values, _ = reduce_floats("median", [[1.0], [2.0], [3.0], [5.0]], 0)
     assert values.tolist() == [2.5]

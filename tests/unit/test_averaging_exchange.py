@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from celluler.aggregation.digests import part_hash
-from celluler.aggregation.q16 import encode_parts, part_slices
+from celluler.aggregation.digests import mantissas_of, part_hash
+from celluler.aggregation.q16 import decode_parts, encode_parts, part_slices
 from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation
 from celluler.identity import Identity
 from celluler_protocols.averaging_exchange import Delivery, Exchange
@@ -90,7 +90,7 @@ def first_part(world: World) -> tuple[Exchange, Part, bytes]:
 def test_everybody_ends_with_the_same_bytes_and_digests() -> None:
     exchanges = run_all(world(), range(4))
     assert len({bytes(exchange.aggregate) for exchange in exchanges.values()}) == 1
-    assert len({exchange.outcome() for exchange in exchanges.values()}) == 1
+    assert len({exchange.outcome().reduced for exchange in exchanges.values()}) == 1
     assert exchanges[0].outcome().missing == exchanges[0].outcome().faults == ()
     assert all(exchange.complete for exchange in exchanges.values())
 
@@ -269,13 +269,33 @@ def test_who_reduces_anew_finds_a_wrong_aggregate() -> None:
     result = exchanges[0].outcome().reduced[2]
     inputs = {member: exchanges[2].input_of(2, member) for member in range(4)}
     assert all(inputs.values())
-    assert check_aggregate(there.plan, result, inputs)  # type: ignore[arg-type]
+    assert check_aggregate(there.plan, result, inputs)[0]  # type: ignore[arg-type]
     for change in ({"exponent": result.exponent + 1}, {"weights": (9, 0, 0, 0)}, {"digest": bytes(32)}):
-        assert not check_aggregate(there.plan, replace(result, **change), inputs)  # type: ignore[arg-type]
+        assert not check_aggregate(there.plan, replace(result, **change), inputs)[0]  # type: ignore[arg-type]
     with pytest.raises(ProtocolViolation):
         check_aggregate(there.plan, result, {**inputs, 1: bytes(52)})  # type: ignore[dict-item]
     with pytest.raises(LocalError):
         check_aggregate(there.plan, result, {0: inputs[0]})  # type: ignore[dict-item]
+
+
+def test_who_reduces_one_part_and_checks_the_others_knows_everybodys_norm() -> None:
+    there = world()
+    exchanges = run_all(there, range(4))
+    (own,) = exchanges[0].outcome().squares
+    assert own.part == 0
+    told = [own]
+    for part in (1, 2, 3):
+        inputs = {member: exchanges[part].input_of(part, member) for member in range(4)}
+        told.append(check_aggregate(there.plan, exchanges[0].outcome().reduced[part], inputs)[1])  # type: ignore[arg-type]
+    for member, blob in enumerate(there.blobs):
+        values = decode_parts(there.plan.members[member].exponents, mantissas_of(blob)).astype(np.float64)
+        assert sum(one.values[member] or 0.0 for one in told) == pytest.approx(float(values @ values), rel=1e-12)
+
+
+def test_of_an_input_that_was_not_there_no_norm_is_told() -> None:
+    exchanges = run_all(world(), (0, 1, 2))
+    (own,) = exchanges[0].outcome().squares
+    assert [value is None for value in own.values] == [False, False, False, True]
 
 
 def test_inputs_are_kept_for_those_who_check() -> None:

@@ -115,8 +115,8 @@ class _Run:
         return Reply(Exchanged(outcome, self._moved()), (aggregate,))
 
     async def _check(self, request: Check, _: tuple[bytearray, ...]) -> Checked:
-        equal = await self._opened().check(request.plan, request.result)
-        return Checked(equal, self._moved())
+        equal, squares = await self._opened().check(request.plan, request.result)
+        return Checked(equal, squares, self._moved())
 
     async def _inputs(self, request: Inputs, _: tuple[bytearray, ...]) -> Reply:
         member, count = request.member, len(request.member.hashes)

@@ -15,6 +15,7 @@ from celluler_protocols.averaging_messages import (
     Outcome,
     PartOutcome,
     Plan,
+    Squares,
 )
 
 Addresses = Annotated[tuple[Address, ...], Length(0, 16)]
@@ -84,9 +85,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """equal: bit for bit. An input that could not be had is an error of the call instead."""
+    """equal: bit for bit. squares: of the inputs, equal or not. One that could not be had is an error of the call
+    instead."""
 
     equal: bool
+    squares: Squares
     moved: Moved
 
 

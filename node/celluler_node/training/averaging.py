@@ -7,7 +7,7 @@ hashes, assignments). Moves arrays as bytes and looks at none.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from celluler_protocols.averaging_messages import (
     Outcome,
     PartOutcome,
     Plan,
+    Squares,
 )
 
 log = structlog.get_logger()
@@ -69,11 +70,28 @@ class Blame:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """Squared L2 norms of the inputs of one part, by roster place, in the units of the weights."""
+
+    part: int
+    squares: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Exchanged:
-    """results: one a part, None where it did not come."""
+    """results: one a part, None where it did not come. seen: of the parts that we reduced ourselves."""
 
     results: tuple[Reduction | None, ...]
     blames: tuple[Blame, ...]
+    seen: tuple[Seen, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """seen: None where the inputs could not be had."""
+
+    outcome: CheckOutcome
+    seen: Seen | None
 
 
 class Averaging:
@@ -101,18 +119,21 @@ class Averaging:
         return Exchanged(
             _results(outcome, dimension, memoryview(reply.blobs[0])),
             tuple(_blame(roster, effect.members, fault) for fault in outcome.faults),
+            tuple(_seen(effect.members, squares) for squares in outcome.squares),
         )
 
-    async def check(self, roster: RosterView, me: int, effect: Check, part: CheckPart, dimension: int) -> CheckOutcome:
+    async def check(self, roster: RosterView, me: int, effect: Check, part: CheckPart, dimension: int) -> Checked:
         """Reduce one part anew from its inputs. Never raises for what others do or fail to do."""
         claimed = part.claimed
         result = PartOutcome(part.part, claimed.exponent, claimed.used, claimed.weights, claimed.digest)
         try:
             reply = await self._child.call(words.Check(plan_of(roster, me, effect, dimension, self._wire), result))
         except WorkerFailed as error:
-            return CheckOutcome(part, Verdict.UNSERVED, str(error).encode()[:200])
-        self._count(reply.record.moved)
-        return CheckOutcome(part, Verdict.SAME if reply.record.equal else Verdict.DIFFERENT)
+            return Checked(CheckOutcome(part, Verdict.UNSERVED, str(error).encode()[:200]), None)
+        told: words.Checked = reply.record
+        self._count(told.moved)
+        outcome = CheckOutcome(part, Verdict.SAME if told.equal else Verdict.DIFFERENT)
+        return Checked(outcome, _seen(effect.members, told.squares))
 
     async def inputs(
         self,
@@ -219,6 +240,12 @@ def _results(outcome: Outcome, dimension: int, aggregate: memoryview) -> tuple[R
         mantissas = bytes(aggregate[piece.start * VALUE_BYTES : piece.stop * VALUE_BYTES])
         results[one.part] = Reduction(Part(one.digest, one.exponent, one.used, one.weights), mantissas)
     return tuple(results)
+
+
+def _seen(members: Sequence[int], squares: Squares) -> Seen:
+    """members: roster places of the set."""
+    pairs = zip(members, squares.values, strict=True)
+    return Seen(squares.part, {place: value for place, value in pairs if value is not None})
 
 
 def _blame(roster: RosterView, members: Sequence[int], fault: Fault) -> Blame:

@@ -216,6 +216,8 @@ class Driver:
             log.info("averaging_fault", peer=short(blame.peer), reason=blame.reason)
             if blame.violation:
                 self._on_violation(blame.peer, ProtocolViolation(blame.reason, peer=blame.peer))
+        for seen in exchanged.seen:
+            self._figures.seen(effect.round, seen)
         for one in exchanged.results:
             if one is not None:
                 self._reduced.keep(effect.round, one.part.digest, one.mantissas)
@@ -227,7 +229,10 @@ class Driver:
         run, found = self._run, dict[int, CheckOutcome]()
 
         async def one(place: int, part: CheckPart) -> None:
-            found[place] = await self._averaging.check(run.roster, run.me, effect, part, self._trainer.dimension)
+            checked = await self._averaging.check(run.roster, run.me, effect, part, self._trainer.dimension)
+            found[place] = checked.outcome
+            if checked.seen is not None:
+                self._figures.seen(effect.round, checked.seen)
 
         with trio.move_on_after(effect.within_s):
             async with trio.open_nursery() as nursery:

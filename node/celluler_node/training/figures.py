@@ -15,6 +15,7 @@ from celluler.jobs.telemetry import Audits, RoundFigures, Traffic, amounts, susp
 from celluler.learning.report import RoundReport
 from celluler.learning.roster import RosterView
 from celluler.learning.standing import Standing
+from celluler_node.training.averaging import Seen
 from celluler_node.training.trainer import Update
 
 MAX_COUNT = 65535
@@ -47,7 +48,14 @@ class _Noted:
 
     loss: float | None = None
     norm: float | None = None
+    squares: dict[int, dict[int, float]] = field(default_factory=dict)
+    """By place and part."""
     suspected: dict[int, str] = field(default_factory=dict)
+
+    def norms(self, parts: int) -> dict[int, float]:
+        """Of the members whose every part we saw, by place."""
+        whole = {place: seen.values() for place, seen in self.squares.items() if len(seen) == parts}
+        return {place: math.sqrt(math.fsum(squares)) for place, squares in whole.items()}
 
 
 class Figures:
@@ -63,6 +71,12 @@ class Figures:
         """Our own steps of a round. norm: of our update, as `norm_of` has it."""
         noted = self._of(number)
         noted.loss, noted.norm = loss if math.isfinite(loss) else None, norm
+
+    def seen(self, number: int, seen: Seen) -> None:
+        """What the inputs of a part weighed that we reduced, or checked."""
+        noted = self._of(number)
+        for place, square in seen.squares.items():
+            noted.squares.setdefault(place, {})[seen.part] = square
 
     def suspect(self, number: int, member: int, reason: str) -> None:
         self._of(number).suspected.setdefault(member, reason)
@@ -81,7 +95,7 @@ class Figures:
         """Tell of a round. standing: after it."""
         noted = self._rounds.pop(report.round, _Noted())
         now, moved = self._clock(), self._moved()
-        norms = {} if noted.norm is None else {me: noted.norm}
+        norms = noted.norms(roster.rules.parts) | ({} if noted.norm is None else {me: noted.norm})
         figures = RoundFigures(
             round=report.round + 1,
             views=min(report.views, MAX_COUNT),
