@@ -40,6 +40,8 @@ bench: $(READY)  ## measure against the limit or a peer in the same run
 
 simulate: $(READY) ## the machines under a virtual clock, many seeded schedules
 	$(BIN)/python -m simulations.rounds --schedules 10000
+	$(BIN)/python -m simulations.auditing
+	$(BIN)/python -m simulations.audited_rounds
 	$(BIN)/python -m simulations.membership --peers 1000
 	$(BIN)/python -m simulations.replication --peers 50
 

@@ -78,9 +78,6 @@ class Group:
             "cpu": self._cpu_s() - before
         }
 
-    def resident_bytes(self) -> int:
-        return sum(process.memory_info().rss for process in self._family())
-
     def close(self) -> None:
         """End them all, and what hivemind leaves of a p2pd that was killed: the process and its sockets in /tmp."""
         family = self._family()
