@@ -1,0 +1,155 @@
+"""A graph does what its module does, bit by bit: training, evaluating, and after a step."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from celluler.engines.graph.export import NotExportable, export_graph
+from celluler.engines.graph.interpret import GraphModule, load_graph
+from celluler.engines.graph.measure import measure
+from celluler.errors import InvalidSpec
+from celluler.models.graph import Graph, parse_graph
+from celluler.publish import GRAPH_FILE, WEIGHTS_FILE, publish
+from tests.support.graphs import NAMES, stored
+from tests.support.modules import CASES
+
+
+def graph_of(module: nn.Module, graph: Graph) -> GraphModule:
+    """The graph with the module's tensors."""
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    made = GraphModule(graph)
+    for name in made.tensors():
+        made.put(name, held[name].detach().clone())
+    return made
+
+
+def several(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def run(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    torch.manual_seed(7)
+    return several(module(x))
+
+
+def assert_same(original: nn.Module, graph: GraphModule) -> None:
+    """All parameters, all gradients, all running statistics."""
+    ours = graph.tensors()
+    for name, one in original.named_parameters():
+        assert torch.equal(one, ours[name]), name
+        assert (one.grad is None) == (ours[name].grad is None), name
+        assert one.grad is None or torch.equal(one.grad, ours[name].grad), name
+    for name, one in original.named_buffers():
+        assert torch.equal(one, ours[name]), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_graph_trains_and_evaluates_as_its_module(name: str) -> None:
+    torch.manual_seed(3)
+    make, example, dynamic = CASES[name]
+    original, x = make(), example()
+    graph = graph_of(original, stored(name))
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (original, graph)]
+    for _ in range(2):
+        for one, optimizer in zip((original, graph), optimizers, strict=True):
+            optimizer.zero_grad()
+            sum(out.square().mean() for out in run(one.train(), x)).backward()
+        assert_same(original, graph)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same(original, graph)
+    for size in (4, 3):  # another batch, and where it may be, another length
+        x = torch.cat((x, x))[: size + 2]
+        x = x[:, :-1] if 1 in dynamic else x
+        for mode in (True, False):
+            for one, other in zip(run(original.train(mode), x), run(graph.train(mode), x), strict=True):
+                assert torch.equal(one, other)
+    assert_same(original, graph)
+    assert measure(graph.graph, training=False).activation_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["cnn", "vae", "unet"])
+def test_a_stored_graph_is_what_the_exporter_writes(name: str) -> None:
+    make, example, dynamic = CASES[name]
+    assert export_graph(make(), (example(),), dynamic={NAMES[axis]: ends for axis, ends in dynamic.items()}).graph == (
+        stored(name)
+    )
+
+
+def test_ranges_and_vocabularies_of_a_language_model_are_enforced() -> None:
+    graph = stored("llama")
+    module = graph_of(CASES["llama"][0](), graph)
+    assert {one.name: one.aliases for one in graph.tensors if one.aliases} == {"words.weight": ("head.weight",)}
+    for wrong in (torch.zeros(2, 33, dtype=torch.int64), torch.zeros(65, 4, dtype=torch.int64),
+                  torch.full((2, 4), 32), torch.full((2, 4), -1)):  # fmt: skip
+        with pytest.raises(InvalidSpec, match=r"inputs\.in0"):
+            module(wrong)
+
+
+class Small(nn.Module):
+    """Most of what an export has to take care of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.body = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5))
+        self.register_buffer("scale", torch.arange(4.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.norm(self.first(x))) * self.scale + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        return x.reshape(x.shape[0], 2, 2).flatten(1)
+
+
+class Fickle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.training else x
+
+
+class Unlisted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Identity(), Lattice())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Lattice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lgamma(x)
+
+
+class Overwriting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu_()
+
+
+def test_a_published_folder_is_the_module(tmp_path: Path) -> None:
+    original, x = Small(), torch.randn(4, 4)
+    before = copy.deepcopy(original.state_dict())
+    written = publish(original, (x,), tmp_path / "m", dynamic={"batch": (2, 16)})
+    assert all(torch.equal(one, before[name]) for name, one in original.state_dict().items())
+    graph = parse_graph((tmp_path / "m" / GRAPH_FILE).read_bytes())
+    assert graph == written
+    loaded = load_graph(graph, tmp_path / "m" / WEIGHTS_FILE)
+    x = torch.randn(7, 4)
+    for mode in (True, False):
+        for one, other in zip(run(original.train(mode), x), run(loaded.train(mode), x), strict=True):
+            assert torch.equal(one, other)
+    assert_same(original, loaded)
+
+
+@pytest.mark.parametrize(
+    ("module", "operation", "path"),
+    [(Fickle(), "evaluation", ""), (Unlisted(), "lgamma.default", "inner.1"), (Overwriting(), "relu_.default", "")],
+    ids=["another in evaluation", "unlisted", "writes into its input"],
+)
+def test_what_a_graph_cannot_hold_is_named(module: nn.Module, operation: str, path: str) -> None:
+    with pytest.raises(NotExportable) as refused:
+        export_graph(module, (torch.rand(2, 3) + 1,))
+    assert (refused.value.operation, refused.value.module) == (operation, path)
