@@ -130,10 +130,14 @@ class NoPeers(Unavailable):
 
 
 class WorkerFailed(Unavailable):
-    """A process of ours ended or answered with an error. `reason` says which."""
+    """A process of ours ended or answered with an error. `reason` says which.
+
+    limit: which one it ran into: `memory`, `processor`, `file`, `disk`, `threads`, `time`; else None.
+    """
 
     exit_code = 1
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, limit: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.limit = limit

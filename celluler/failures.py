@@ -7,7 +7,7 @@ from typing import Any
 from celluler import errors
 from celluler.errors import CellulerError
 
-_EXTRAS = ("path", "problem", "what", "reason")
+_EXTRAS = ("path", "problem", "what", "reason", "limit")
 _KNOWN = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, CellulerError)}
 
 

@@ -16,7 +16,8 @@ from celluler.errors import WorkerFailed
 from celluler_node.processes import landlock, seccomp
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
-from tests.support.escapes import HOSTILE
+from celluler_node.scratch import remove
+from tests.support.escapes import HOSTILE, Exceed
 from tests.support.sandbox_child import Attempt
 
 MIB = 1 << 20
@@ -168,18 +169,55 @@ async def test_memory_and_files_end_at_their_limits(place):
     assert (await outcomes(place, ("raise limits", "-")))["raise limits -"] == "all refused"
 
 
-async def death(place: Place, what: str, on: object = "-", limits: Limits = LIMITS) -> str:
-    """The reason that the node gives, the same to whoever waits and in its log."""
+async def death(place: Place, what: str, on: object = "-", limits: Limits = LIMITS, *, limit: str | None = None) -> str:
+    """The reason that the node gives, the same to whoever waits and in its log. limit: the one that it must name."""
     async with hostile(place, limits) as child:
         with pytest.raises(WorkerFailed) as caught:
             await ask(child, what, on)
         await child.ended.wait()
         assert caught.value.reason == f"hostile: {child.reason}"
+        assert caught.value.limit == child.limit == limit
         return child.reason or ""
 
 
-async def test_an_endless_loop_ends_with_its_processor_time(place):
-    assert await death(place, "spin", limits=replace(LIMITS, cpu_s=1)) == "processor time limit of 1 s"
+async def test_loops_waits_and_threads_without_end_end_with_the_name_of_their_limit(place):
+    cases = [
+        ("spin", replace(LIMITS, cpu_s=1), "processor", "processor time limit of 1 s"),
+        ("spin deaf", replace(LIMITS, cpu_s=1), "processor", "processor time limit of 1 s"),
+        ("sleep", replace(LIMITS, call_s=1), "time", "time limit of 1 s for one call"),
+        ("threads", LIMITS, "threads", "thread limit of 80"),
+    ]
+
+    async def one(what: str, limits: Limits, limit: str, reason: str) -> None:
+        assert await death(place, what, 60, limits, limit=limit) == reason
+
+    async with trio.open_nursery() as nursery:
+        for case in cases:
+            nursery.start_soon(one, *case)
+
+
+@pytest.mark.parametrize("how", ["fill", "nest", "hide", "many names"])
+async def test_who_fills_the_disk_or_hides_there_is_ended_and_leaves_nothing(place, how):
+    limits = replace(LIMITS, disk_bytes=40 * MIB)
+    assert (await death(place, how, place.scratch, limits, limit="disk")).startswith("disk limit")
+    await trio.to_thread.run_sync(remove, place.scratch)
+    assert not place.scratch.exists()
+
+
+async def test_a_limit_that_ends_a_call_only_is_named_too(place):
+    async with hostile(place) as child:
+        for what, on, limit in (("memory", 100 << 30, "memory"), ("write", 3 * MIB, "file")):
+            with pytest.raises(WorkerFailed) as caught:
+                await child.call(Exceed(what, on))
+            assert caught.value.limit == limit
+        assert await ask(child, "descriptors") == "device pipe pipe socket"
+
+
+async def test_text_without_end_costs_the_node_nothing(place):
+    async with hostile(place) as child:
+        with trio.move_on_after(0.3):
+            await ask(child, "flood")
+    assert child.reason is not None
 
 
 @x86_64_only
@@ -188,5 +226,6 @@ async def test_the_gate_of_another_architecture_is_fatal(place):
     assert reason.startswith(("killed for a system call that its sandbox forbids", "killed by SIGSEGV"))
 
 
-async def test_a_forged_answer_is_the_end_of_it(place):
-    assert "broke the protocol of its channel" in await death(place, "forge")
+@pytest.mark.parametrize("how", ["forge", "wrong record", "wrong blobs"])
+async def test_an_answer_to_nobody_or_of_another_kind_is_the_end_of_it(place, how):
+    assert "broke the protocol of its channel" in await death(place, how)

@@ -21,15 +21,40 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from celluler.wire import U64, Name
 from celluler_node.processes.frames import encode
 from celluler_node.processes.seccomp import DENIED, ON_CONDITION
 from celluler_node.processes.serving import Link, serve_sync
-from celluler_node.processes.words import Kind, Program
+from celluler_node.processes.words import Answer, Kind, Program, Reply
 from tests.support.sandbox_child import Attempt, Outcome
 
-HOSTILE = Program("hostile", __name__, (Attempt,), (Outcome,), confined=True, max_blob_bytes=1 << 20)
+
+@dataclass(frozen=True, slots=True)
+class Exceed:
+    """A handler that runs into a limit and does not catch what comes of it. what: memory or write."""
+
+    what: Name
+    size: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A word of the vocabulary that answers nothing that is asked here."""
+
+
+REQUESTS, REPLIES = (Attempt, Exceed), (Outcome, Other)
+HOSTILE = Program(
+    "hostile",
+    __name__,
+    REQUESTS,
+    REPLIES,
+    confined=True,
+    max_blob_bytes=1 << 20,
+    answers={Attempt: Answer((Outcome,)), Exceed: Answer((Outcome,))},
+)
 
 X86_64 = platform.machine() == "x86_64"
 _NUMBERS = {name: numbers[0 if X86_64 else 1] for name, numbers in (DENIED | ON_CONDITION).items()}
@@ -40,7 +65,19 @@ _link: list[Link] = []
 
 def main(link: Link) -> None:
     _link.append(link)
-    serve_sync(link, (Attempt,), (Outcome,), {Attempt: lambda request, _: Outcome(attempt(request.what, request.on))})
+    serve_sync(link, REQUESTS, REPLIES, {Attempt: _answer, Exceed: _exceed})
+
+
+def _answer(request: Attempt, _: object) -> Reply:
+    if request.what == "wrong record":
+        return Reply(Other())
+    return Reply(Outcome(attempt(request.what, request.on)), (b"x",) if request.what == "wrong blobs" else ())
+
+
+def _exceed(request: Exceed, _: object) -> Outcome:
+    if request.what == "write":
+        Path("large").write_bytes(bytes(request.size))
+    return Outcome(str(len(bytearray(request.size))))
 
 
 def attempt(what: str, on: str) -> str:
@@ -331,6 +368,24 @@ def _many_names(on: str) -> None:
         os.close(os.open(f"{on}/{number}", os.O_CREAT | os.O_WRONLY))
 
 
+def _nest(on: str) -> None:
+    """Folders in folders, until a path is too long for anybody."""
+    os.chdir(on)
+    for _ in range(1100):
+        os.mkdir("n" * 200)
+        os.chdir("n" * 200)
+    time.sleep(60)
+
+
+def _hide(on: str) -> None:
+    """A folder that can be written and not listed."""
+    os.mkdir(f"{on}/hidden", 0o300)
+    if os.geteuid() == 0:  # nothing is hidden from root
+        _fill(f"{on}/hidden")
+    Path(on, "hidden/file").write_bytes(bytes(1 << 20))
+    time.sleep(60)
+
+
 def _sleep(on: str) -> None:
     time.sleep(float(on))
 
@@ -410,6 +465,9 @@ ATTEMPTS: dict[str, Callable[[str], str | None]] = {
     "fill": _fill,
     "fill unseen": _fill_unseen,
     "many names": _many_names,
+    "nest": _nest,
+    "hide": _hide,
+    "wrong blobs": lambda _: None,
     "sleep": _sleep,
     "flood": _flood,
     "forge": _forge,

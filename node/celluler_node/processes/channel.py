@@ -18,6 +18,7 @@ from celluler.errors import LocalError, ProtocolViolation, WorkerFailed
 from celluler.wire import unpack
 from celluler_node.processes.frames import Blob, Frame, FrameReader, Outbox, encode, record_of, tag_of
 from celluler_node.processes.words import (
+    LIMITS,
     MAX_CALLS_IN_FLIGHT,
     MAX_EVENTS,
     MAX_RECORD_BYTES,
@@ -35,6 +36,7 @@ _READS_A_TURN = 32
 
 @dataclass(slots=True)
 class _Pending:
+    request: type
     answered: trio.Event
     outcome: Reply | WorkerFailed | None = None
     abandoned: bool = False
@@ -82,11 +84,11 @@ class Channel:
             self._places.acquire_nowait()  # the waiting form costs a turn of the loop even when there is room
         except trio.WouldBlock:
             await self._places.acquire()
-        pending, number = _Pending(trio.Event()), next(self._numbers)
+        pending, number = _Pending(type(request), trio.Event()), next(self._numbers)
         try:
             pieces = encode(Kind.REQUEST, request, blobs, call=number, tag=tag)
             if self._failed is not None:
-                raise WorkerFailed(self._failed.reason)
+                raise self._failure()
         except BaseException:
             self._places.release()
             raise
@@ -133,14 +135,14 @@ class Channel:
             elif turn % _READS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, limit: str | None = None) -> None:
         """Nothing more will come: every call in flight and every later one raises WorkerFailed with this reason."""
         if self._failed is None:
-            self._failed = WorkerFailed(reason)
+            self._failed = WorkerFailed(reason, limit=limit)
         self._ready.set()
         self._send_event.close()
         for number in list(self._pending):
-            self._settle(number, WorkerFailed(self._failed.reason))
+            self._settle(number, self._failure())
 
     def finish(self) -> None:
         """Tell the process that no request will follow."""
@@ -163,15 +165,30 @@ class Channel:
                 self.isolation = unpack(Ready, frame.record, limit=MAX_RECORD_BYTES).isolation
                 self._ready.set()
             case Kind.REPLY if frame.call in self._pending:
-                self._settle(frame.call, Reply(record_of(self._program.replies, frame), frame.blobs))
+                self._settle(frame.call, self._answer(frame))
             case Kind.FAILURE if frame.call in self._pending:
                 failure = unpack(Failure, frame.record, limit=MAX_RECORD_BYTES)
                 text = printable(f"{failure.error}: {failure.reason}" if failure.reason else failure.error)
-                self._settle(frame.call, WorkerFailed(f"{self._program.name}: {text}"))
+                reason, limit = f"{self._program.name}: {text}", failure.limit if failure.limit in LIMITS else None
+                self._settle(frame.call, WorkerFailed(reason, limit=limit))
             case Kind.EVENT if self._ready.is_set():
                 self._announce(record_of(self._program.events, frame))
             case _:
                 raise ProtocolViolation(f"frame of kind {frame.kind} for call {frame.call} out of order")
+
+    def _answer(self, frame: Frame) -> Reply:
+        """Raises ProtocolViolation for a record or a number of blobs that does not answer what was asked."""
+        record, asked = record_of(self._program.replies, frame), self._pending[frame.call].request
+        due = self._program.answers.get(asked)
+        if due is not None and (type(record) not in due.records or len(frame.blobs) != due.blobs):
+            raise ProtocolViolation(
+                f"{type(record).__name__} with {len(frame.blobs)} blobs is no answer to {asked.__name__}"
+            )
+        return Reply(record, frame.blobs)
+
+    def _failure(self) -> WorkerFailed:
+        assert self._failed is not None
+        return WorkerFailed(self._failed.reason, limit=self._failed.limit)
 
     def _settle(self, number: int, outcome: Reply | WorkerFailed) -> None:
         pending = self._pending.pop(number)

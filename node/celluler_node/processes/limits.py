@@ -24,6 +24,7 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
+_THREADS_TO_SPARE = 4096
 _OOM_SCORE = 500
 """When memory runs out the kernel takes this process rather than the node."""
 
@@ -57,9 +58,19 @@ def apply(limits: Limits) -> None:
         score.write(str(_OOM_SCORE))
 
 
+def few_processes() -> None:
+    """A bound for threads made without end, until the node, which counts them, puts an end to that.
+
+    The kernel compares it with all threads of this user on the whole machine, so it stands far above all that run
+    now, of whomever. It does not bind root.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/loadavg") as load:
+        running = int(load.read().split()[3].partition("/")[2])
+        _limit(resource.RLIMIT_NPROC, running + _THREADS_TO_SPARE)
+
+
 def _limit(kind: int, value: int | None, grace: int = 0) -> None:
-    """Never above what this process was given itself. RLIMIT_NPROC is left alone: it counts every thread of the user
-    on the whole machine, so a limit that holds here would fail elsewhere."""
+    """Never above what this process was given itself."""
     if value is None:
         return
     hard = resource.getrlimit(kind)[1]

@@ -25,6 +25,7 @@ def enter(boot: Boot, dies_with_node: bool) -> Isolation:
     """Close every wall this system has. Raises OSError."""
     if sys.platform != "linux":
         return Isolation(dies_with_node, True, False, 0, False, (f"{sys.platform} has no Landlock and no seccomp",))
+    limits.few_processes()
     missing: list[str] = []
     if not dies_with_node:
         missing.append("this kernel does not end a process with its parent")

@@ -5,6 +5,7 @@ The program's module has `main(link)`, and in it `serve_sync(link, ...)`. Import
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celluler.errors import LocalError
+from celluler_node.processes.exits import file_limit, memory_limit
 from celluler_node.processes.frames import Frame, FrameReader, encode, record_of, tag_of
 from celluler_node.processes.words import Boot, Failure, Isolation, Kind, Ready, Reply
 
@@ -71,12 +73,16 @@ def reply_pieces(link: Link, replies: tuple[type, ...], answer: Any, call: int) 
 
 def failure_pieces(link: Link, error: BaseException, call: int) -> list[memoryview]:
     """The frame that tells of an exception, in one line."""
-    text = " ".join(str(error).split())
+    text, limits = " ".join(str(error).split()), link.boot.limits
+    limit = ""
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        limit = link.boot.limits.memory_bytes
-        text = ("memory limit" if limit is None else f"memory limit of {limit >> 20} MiB") + (text and f": {text}")
+        limit = "memory"
+        text = memory_limit(limits) + (text and f": {text}")
+    elif isinstance(error, OSError) and error.errno == errno.EFBIG and limits.file_bytes is not None:
+        limit = "file"
+        text = file_limit(limits) + (text and f": {text}")
     reason = text.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
-    return encode(Kind.FAILURE, Failure(type(error).__name__[:128], reason), call=call)
+    return encode(Kind.FAILURE, Failure(type(error).__name__[:128], reason, limit), call=call)
 
 
 def serve_sync(

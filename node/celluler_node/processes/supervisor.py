@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import trio
 from celluler.errors import LocalError, ProtocolViolation, WorkerFailed
 from celluler_node.processes import launch
 from celluler_node.processes.channel import Channel, printable
-from celluler_node.processes.exits import kill_session, reason_of
+from celluler_node.processes.exits import End, end_of, kill_session
 from celluler_node.processes.frames import Blob, encode
 from celluler_node.processes.stderr import Tail
+from celluler_node.processes.watching import LOOK_S, Watch
 from celluler_node.processes.words import Isolation, Kind, Limits, Program, Reply
 
 POLITE_S = 2.0
@@ -41,14 +42,19 @@ _log = structlog.get_logger("celluler.processes")
 
 
 class Child:
-    """A process that runs. `events` holds what it says unasked. When it has gone `ended` is set, `reason` says why."""
+    """A process that runs. `events` holds what it says unasked. When it has gone `ended` is set, `reason` says why,
+    and `limit` which of its limits it ran into, if that was it."""
 
-    def __init__(self, program: Program, pid: int, channel: Channel) -> None:
+    def __init__(
+        self, program: Program, pid: int, channel: Channel, call_s: float | None, end: Callable[[End], None]
+    ) -> None:
+        """end: has it killed, for a reason."""
         self.program, self.pid = program, pid
         self.events: trio.MemoryReceiveChannel[Any] = channel.events
         self.ended = trio.Event()
         self.reason: str | None = None
-        self._channel = channel
+        self.limit: str | None = None
+        self._channel, self._call_s, self._end = channel, call_s, end
 
     @property
     def isolation(self) -> Isolation:
@@ -59,9 +65,16 @@ class Child:
     async def call(self, request: Any, *blobs: Blob) -> Reply:
         """Ask, and wait for the answer; calls may run side by side. The blobs must not change until this returns.
 
-        Raises WorkerFailed with the reason when the process answers with an error, or ends.
+        Raises WorkerFailed with the reason when the process answers with an error, or ends, or does not answer within
+        `Limits.call_s`: then it is killed, since nothing else stops what it does.
         """
-        return await self._channel.call(request, *blobs)
+        if self._call_s is None:
+            return await self._channel.call(request, *blobs)
+        with trio.move_on_after(self._call_s):
+            return await self._channel.call(request, *blobs)
+        self._end(End(f"time limit of {self._call_s:g} s for one call", "time"))
+        await self.ended.wait()
+        raise WorkerFailed(f"{self.program.name}: {self.reason}", limit=self.limit)
 
 
 @asynccontextmanager
@@ -102,13 +115,16 @@ class _Keeper:
         self._program, self._limits = program, limits
         self._scope = trio.CancelScope(shield=True)
         self._exited, self._received = trio.Event(), trio.Event()
-        self._stopping, self._fault = False, ""
+        self._scratch = scratch
+        self._stopping = False
+        self._fault: End | None = None
+        self._cpu_s = 0.0
         self._popen, self._channel = _start(program, limits, scratch)
         self._log = _log.bind(process=program.name, pid=self._popen.pid)
         assert self._popen.stdout is not None
         with self._popen.stdout:
             self._tail = Tail(self._popen.stdout.fileno(), self._log)
-        self.child = Child(program, self._popen.pid, self._channel)
+        self.child = Child(program, self._popen.pid, self._channel, limits.call_s, self._put_an_end)
         self._channel.open(boot)
 
     async def ready(self) -> None:
@@ -128,11 +144,15 @@ class _Keeper:
                 nursery.start_soon(self._tail.read)
                 nursery.start_soon(self._channel.send)
                 nursery.start_soon(self._receive)
+                if self._program.confined:
+                    nursery.start_soon(self._watch)
                 await self._exit()
                 for drained in (self._received, self._tail.ended):  # a descendant may hold either open
                     with trio.move_on_after(DRAIN_S):
                         await drained.wait()
-                self._conclude(self._fault or reason_of(self._popen.returncode, self._tail.lines, self._limits))
+                self._conclude(
+                    self._fault or end_of(self._popen.returncode, self._tail.lines, self._limits, self._cpu_s)
+                )
                 nursery.cancel_scope.cancel()
 
     async def stop(self) -> None:
@@ -150,7 +170,7 @@ class _Keeper:
                     self._signal(then)
             else:
                 self._log.warning("process.stuck")
-                self._conclude("the kernel does not let go of it")
+                self._conclude(End("the kernel does not let go of it"))
             self._scope.cancel()
 
     def close(self) -> None:
@@ -162,13 +182,25 @@ class _Keeper:
         try:
             await self._channel.receive()
         except ProtocolViolation as error:
-            self._fault = f"broke the protocol of its channel: {printable(str(error))}"
-            self._signal(signal.SIGKILL)
+            self._put_an_end(End(f"broke the protocol of its channel: {printable(str(error))}"))
         self._received.set()
         with trio.move_on_after(POLITE_S):
             await self._exited.wait()
         if not self._exited.is_set() and not self._stopping:
-            self._fault = self._fault or "closed its channel and stayed"
+            self._put_an_end(End("closed its channel and stayed"))
+
+    async def _watch(self) -> None:
+        watch = Watch(self._popen.pid, self._limits, self._scratch)
+        while not self._exited.is_set():
+            await trio.sleep(LOOK_S)
+            if (passed := await trio.to_thread.run_sync(watch.look)) is not None:
+                self._put_an_end(passed)
+                return
+
+    def _put_an_end(self, why: End) -> None:
+        """Kill it. What is wrong with it first is the reason that counts."""
+        if not self._exited.is_set():
+            self._fault = self._fault or why
             self._signal(signal.SIGKILL)
 
     async def _exit(self) -> None:
@@ -180,17 +212,27 @@ class _Keeper:
             finally:
                 os.close(descriptor)
             kill_session(self._popen.pid)
-            self._popen.wait()
+            self._reap()
         else:
             while self._popen.poll() is None:  # noqa: ASYNC110  there is no event to wait for on this system
                 await trio.sleep(_POLL_S)
             kill_session(self._popen.pid)
         self._exited.set()
 
-    def _conclude(self, reason: str) -> None:
-        self.child.reason = reason
-        self._channel.fail(f"{self._program.name}: {reason}")
-        self._log.info("process.ended", reason=reason, asked=self._stopping)
+    def _reap(self) -> None:
+        """As `Popen.wait`, which does not tell what the process has used."""
+        try:
+            _, status, used = os.wait4(self._popen.pid, 0)
+        except ChildProcessError:  # reaped already, by whoever polled it
+            self._popen.wait()
+            return
+        self._popen.returncode = os.waitstatus_to_exitcode(status)
+        self._cpu_s = used.ru_utime + used.ru_stime
+
+    def _conclude(self, end: End) -> None:
+        self.child.reason, self.child.limit = end.reason, end.limit
+        self._channel.fail(f"{self._program.name}: {end.reason}", end.limit)
+        self._log.info("process.ended", reason=end.reason, limit=end.limit, asked=self._stopping)
         self.child.ended.set()
 
     def _signal(self, number: signal.Signals) -> None:

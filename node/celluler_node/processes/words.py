@@ -6,7 +6,8 @@ own closed vocabulary of requests, replies and events (`worker_words`, `averager
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -25,6 +26,10 @@ MAX_CALLS_IN_FLIGHT = 64
 
 MAX_EVENTS = 256
 """Events that wait for a reader. When they are that many, a new one is dropped and counted."""
+
+
+LIMITS = ("memory", "processor", "file", "disk", "threads", "time")
+"""What `WorkerFailed.limit` may name."""
 
 
 class Kind(IntEnum):
@@ -49,7 +54,9 @@ class Limits:
     """What a process may take. None: no limit of ours.
 
     memory_bytes: address space, not resident memory: a worker with torch needs 1 GiB before it holds any model.
-    file_bytes: the largest file it may write. open_files: descriptors. cpu_s: processor time of its whole life.
+    file_bytes: the largest file it may write. disk_bytes: all files in its scratch folder together.
+    open_files: descriptors. cpu_s: processor time of its whole life. call_s: from a request to its answer, those that
+    wait before it included.
     threads: what OpenMP, MKL and OpenBLAS are pinned to; equal at all members of a run, or results differ in bits.
     niceness: 0..19, the higher the later it gets the processor when the node wants it too.
     """
@@ -60,6 +67,8 @@ class Limits:
     cpu_s: U32 | None = None
     threads: U16 = 1
     niceness: U8 = 0
+    disk_bytes: U64 | None = None
+    call_s: U32 | None = None
 
 
 PathText = Annotated[str, Length(1, 4096)]
@@ -112,10 +121,19 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request raised. error: the name of the exception's class. reason: its text."""
+    """A request raised. error: the name of the exception's class. reason: its text. limit: as of `WorkerFailed`."""
 
     error: Name
     reason: Text
+    limit: Annotated[str, Length(0, 16)] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What may answer a request. records: their classes. blobs: how many come behind one, exactly."""
+
+    records: tuple[type, ...]
+    blobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +144,7 @@ class Program:
     confined: runs what strangers made, so it enters the sandbox before its module is imported.
     max_blob_bytes: the most that one frame carries behind its header, in either direction.
     ready_s: how long it may take from its start until it reads requests. environment: variables that it sees besides
-    those that every process of ours does.
+    those that every process of ours does. answers: what may answer which request; of one that is not named, any reply.
     """
 
     name: str
@@ -138,6 +156,7 @@ class Program:
     max_blob_bytes: int = 1 << 30
     ready_s: float = 30.0
     environment: tuple[tuple[str, str], ...] = ()
+    answers: Mapping[type, Answer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
