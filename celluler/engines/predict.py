@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from celluler.engines.data import Dataset, check_values
+from celluler.engines.draws import Draws
+from celluler.engines.evaluate import Evaluation, evaluate, pieces
 from celluler.engines.modules import module_of
-from celluler.engines.objectives import finite, loss_of, right_of
+from celluler.engines.objectives_wired import Run, answer, sample
 from celluler.models.body import Body
-from celluler.models.calls import check_call
-from celluler.models.objectives import NextToken
+from celluler.models.calls import SAMPLE, check_call, outputs_of
 from celluler.models.weights import NOTHING_STILL, Still
 
 _BATCH_BYTES = 64 << 20
 _MAX_BATCH = 1024
-_LARGEST_EXPONENT = 100.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """count: samples. loss: mean over them. accuracy: share of classes or tokens told right; None where answers are
-    numbers. perplexity: of a language model, e to the loss; None of others."""
-
-    count: int
-    loss: float
-    accuracy: float | None
-    perplexity: float | None = None
+_SAMPLE_KEY = b"celluler-sample".ljust(32, b"\0")
 
 
 class Predictor:
@@ -42,56 +29,45 @@ class Predictor:
     def __init__(self, architecture: Body, vector: Tensor, still: Still = NOTHING_STILL) -> None:
         """vector: (dimension,) float32; the model goes on reading it. still: the rest of the weights file."""
         self.architecture = architecture
-        self._module: nn.Module = module_of(architecture, vector, still).eval()
+        self._run = Run(module_of(architecture, vector, still).eval())
         least, most = architecture.batch
         # Activations of a whole batch stay within a bound that depends on the body alone.
         fitting = min(_MAX_BATCH, _BATCH_BYTES // max(1, architecture.activation_bytes))
         self._least, self._batch = least, max(least, min(most, fitting))
 
     def predict(self, x: npt.NDArray[Any], output: str = "raw") -> npt.NDArray[Any]:
-        """x: (n, *input). raw: what the last layer gives (logits, or a regression's numbers), (n, *output) float32;
-        probabilities: (n, classes) float32; labels: (n,) int64. Raises InvalidSpec for an input that does not fit.
+        """x: (n, *input); for samples (n,) int64, of each a seed, of which a sample is a function.
+
+        output: one of `outputs_of` the body, which says what it is. Raises InvalidSpec for an input that does not fit.
         """
         check_call(self.architecture, x.dtype.name, x.shape, output)
+        if output == SAMPLE:
+            return self._sampled(x)
         check_values(self.architecture, x, "input")
-        pieces = [_shape_output(raw, output).numpy() for raw in self._batches(torch.from_numpy(x))]
-        return np.concatenate(pieces)
+        with torch.inference_mode():
+            told = [
+                answer(self.architecture, self._run, piece, output).numpy()
+                for piece, _ in pieces(torch.from_numpy(x), self._batch, self._least)
+            ]
+        return np.concatenate(told)
+
+    def warm_up(self) -> None:
+        """Once through what answers: the first time is slow."""
+        body = self.architecture
+        zeros = np.zeros((self._least, *body.input.shape), dtype=body.input.dtype)
+        if (usual := next(iter(outputs_of(body)))) != SAMPLE:
+            self.predict(zeros, usual)
+        else:  # a sample may take a thousand passes, an evaluation takes one
+            x = torch.from_numpy(zeros)
+            self.evaluate(Dataset(x, x))
 
     def evaluate(self, data: Dataset) -> Evaluation:
-        total, right, asked, place = 0.0, 0, 0, 0
-        for raw in self._batches(data.x):
-            y = data.y[place : place + raw.shape[0]]
-            place += raw.shape[0]
-            total += float(loss_of(self.architecture, raw, y)) * raw.shape[0]
-            if told := right_of(self.architecture, raw, y):
-                right, asked = right + told[0], asked + told[1]
-        loss = finite(total / len(data))
-        speaks = isinstance(self.architecture.objective, NextToken)
-        perplexity = finite(math.exp(min(loss, _LARGEST_EXPONENT))) if speaks else None
-        return Evaluation(len(data), loss, right / asked if asked else None, perplexity)
+        return evaluate(self.architecture, self._run, data, most=self._batch, least=self._least)
 
-    def _batches(self, x: Tensor) -> Iterator[Tensor]:
+    def _sampled(self, seeds: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        body, made = self.architecture, []
         with torch.inference_mode():
-            start = 0
-            for size in _sizes(x.shape[0], self._batch, self._least):
-                yield self._module(x[start : start + size])
-                start += size
-
-
-def _sizes(count: int, most: int, least: int) -> list[int]:
-    """How many at a time: the most, and what is left; where that is too few, all are about as many."""
-    whole, left = divmod(count, most)
-    if left == 0 or left >= least:
-        return [most] * whole + [left] * (left > 0)
-    pieces = whole + 1
-    return [count // pieces + (place < count % pieces) for place in range(pieces)]
-
-
-def _shape_output(raw: Tensor, output: str) -> Tensor:
-    match output:
-        case "probabilities":
-            return torch.softmax(raw, dim=1)
-        case "labels":
-            return raw.argmax(dim=1)
-        case _:
-            return raw
+            for start in range(0, len(seeds), self._batch):
+                draws = Draws(_SAMPLE_KEY, b"", seeds[start : start + self._batch].tolist())
+                made.append(sample(body.objective, self._run, draws, body.input.shape).numpy())
+        return np.concatenate(made)

@@ -10,6 +10,7 @@ Knows nothing of momentum between rounds, of wires or of other members.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -20,14 +21,18 @@ from blake3 import blake3
 from torch import Tensor
 
 from celluler.datasets.sharding import shard
+from celluler.engines.build import net_of
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
+from celluler.engines.draws import Draws
 from celluler.engines.graph.net import GraphNet
 from celluler.engines.modules import draws_noise, idle_of, module_of, parameters_of
-from celluler.engines.objectives import finite, loss_of
-from celluler.engines.optimise import inner_named
+from celluler.engines.objectives import finite
+from celluler.engines.objectives_wired import Loss, Phase, Run, phases_of
+from celluler.engines.optimise import Inner, inner_named
 from celluler.errors import LocalError
 from celluler.models.body import Body
+from celluler.models.objectives import Contrastive
 from celluler.models.weights import NOTHING_STILL, Still
 
 Vector = npt.NDArray[np.float32]
@@ -42,10 +47,15 @@ class LocalSteps:
     def __init__(self, architecture: Body, config: TrainConfig, data: Dataset, still: Still = NOTHING_STILL) -> None:
         self._architecture, self._config, self._data = architecture, config, data
         if config.micro < config.batch and architecture.whole_batch:
-            raise LocalError("a batch norm takes its batch whole: it cannot be cut into micro-batches")
+            raise LocalError("this model takes its batch whole: it cannot be cut into micro-batches")
+        if config.batch < 2 and isinstance(architecture.objective, Contrastive):
+            raise LocalError("a contrastive model needs at least 2 samples in a batch")
         self._vector = torch.empty(architecture.dimension)
         self._gradient = torch.zeros(architecture.dimension)
         self._module = module_of(architecture, self._vector, still)
+        self._run = Run(self._module, self._autocast)
+        self._phases = phases_of(architecture)
+        self._nets = {phase.net: self._net(phase.net) for phase in self._phases}
         self._idle = self._alias_gradients()
         self._module.train()
         self._draws_noise = draws_noise(architecture)
@@ -60,7 +70,7 @@ class LocalSteps:
         self._vector.copy_(torch.from_numpy(start))
         if isinstance(self._module, GraphNet):
             self._module.restart()
-        self._optimizer = inner_named(self._config.optimizer, self._config.learning_rate)
+        self._optimizers = [inner_named(self._config.optimizer, self._config.learning_rate) for _ in self._phases]
         self._taken, self._total = 0, 0.0
 
     @property
@@ -100,27 +110,45 @@ class LocalSteps:
 
     def _step(self) -> None:
         rows = self.rows(self._taken)
-        self._gradient.zero_()
         with self._noise():
-            for start in range(0, len(rows), self._config.micro):
-                self._total += self._accumulate(rows[start : start + self._config.micro], len(rows))
+            for phase, optimizer in zip(self._phases, self._optimizers, strict=True):
+                self._move(phase, optimizer, rows)
         self._taken += 1
+
+    def _move(self, phase: Phase, optimizer: Inner, rows: Tensor) -> None:
+        """One phase of a step: its net, by the gradient of its loss on these samples."""
+        self._gradient.zero_()
+        moved, parameters = self._nets[phase.net]
+        for start in range(0, len(rows), self._config.micro):
+            piece = range(start, min(start + self._config.micro, len(rows)))
+            self._total += self._accumulate(phase.loss, parameters, rows, piece)
         if self._config.precision == "fp16":
             self._gradient.div_(_HALF_SCALE)
             if not bool(torch.isfinite(self._gradient).all()):
                 return
         for place in self._idle:
             self._gradient[place] = 0
-        self._optimizer.step(self._vector, self._gradient)
+        optimizer.step(self._vector[moved], self._gradient[moved])
 
-    def _accumulate(self, rows: Tensor, whole: int) -> float:
-        """Add the gradient of these samples' share of the batch's mean loss; the share itself."""
-        with self._autocast():
-            raw = self._module(self._data.x[rows])
-        loss = loss_of(self._architecture, raw.float(), self._data.y[rows])
-        if len(rows) != whole:
-            loss = loss * (len(rows) / whole)
-        torch.autograd.backward(loss * _HALF_SCALE if self._config.precision == "fp16" else loss)
+    def _net(self, name: str) -> tuple[slice, list[Tensor] | None]:
+        """Where the tensors of a net lie in the flat vector, and its parameters; None for all that there are."""
+        if not name:
+            return slice(None), None
+        tensors = self._architecture.tensors
+        before = itertools.takewhile(lambda tensor: not tensor.name.startswith(f"{name}."), tensors)
+        start = sum(tensor.elements for tensor in before)
+        size = sum(tensor.elements for tensor in tensors if tensor.name.startswith(f"{name}."))
+        return slice(start, start + size), list(net_of(self._module, name).parameters())
+
+    def _accumulate(self, loss_of: Loss, parameters: list[Tensor] | None, rows: Tensor, piece: range) -> float:
+        """Add the gradient of a piece of the batch, its share of the mean loss; the share itself. parameters: those
+        whose gradient is wanted, None for all."""
+        chosen = rows[piece.start : piece.stop]
+        draws = Draws(self._config.run, self._place(self._taken), piece)
+        loss = loss_of(self._run, self._data.x[chosen], self._data.y[chosen], draws)
+        if len(chosen) != len(rows):
+            loss = loss * (len(chosen) / len(rows))
+        torch.autograd.backward(loss * _HALF_SCALE if self._config.precision == "fp16" else loss, inputs=parameters)
         return float(loss.detach())
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -135,8 +163,11 @@ class LocalSteps:
 
     def _prf(self, purpose: bytes, step: int, length: int) -> bytes:
         """BLAKE3 keyed by the run, over purpose, round, member and step."""
-        place = b"".join(number.to_bytes(8, "little") for number in (self.round, self.index, step))
-        return blake3(b"celluler-" + purpose + b"-1\0" + place, key=self._config.run).digest(length=length)
+        message = b"celluler-" + purpose + b"-1\0" + self._place(step)
+        return blake3(message, key=self._config.run).digest(length=length)
+
+    def _place(self, step: int) -> bytes:
+        return b"".join(number.to_bytes(8, "little") for number in (self.round, self.index, step))
 
     def _alias_gradients(self) -> tuple[slice, ...]:
         """Let autograd accumulate into one flat vector, so that an optimizer steps once and not once a tensor.

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
+from celluler.engines.evaluate import Evaluation
 from celluler.engines.optimise import Outer
-from celluler.engines.predict import Evaluation, Predictor
+from celluler.engines.predict import Predictor
 from celluler.engines.steps import LocalSteps, own_rows
 from celluler.errors import LocalError
 from celluler.models.body import Body

@@ -20,8 +20,9 @@ from celluler.aggregation.wires import FINEST, wire_named
 from celluler.engines.audit_class import audit_class
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
+from celluler.engines.evaluate import Evaluation
 from celluler.engines.load import load_model
-from celluler.engines.predict import Evaluation, Predictor
+from celluler.engines.predict import Predictor
 from celluler.engines.summarise import summarise
 from celluler.engines.train import Trainer, weights_of
 from celluler.errors import InvalidSpec, LocalError
@@ -112,7 +113,7 @@ class Worker:
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
         body = parse_body(request.body, request.spec)
         model = load_model(body, Path(request.weights)).predictor()
-        model.predict(np.zeros((body.batch[0], *body.input.shape), dtype=body.input.dtype))  # the first is slow
+        model.warm_up()
         self._model = model
         return Loaded(body.parameter_count, body.parameter_bytes)
 
@@ -176,7 +177,8 @@ class Worker:
             raise LocalError("no model is loaded and no run started")
         data = load_dataset(judge.architecture, Path(request.data), request.selection)
         evaluation: Evaluation = judge.evaluate(data)
-        return Evaluated(evaluation.accuracy, evaluation.loss, evaluation.count)
+        metric, value = evaluation.metric, evaluation.value
+        return Evaluated(evaluation.accuracy, evaluation.loss, evaluation.count, metric, value)
 
     def export(self, request: Export, _: Blobs) -> Exported:
         if Path(request.name).name != request.name or request.name.startswith("."):

@@ -47,7 +47,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Predict:
-    """With the input as one blob. shape: with the batch axis. output: raw, probabilities or labels. → Predicted"""
+    """With the input as one blob. shape: with the batch axis. output: one of `celluler.models.calls.outputs_of` the
+    model. → Predicted"""
 
     dtype: Word
     shape: Shape
@@ -148,11 +149,14 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """accuracy: None for regression. loss: mean over `count` samples."""
+    """accuracy: None for regression. loss: mean over `count` samples. metric, value: what the model's objective is
+    judged by, such as `perplexity`, and how much it is."""
 
     accuracy: float | None
     loss: float
     count: U64
+    metric: Word
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
