@@ -9,7 +9,7 @@ from celluler.errors import InvalidSpec
 from celluler.models.fields import MAX_SIZE, Choice, Flag, Real, Sizes, Whole, declare
 from celluler.models.layers.base import Ledger, Place, Shape, Signal, TensorSpec, need_float, weight_and_bias
 
-FUNCTIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
+FUNCTIONS = ("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 
 
 @dataclass(frozen=True, slots=True)

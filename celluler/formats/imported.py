@@ -1,0 +1,62 @@
+"""What comes of a file of another format: a body of ours, and the tensors of its weights file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from celluler.errors import InvalidSpec
+from celluler.formats.safetensors_files import write_safetensors
+from celluler.formats.stored import Floats, Stored
+from celluler.models.body import SPEC
+from celluler.models.spec import parse_spec
+
+BODY_FILES = {"spec": "spec.json", "graph": "graph.json"}
+WEIGHTS_FILE = "weights.safetensors"
+
+Turn = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """kind, document: see `celluler.models.body`. tensors: all of the weights file, in its order. notes: what whoever
+    imports it should know, a sentence each."""
+
+    kind: str
+    document: bytes
+    tensors: tuple[Stored, ...]
+    notes: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """The body's document and the weights file, in a folder that is there."""
+        body, weights = folder / BODY_FILES[self.kind], folder / WEIGHTS_FILE
+        write_safetensors(weights, self.tensors)
+        body.write_bytes(self.document)
+        return body, weights
+
+
+def turned(source: Stored, name: str, shape: tuple[int, ...], turn: Turn = lambda values: values) -> Stored:
+    """A tensor under another name, as float32, after a change of layout. Nothing is read before it is asked for."""
+    if math.prod(source.shape) < math.prod(shape):
+        raise InvalidSpec(f"tensors.{source.name[:64]}", f"has shape {source.shape}, must make {shape}")
+    return Stored(name, "F32", shape, lambda: turn(source.floats()))
+
+
+def expect(source: Stored, shape: tuple[int, ...]) -> Stored:
+    """The tensor, which must have this shape. Raises InvalidSpec."""
+    if source.shape != shape:
+        raise InvalidSpec(f"tensors.{source.name[:64]}", f"has shape {source.shape}, the config asks for {shape}")
+    return source
+
+
+def spec_of(document: bytes, found: dict[str, Stored], notes: tuple[str, ...] = ()) -> Imported:
+    """A spec with all its tensors, by their names there. Raises InvalidSpec for one that is missing or does not fit."""
+    tensors = []
+    for tensor in parse_spec(document).tensors:
+        stored = found.get(tensor.name)
+        if stored is None:
+            raise InvalidSpec(f"tensors.{tensor.name}", "is missing")
+        tensors.append(expect(stored, tensor.shape))
+    return Imported(SPEC, document, tuple(tensors), notes)
