@@ -37,9 +37,9 @@ class PeerTraffic:
 class Status:
     """The node in one page.
 
-    members: live members of the swarm as this node sees it, itself included. isolation: `full`, or what is missing
-    (`reduced: no Landlock`). models: manifests known here. jobs: how many in each state. violations: peers that
-    broke a protocol. region: where the node says it is, or empty.
+    members: live members of the swarm as this node sees it, itself included. isolation: `full`, what is missing
+    (`reduced: no Landlock`), or `off`. models: manifests known here. jobs: how many in each state. violations: peers
+    that broke a protocol. region: where the node says it is, or empty.
     """
 
     peer_id: str
@@ -72,6 +72,7 @@ class Peer:
     """A member of the swarm.
 
     status: `alive`, `suspect` or `self`. round_trip_s: None before the first probe. region: where it says it is.
+    isolation: of its workers, by its own word: `full`, `reduced`, `off` or empty.
     doubts: how many distinct peers say that it gave out false content; a hint, never a verdict.
     """
 
@@ -88,6 +89,7 @@ class Peer:
     received_bytes: int = 0
     region: str = ""
     doubts: int = 0
+    isolation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from celluler_node.core import Core, open_core
 from celluler_node.job_client import JobClient
 from celluler_node.node import Node, Services
 from celluler_node.processes.averager_words import AVERAGER
+from celluler_node.processes.confinement import OFF, Confinement
 from celluler_node.processes.words import Program
 from celluler_node.replicas import open_replicas
 from celluler_node.serving import ModelServer
@@ -70,7 +71,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
     membership: Membership | None = None
     stop = trio.Event()
     async with open_core(config, light=False, members=lambda: membership.members() if membership else ()) as core:
-        profile = Profile(core.nickname, _capabilities(core.hardware, config.roles, config.region))
+        profile = Profile(core.nickname, _capabilities(core.hardware, config.roles, config.region, core.confinement))
         async with (
             open_membership(
                 core.host,
@@ -82,9 +83,16 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             open_replicas(core, membership, interval_s=parts.replicate_every_s, policy=parts.replication),
             own_nursery() as nursery,
         ):
-            isolation = _Isolation()
+            isolation = _Isolation(core.confinement)
             server = ModelServer(
-                core.repository, core.worker, core.limits, core.scratch, nursery, on_start=isolation.note
+                core.repository,
+                core.worker,
+                core.limits,
+                core.scratch,
+                nursery,
+                own=core.identity.peer_id,
+                confinement=core.confinement,
+                on_start=isolation.note,
             )
             archive = JobArchive(config.jobs_folder)
             desk = TrainingDesk(_site(core, parts, nursery), archive, trains="train" in config.roles)
@@ -154,6 +162,7 @@ def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:
         device=core.hardware.device,
         worker=core.worker,
         worker_limits=core.limits,
+        confinement=core.confinement,
         averager_listen=(AVERAGER_LISTEN.format(host=_averager_host(core.config), port=core.config.training_port),),
         scratch=core.scratch,
         roles=_training_roles(core.config.training_roles),
@@ -171,9 +180,9 @@ def _averager_host(config: NodeConfig) -> str:
     return next((host for host in listen_hosts(config.listen) if "." in host), "127.0.0.1")
 
 
-def _capabilities(hardware: Hardware, roles: tuple[str, ...], region: str) -> Capabilities:
+def _capabilities(hardware: Hardware, roles: tuple[str, ...], region: str, confined: Confinement) -> Capabilities:
     cores, memory_mb = min(hardware.cores, 65535), min(hardware.memory_mb, 2**32 - 1)
-    return Capabilities(cores, memory_mb, hardware.device, roles, region, hardware.audit_class)
+    return Capabilities(cores, memory_mb, hardware.device, roles, region, hardware.audit_class, confined.level)
 
 
 def _peers_of(members: tuple[Member, ...]) -> tuple[PeerId, ...]:
@@ -184,13 +193,16 @@ def _peers_of(members: tuple[Member, ...]) -> tuple[PeerId, ...]:
 
 
 class _Isolation:
-    """Which walls stand around the workers of this node, as the last one that started found them."""
+    """Which walls stand around the workers of this node: as this machine lets expect, then as the last one that
+    started found them."""
 
-    def __init__(self) -> None:
-        self._text = "not known before the first worker starts"
+    def __init__(self, expected: Confinement) -> None:
+        self._off = expected.level == OFF
+        self._text = expected.text
 
     def note(self, full: bool, missing: tuple[str, ...]) -> None:
-        self._text = "full" if full else f"reduced: {'; '.join(missing)}"
+        if not self._off:
+            self._text = "full" if full else f"reduced: {'; '.join(missing)}"
 
     def text(self) -> str:
         return self._text

@@ -54,7 +54,9 @@ class NodeConfig:
     down_bytes_s: int
     worker_memory_bytes: int
     worker_threads: int
+    worker_disk_bytes: int
     sandbox: bool
+    run_foreign: bool
     log_format: str
     log_level: str
     log_file: Path | None
@@ -184,13 +186,18 @@ _host = _text(re.compile(r"[A-Za-z0-9.:\[\]_-]{1,253}"), "a host name or address
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """path: in the TOML file. field: in NodeConfig. read: what was written to the value. about: one line."""
+    """path: in the TOML file. field: in NodeConfig. read: what was written to the value. about: one line.
+
+    file_only: a decision of the operator, to be read where the node's settings are read, and not one of whoever
+    starts it.
+    """
 
     path: str
     field: str
     read: Callable[[Any], Any]
     default: Any
     about: str
+    file_only: bool = False
 
     @property
     def variable(self) -> str:
@@ -333,11 +340,27 @@ SETTINGS: tuple[Setting, ...] = (
         "threads of one worker; by default the cores this process may use",
     ),
     Setting(
+        "worker.disk",
+        "worker_disk_bytes",
+        parse_bytes,
+        "32GiB",
+        "the most that one worker's working files may take",
+    ),
+    Setting(
         "worker.sandbox",
         "sandbox",
         _switch,
         "on",
-        "`on` confines workers by all that the kernel offers; `off` leaves limits only",
+        "`on` confines workers by all that the kernel offers; `off` leaves limits only, which every member is told",
+        file_only=True,
+    ),
+    Setting(
+        "worker.foreign",
+        "run_foreign",
+        _switch,
+        "off",
+        "`on` runs graphs, ONNX and GGUF models of other peers also where the sandbox is off or not complete",
+        file_only=True,
     ),
     Setting(
         "log.format",
@@ -383,6 +406,8 @@ def load_config(
         raise InvalidSpec(min(unknown), "no such setting")
     values: dict[str, Any] = {}
     for setting in SETTINGS:
+        if setting.file_only:
+            _only_in_file(setting, given, environment)
         values[setting.field] = _resolve(setting, given, environment, written)
     values["store_folder"] = values["store_folder"] or where.store
     values["worker_threads"] = values["worker_threads"] or _usable_cores()
@@ -407,6 +432,12 @@ def _resolve(
             except ValueError as error:
                 raise InvalidSpec(name, str(error)) from None
     return setting.default if setting.default in (None, "") else setting.read(setting.default)
+
+
+def _only_in_file(setting: Setting, flags: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    for source, key in ((flags, setting.path), (environment, setting.variable)):
+        if source.get(key):
+            raise InvalidSpec(key, f"{setting.path} is set in the configuration file alone")
 
 
 def _read_file(path: Path, *, required: bool) -> dict[str, Any]:

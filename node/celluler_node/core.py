@@ -24,6 +24,7 @@ from celluler_node.config import NodeConfig
 from celluler_node.content_plane import open_content_plane
 from celluler_node.fetching import Fetcher
 from celluler_node.hardware import find_hardware
+from celluler_node.processes.confinement import Confinement, confinement
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.repository import Repository
@@ -45,7 +46,7 @@ WORKER_NICENESS = 5
 @dataclass(frozen=True, slots=True)
 class Core:
     """worker, limits: what a model or a file of data is run or read by. save: writes `state` down, as far as the disk
-    lets it."""
+    lets it. confinement: which models of others a worker of this node may run."""
 
     config: NodeConfig
     identity: Identity
@@ -53,6 +54,7 @@ class Core:
     hardware: Hardware
     worker: Program
     limits: Limits
+    confinement: Confinement
     state: NodeState
     save: Callable[[], None]
     scratch: ScratchRoot
@@ -65,6 +67,18 @@ class Core:
     repository: Repository
     transcripts: Transcripts
     nursery: trio.Nursery
+
+
+def worker_limits(config: NodeConfig) -> Limits:
+    """Of every worker of this node. Time is limited call by call, by whoever asks."""
+    disk = config.worker_disk_bytes
+    return Limits(
+        config.worker_memory_bytes,
+        file_bytes=disk,
+        disk_bytes=disk,
+        threads=config.worker_threads,
+        niceness=WORKER_NICENESS,
+    )
 
 
 @asynccontextmanager
@@ -123,7 +137,8 @@ async def open_core(
                 nickname=nickname,
                 hardware=_hardware(config),
                 worker=replace(WORKER, confined=config.sandbox),
-                limits=Limits(config.worker_memory_bytes, threads=config.worker_threads, niceness=WORKER_NICENESS),
+                limits=worker_limits(config),
+                confinement=confinement(sandbox=config.sandbox, foreign=config.run_foreign),
                 state=state,
                 save=save,
                 scratch=scratch,

@@ -109,6 +109,8 @@ async def _worker(config: NodeConfig) -> Check:
                 isolation = child.isolation
         except CellulerError as error:
             return Check("worker", False, str(error), "raise worker.memory, or reinstall torch")
+    if not config.sandbox:
+        return Check("worker", True, "starts without its sandbox: worker.sandbox is off in the configuration file")
     if isolation.full:
         return Check("worker", True, "starts, fully isolated")
     return Check("worker", True, f"starts with reduced isolation: {'; '.join(isolation.missing)}")

@@ -32,6 +32,7 @@ def member_view(member: Member, *, connected: bool, moved: Traffic | None, doubt
         received_bytes=moved.received_bytes,
         region=can.region,
         doubts=doubts,
+        isolation=can.isolation,
     )
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, TimedOut, WorkerFailed
+from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.identity import PeerId
 from celluler.models.calls import check_call
 from celluler.models.manifest import OpenedManifest
+from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import LoadModel
@@ -30,8 +31,8 @@ from celluler_protocols.inference import Predict, Predicted
 
 MAX_LOADED = 4
 IDLE_S = 300.0
-LOAD_S = 60.0
-PREDICT_S = 60.0
+CALL_S = 60
+"""To load a model, and to predict once. A worker that takes longer is ended, and the next request gets a fresh one."""
 MAX_BATCH_ITEMS = 1 << 22
 
 log = structlog.get_logger()
@@ -61,14 +62,17 @@ class ModelServer:
         scratch: Callable[[str], AbstractAsyncContextManager[Path]],
         nursery: trio.Nursery,
         *,
+        own: PeerId,
+        confinement: Confinement,
         on_start: Callable[[bool, tuple[str, ...]], None],
     ) -> None:
-        """program: the worker, confined or not.
+        """program: the worker, confined or not. confinement: which models of others than `own` may run here.
 
         on_start: told of every worker whether it is fully isolated, and what is missing.
         """
-        self._program, self._on_start = program, on_start
-        self._repository, self._limits, self._scratch, self._nursery = repository, limits, scratch, nursery
+        self._program, self._on_start, self._own, self._confinement = program, on_start, own, confinement
+        self._repository, self._scratch, self._nursery = repository, scratch, nursery
+        self._limits = replace(limits, call_s=CALL_S)
         self._loaded: dict[Digest, _Loaded] = {}
 
     @property
@@ -81,7 +85,7 @@ class ModelServer:
         """asker: another peer that asks, None for our own user.
 
         Raises NotFound, InvalidSpec for another input than the model's, Denied for an encrypted one that is not for us
-        or not for the asker, Busy, TimedOut, WorkerFailed.
+        or not for the asker, and for one that needs more walls than there are here, Busy, WorkerFailed.
         """
         began = trio.current_time()
         if math.prod(request.shape) > MAX_BATCH_ITEMS:
@@ -89,16 +93,13 @@ class ModelServer:
         opened = await self._repository.resolve(request.model, hints=hints)
         if asker is not None and opened.record.encrypted and asker not in opened.record.readers:
             raise Denied("this model is encrypted, and its author has not named you among its readers")
+        self._confinement.require(opened.record.body, own=opened.signed.signer == self._own)
         check_call(opened.architecture, request.dtype, request.shape, request.output)
         loaded = await self._load(opened, hints)
         assert loaded.child is not None
         loaded.in_flight += 1
         try:
-            with trio.fail_after(PREDICT_S):
-                reply = await loaded.child.call(PredictCall(request.dtype, request.shape, request.output), request.data)
-        except trio.TooSlowError:
-            loaded.scope.cancel()  # its worker may be stuck in the model: the next request gets a fresh one
-            raise TimedOut(f"no prediction within {PREDICT_S:g} s") from None
+            reply = await loaded.child.call(PredictCall(request.dtype, request.shape, request.output), request.data)
         finally:
             loaded.in_flight -= 1
             loaded.used_at = trio.current_time()
@@ -145,16 +146,13 @@ class ModelServer:
                     self._scratch("serve") as scratch,
                     open_process(self._program, limits=self._limits, readable=(weights,), scratch=scratch) as child,
                 ):
-                    with trio.fail_after(LOAD_S):
-                        record = loaded.opened.record
-                        await child.call(LoadModel(record.spec, str(weights), record.body))
+                    record = loaded.opened.record
+                    await child.call(LoadModel(record.spec, str(weights), record.body))
                     self._on_start(child.isolation.full, child.isolation.missing)
                     loaded.child = child
                     loaded.ready.set()
                     await child.ended.wait()
                     log.info("worker_ended", model=loaded.opened.record.name, reason=child.reason)
-        except trio.TooSlowError:
-            loaded.failure = TimedOut(f"the model was not loaded within {LOAD_S:g} s")
         except CellulerError as error:
             loaded.failure = error
         finally:

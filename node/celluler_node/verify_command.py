@@ -34,6 +34,7 @@ from celluler.learning.verify import Archive, Link
 from celluler_node.processes import worker_words as words
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
+from celluler_node.processes.written import written
 from celluler_node.training.worker_trainer import OUTER_LEARNING_RATE, OUTER_MOMENTUM
 from celluler_node.verify_papers import Claim, Papers, open_papers
 
@@ -220,13 +221,13 @@ class _Verification:
             weights = await fetch(Digest(self.papers.base.record.weights), "weights")
             data = await fetch(self.papers.order.spec.data.content, "data")
             async with open_process(worker, limits=limits, readable=(weights, data), scratch=scratch) as child:
-                await self._follow(archive, child, _start(self.papers, weights, data))
+                await self._follow(archive, child, scratch, _start(self.papers, weights, data))
         except CellulerError as error:
             for check in ("states", "training"):
                 line = self._lines[check]
                 line.detail = f"{error}" if not line.checked else f"then no more: {error}"
 
-    async def _follow(self, archive: Archive, child: Child, start: words.StartRun) -> None:
+    async def _follow(self, archive: Archive, child: Child, scratch: Path, start: words.StartRun) -> None:
         self._root = (await child.call(start)).record.state_root
         links, before = archive.walk(), None
         rounds = archive.roster.rules.rounds
@@ -239,9 +240,9 @@ class _Verification:
             if link.body.parts:
                 await self._apply(archive, child, link)
             else:
-                await self._finish(child, None)
+                await self._finish(child, scratch, None)
             if self._model is not None and self._model.rounds == link.round + 1 and self._root is not None:
-                await self._finish(child, self._model.rounds)
+                await self._finish(child, scratch, self._model.rounds)
             before = link
             self._on_round(rounds + link.round, 2 * rounds)
 
@@ -292,12 +293,13 @@ class _Verification:
         exponents = tuple(part.exponent for part in link.body.parts)
         self._root = (await child.call(words.ApplyRound(link.round, exponents), mantissas)).record.state_root
 
-    async def _finish(self, child: Child, rounds: int | None) -> None:
+    async def _finish(self, child: Child, scratch: Path, rounds: int | None) -> None:
         """The weights that the certified final state is, or that the run had come to after so many rounds."""
         claimed = None if self._model is None else self._model.rounds
         if claimed != rounds:
             return
-        path = Path((await child.call(words.Export(EXPORT_NAME))).record.path)
+        await child.call(words.Export(EXPORT_NAME))
+        path = written(scratch, EXPORT_NAME)
         root = (await trio.to_thread.run_sync(describe, path, "model")).root
         self._weights = cid_of(root, Codec.MANIFEST)
         came = "ends in" if rounds is None else f"had come to after {rounds} rounds"

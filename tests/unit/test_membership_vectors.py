@@ -27,7 +27,7 @@ ALICE, BOB = Identity(bytes(32)), Identity(bytes([1]) * 32)
 
 def record_of(identity: Identity, incarnation: int) -> bytes:
     addresses = (f"/ip4/192.0.2.1/tcp/4001/p2p/{identity.peer_id}",)
-    capabilities = Capabilities(8, 16_384, "cuda", ("train", "serve"), "eu-west", "x86_64-avx512-t8")
+    capabilities = Capabilities(8, 16_384, "cuda", ("train", "serve"), "eu-west", "x86_64-avx512-t8", "full")
     return seal(identity, PeerRecord(addresses, incarnation, "alice", capabilities))
 
 

@@ -27,7 +27,6 @@ _FLAGS = {
     "api.host": "--api-host",
     "api.port": "--api-port",
     "store.quota": "--quota",
-    "worker.sandbox": "--sandbox",
     "log.format": "--log-format",
     "log.level": "--log-level",
     "log.file": "--log-file",

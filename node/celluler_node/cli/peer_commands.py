@@ -46,6 +46,7 @@ def show(peer: Peer, join: Join = NOBODY, json: Json = False) -> None:
             "hardware": p.hardware and f"{p.hardware.device}, {p.hardware.cores} cores, {p.hardware.memory_mb} MB",
             "roles": p.roles,
             "region": p.region,
+            "isolation": p.isolation,
             "doubted by": p.doubts
             and f"{p.doubts} peer{'' if p.doubts == 1 else 's'}: they say it gave out false bytes",
             "sent": format_bytes(p.sent_bytes),

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from celluler_node.cli.root import COMMANDS, load
-from celluler_node.config import SETTINGS
+from celluler_node.config import SETTINGS, Setting
 
 _CLI_HEAD = """\
 # Command line
@@ -89,10 +89,14 @@ def render_cli() -> str:
 
 def render_configuration() -> str:
     rows = "".join(
-        f"| `{setting.path}` | `{setting.variable}` | {_default(setting.default)} | {setting.about} |\n"
+        f"| `{setting.path}` | {_variable(setting)} | {_default(setting.default)} | {setting.about} |\n"
         for setting in SETTINGS
     )
     return _CONFIGURATION_HEAD + rows + _CONFIGURATION_TAIL
+
+
+def _variable(setting: Setting) -> str:
+    return "none: in the file alone" if setting.file_only else f"`{setting.variable}`"
 
 
 def _command(path: str, command: Any) -> str:

@@ -38,6 +38,9 @@ async def averager_of(site: Site, record: JobRecord, scratch: Path) -> AsyncIter
 async def trainer_of(
     site: Site, record: JobRecord, roster: RosterView, material: Material, scratch: Path
 ) -> AsyncIterator[Trainer]:
+    """Raises Denied for a model of another peer that needs more walls than there are here."""
+    base = material.base
+    site.confinement.require(base.record.body, own=base.signed.signer == site.peer_id)
     folder = scratch / "worker"
     folder.mkdir()
     spec, index = record.order.spec, roster.index_of(site.peer_id)
@@ -45,8 +48,8 @@ async def trainer_of(
     first = open_roster(roster.raw, roster.coordinator)  # shards are of those who were there at the start
     setup = RunSetup(
         run=roster.run,
-        body=material.base.record.body,
-        spec=material.base.record.spec,
+        body=base.record.body,
+        spec=base.record.spec,
         weights=material.weights,
         data=material.data,
         partition=spec.data.partition,

@@ -16,6 +16,7 @@ from celluler.learning.roster import ALL_ROLES, Role
 from celluler.learning.run import Run
 from celluler_node.fetching import Fetcher
 from celluler_node.processes.averager_words import AVERAGER
+from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Limits, Program
 from celluler_node.repository import Repository
 from celluler_node.training.classes import Describer
@@ -52,6 +53,7 @@ class Site:
     device: str
     worker: Program
     worker_limits: Limits
+    confinement: Confinement
     averager_listen: Sequence[str]
     scratch: Callable[[str], AbstractAsyncContextManager[Path]]
     nursery: trio.Nursery

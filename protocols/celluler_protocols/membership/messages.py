@@ -37,6 +37,7 @@ class Capabilities:
     device: cpu, cuda, mps, xpu or a name not known yet. roles: such as `train`, `serve`, `store`, `relay`.
     region: where it stands (`eu-west`), empty when it does not say; replicas are spread by it. audit_class: how its
     workers compute, as far as it has measured that; who names the same one can repeat its training to the bit.
+    isolation: of the models that it runs: `full`, `reduced` or `off`; empty when it does not say.
     """
 
     cores: U16
@@ -45,6 +46,7 @@ class Capabilities:
     roles: Annotated[tuple[Label, ...], Length(0, 8)] = ()
     region: Annotated[str, Length(0, 32)] = ""
     audit_class: Annotated[str, Length(0, 64)] = ""
+    isolation: Annotated[str, Length(0, 16)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,8 @@ def open_peer_record(raw: bytes) -> Signed[PeerRecord]:
             raise ProtocolViolation(f"address of {signed.signer[-8:]} does not lead to it", peer=signed.signer)
     told = record.capabilities
     if not all(
-        text.isprintable() for text in (record.nickname, told.device, told.region, told.audit_class, *told.roles)
+        text.isprintable()
+        for text in (record.nickname, told.device, told.region, told.audit_class, told.isolation, *told.roles)
     ):
         raise ProtocolViolation(f"record of {signed.signer[-8:]} holds unprintable text", peer=signed.signer)
     return signed
