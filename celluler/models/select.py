@@ -1,6 +1,7 @@
 """Part of a model: which tensors some of its layers hold, and which pieces of the content those are.
 
-Layers are counted as they stand in the spec, from 0; a repeat or a residual is one of them with everything inside.
+Layers are counted as they stand in the spec, from 0, in each net on its own; a repeat or a residual is one of them
+with everything inside.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ _RANGE = re.compile(r"(\d{0,4}):(\d{0,4})|(\d{1,4})", re.ASCII)
 
 
 def tensors_of_layers(architecture: Body, layers: str) -> frozenset[str]:
-    """Names of all tensors of these layers: `3`, `0:6` (0 to 5), `2:`, `:2`, or several with commas between.
+    """Names of all tensors of these layers: `3`, `0:6` (0 to 5), `2:`, `:2`, or several with commas between; of named
+    nets `encoder.0:6`, or `encoder` for all of it.
 
     Layers without parameters add nothing. Raises InvalidSpec for text of another form or a layer that is not there.
     """
     if not isinstance(architecture, Architecture):
         raise InvalidSpec("layers", f"are of a spec; this model is a {architecture.kind}")
-    chosen: set[int] = set()
+    chosen: set[str] = set()
     for part in layers.split(",", 64):
-        chosen.update(_range(part.strip(), len(architecture.layers)))
-    return frozenset(tensor.name for tensor in architecture.tensors if int(tensor.name.partition(".")[0]) in chosen)
+        chosen.update(_places(part.strip(), architecture))
+    return frozenset(
+        tensor.name for tensor in architecture.tensors if any(tensor.name.startswith(place) for place in chosen)
+    )
 
 
 def pieces_of(manifest: Manifest, names: Collection[str]) -> tuple[int, ...]:
@@ -46,6 +50,18 @@ def pieces_of(manifest: Manifest, names: Collection[str]) -> tuple[int, ...]:
         if tensor.name in wanted
     )
     return (0, *(1 + chunk for run in chunks for chunk in run))
+
+
+def _places(text: str, architecture: Architecture) -> list[str]:
+    """What the names of these layers' tensors begin with."""
+    if net := architecture.net(""):
+        return [f"{place}." for place in _range(text, len(net.layers))]
+    name, dot, which = text.partition(".")
+    net = architecture.net(name)
+    if net is None:
+        names = ", ".join(one.name for one in architecture.nets)
+        raise InvalidSpec("layers", f"{text[:32]!r} begins with none of the nets {names}")
+    return [f"{name}.{place}." for place in _range(which if dot else ":", len(net.layers))]
 
 
 def _range(text: str, count: int) -> range:

@@ -5,7 +5,6 @@ A template is a document like any other; `fill` puts values into it, and nobody 
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 from celluler.errors import InvalidSpec
 
 Document = dict[str, Any]
-_STEP = re.compile(r"\.?([a-z_][a-z0-9_]*)|\[(\d{1,4})\]", re.ASCII)
+_WAY = re.compile(r"\.?([a-z_][a-z0-9_]*)|\[(\d{1,4})\]", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ def fill(name: str, settings: Iterable[str] = ()) -> Document:
     """
     if name not in TEMPLATES:
         raise InvalidSpec("template", f"is {name[:64]!r}, must be one of {', '.join(TEMPLATES)}")
-    document = copy.deepcopy(TEMPLATES[name].document)
+    document: Document = json.loads(json.dumps(TEMPLATES[name].document))  # no two places share an object then
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -56,7 +55,7 @@ def _put(document: Document, path: str, value: Any) -> None:
 def _steps(path: str) -> list[str | int]:
     steps: list[str | int] = []
     place = 0
-    while match := _STEP.match(path, place):
+    while match := _WAY.match(path, place):
         steps.append(match[1] if match[1] else int(match[2]))
         place = match.end()
     if place < len(path) or not steps:
@@ -80,13 +79,23 @@ def _value(text: str) -> Any:
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 _RELU: Document = {"kind": "activation", "function": "relu"}
+_LEAKY: Document = {"kind": "activation", "function": "leaky_relu"}
 _IMAGE: Document = {"kind": "reshape", "shape": [1, 8, 8]}
+_STEP: tuple[Document, ...] = (
+    {"kind": "timestep", "width": 16},
+    {"kind": "group_norm", "groups": 4},
+    {"kind": "activation", "function": "silu"},
+)
+_Nets = dict[str, list[Document]]
 
 
-def _template(about: str, shape: list[int], layers: list[Document], objective: str, **fields: int) -> Template:
-    dtype = "int64" if layers[0]["kind"] == "embedding" else "float32"
+def _template(about: str, shape: list[int], body: list[Document] | _Nets, objective: str, **fields: float) -> Template:
+    """body: layers, or named nets."""
+    first = body if isinstance(body, list) else next(iter(body.values()))
+    dtype = "int64" if first[0]["kind"] == "embedding" else "float32"
     head = {"spec": 1, "input": {"dtype": dtype, "shape": shape}}
-    return Template(about, {**head, "layers": layers, "objective": {"kind": objective, **fields}})
+    where = "layers" if isinstance(body, list) else "nets"
+    return Template(about, {**head, where: body, "objective": {"kind": objective, **fields}})
 
 
 def _dense(width: int) -> Document:
@@ -156,20 +165,23 @@ TEMPLATES: dict[str, Template] = {
         vocabulary=128,
     ),
     "text-encoder": _template(
-        "classifies ASCII text by the mean of what attention makes of its characters",
+        "classifies ASCII text by the mean of what attention makes of its characters, which is the text's embedding",
         [64],
-        [
-            *({"kind": "embedding", "vocabulary": 128, "width": 32}, {"kind": "positions"}),
-            {
-                "kind": "repeat",
-                "times": 2,
-                "layers": [
-                    _add({"kind": "layer_norm"}, {"kind": "attention", "heads": 4, "bias": True}),
-                    _add({"kind": "layer_norm"}, {"kind": "feed_forward", "hidden": 64}),
-                ],
-            },
-            *({"kind": "layer_norm"}, {"kind": "mean_pool"}, _dense(2)),
-        ],
+        {
+            "encoder": [
+                *({"kind": "embedding", "vocabulary": 128, "width": 32}, {"kind": "positions"}),
+                {
+                    "kind": "repeat",
+                    "times": 2,
+                    "layers": [
+                        _add({"kind": "layer_norm"}, {"kind": "attention", "heads": 4, "bias": True}),
+                        _add({"kind": "layer_norm"}, {"kind": "feed_forward", "hidden": 64}),
+                    ],
+                },
+                *({"kind": "layer_norm"}, {"kind": "mean_pool"}),
+            ],
+            "head": [_dense(2)],
+        },
         "classification",
         classes=2,
     ),
@@ -210,6 +222,58 @@ TEMPLATES: dict[str, Template] = {
             *(_conv(8), _RELU, _conv(1)),
         ],
         "regression",
+    ),
+    "contrastive": _template(
+        "gives small images embeddings, near for those that are alike, without labels",
+        [1, 8, 8],
+        {
+            "encoder": [
+                *(_conv(16), _RELU, {"kind": "max_pool2d", "size": 2}),
+                *(_conv(32), _RELU, {"kind": "flatten"}, _dense(32)),
+            ],
+            "projection": [_RELU, _dense(32)],
+        },
+        "contrastive",
+    ),
+    "vae": _template(
+        "makes rows of figures like those it has seen out of eight normal numbers, and finds eight for a given row",
+        [64],
+        {"encoder": [_dense(128), _RELU, _dense(16)], "decoder": [_dense(128), _RELU, _dense(64)]},
+        "vae",
+        latent=8,
+        deviation=0.5,
+    ),
+    "gan": _template(
+        "makes rows of figures between 0 and 1 like those it has seen, by two nets against each other; learns best by "
+        "plain SGD, at a rate of 0.1 or 0.2",
+        [64],
+        {
+            "generator": [_dense(128), _RELU, _dense(64), {"kind": "activation", "function": "sigmoid"}],
+            "discriminator": [
+                *(_dense(128), _LEAKY, {"kind": "dropout", "rate": 0.3}),
+                *(_dense(64), _LEAKY, {"kind": "dropout", "rate": 0.3}, _dense(1)),
+            ],
+        },
+        "adversarial",
+        latent=16,
+    ),
+    "diffusion": _template(
+        "makes small images out of noise, in sixteen steps",
+        [1, 8, 8],
+        [
+            *(_conv(8), *_STEP),
+            {
+                "kind": "residual",
+                "join": "concat",
+                "layers": [
+                    *({"kind": "max_pool2d", "size": 2}, _conv(16), *_STEP),
+                    *(_add(_conv(16), *_STEP), {"kind": "upsample2d"}),
+                ],
+            },
+            *(_conv(8), *_STEP, _conv(1)),
+        ],
+        "denoising",
+        steps=16,
     ),
 }
 """By name; `celluler model new --template NAME` writes one down."""

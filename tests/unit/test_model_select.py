@@ -8,6 +8,7 @@ from celluler.content.manifest import describe
 from celluler.errors import InvalidSpec
 from celluler.models.select import pieces_of, tensors_of_layers
 from celluler.models.spec import parse_spec
+from celluler.models.templates import TEMPLATES
 from celluler.models.weights import initial_weights
 from tests.support.specs import CNN, MLP
 
@@ -41,6 +42,18 @@ def test_a_repeat_is_one_layer_with_everything_inside() -> None:
 def test_layers_that_are_not_there_are_refused(layers: str) -> None:
     with pytest.raises(InvalidSpec):
         tensors_of_layers(DIGITS, layers)
+
+
+def test_layers_of_named_nets_are_named_with_them() -> None:
+    architecture = parse_spec(TEMPLATES["vae"].document)
+    assert tensors_of_layers(architecture, "encoder.2") == {"encoder.2.weight", "encoder.2.bias"}
+    both = tensors_of_layers(architecture, "decoder, encoder.:1")
+    assert both == {
+        f"{place}.{part}" for place in ("encoder.0", "decoder.0", "decoder.2") for part in ("weight", "bias")
+    }
+    for layers in ("0", "coder", "encoder.", "encoder.9", ".0", ""):
+        with pytest.raises(InvalidSpec):
+            tensors_of_layers(architecture, layers)
 
 
 def test_pieces_of_layers_are_the_header_and_their_chunks(tmp_path: Path) -> None:

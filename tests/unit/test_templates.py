@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,10 @@ def real_data(name: str) -> Dataset:
         case "unet":
             noise = np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)
             return Dataset(images + torch.from_numpy(noise) / 4, images)
-        case "autoencoder" | "conv-autoencoder":
-            shaped = x if name == "autoencoder" else images
-            return Dataset(shaped, shaped)
+        case "autoencoder" | "vae" | "gan":
+            return Dataset(x, x)
+        case "conv-autoencoder" | "contrastive" | "diffusion":
+            return Dataset(images, images)
     return Dataset(x, torch.from_numpy(classes[:512]))
 
 
@@ -74,6 +76,8 @@ def test_a_template_learns_from_real_data_and_the_same_again(name: str) -> None:
     data = real_data(name)
     start = initial_vector(architecture, bytes(32))
     config = TrainConfig(bytes(32), index=0, members=1, inner_steps=12, batch=8, learning_rate=0.01)
+    if name == "gan":
+        config = replace(config, inner_steps=40, learning_rate=0.2, optimizer="sgd")
     steps = LocalSteps(architecture, config, data)
     steps.begin(start, 0, 0, None)
     steps.take()
@@ -98,7 +102,9 @@ def test_values_go_where_errors_say_they_are() -> None:
     document = fill("mlp", settings)
     assert document["layers"][0] == {"kind": "dense", "width": 32, "bias": False}
     assert parse_spec(document).output == (3,)
-    assert fill("mlp", ["layers[1].function=tanh"])["layers"][1]["function"] == "tanh"
+    functions = [layer.get("function") for layer in fill("mlp", ["layers[1].function=tanh"])["layers"]]
+    assert functions == [None, "tanh", None, "relu", None]
+    assert fill("vae", ["nets.encoder[0].width=9"])["nets"]["encoder"][0]["width"] == 9
     assert fill("mlp", ["input.shape=[9]"])["input"]["shape"] == [9]
     assert TEMPLATES["mlp"].document["layers"][0] == {"kind": "dense", "width": 128}
 
