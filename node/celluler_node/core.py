@@ -24,6 +24,7 @@ from celluler_node.config import NodeConfig
 from celluler_node.content_plane import open_content_plane
 from celluler_node.fetching import Fetcher
 from celluler_node.hardware import find_hardware
+from celluler_node.limits import worker_limits
 from celluler_node.processes.confinement import Confinement, confinement
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import WORKER
@@ -38,9 +39,6 @@ from celluler_protocols.membership import Member
 from celluler_protocols.nursery import own_nursery
 
 log = structlog.get_logger()
-
-WORKER_NICENESS = 5
-"""A model at work must not make the node late: a peer that does not answer is taken for dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +65,6 @@ class Core:
     repository: Repository
     transcripts: Transcripts
     nursery: trio.Nursery
-
-
-def worker_limits(config: NodeConfig) -> Limits:
-    """Of every worker of this node. Time is limited call by call, by whoever asks."""
-    disk = config.worker_disk_bytes
-    return Limits(
-        config.worker_memory_bytes,
-        file_bytes=disk,
-        disk_bytes=disk,
-        threads=config.worker_threads,
-        niceness=WORKER_NICENESS,
-    )
 
 
 @asynccontextmanager

@@ -18,8 +18,8 @@ from celluler.quantities import format_bytes
 from celluler.views import Check
 from celluler_node.bounded import bounded
 from celluler_node.config import NodeConfig
+from celluler_node.limits import worker_limits
 from celluler_node.processes.supervisor import open_process
-from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER
 from celluler_protocols.host import Host
 from celluler_protocols.membership import Member, ask_members
@@ -102,7 +102,7 @@ async def _averager() -> Check:
 async def _worker(config: NodeConfig) -> Check:
     """Starts one: what the kernel cannot do is seen only from inside."""
     worker = replace(WORKER, confined=config.sandbox)
-    limits = Limits(memory_bytes=config.worker_memory_bytes, threads=config.worker_threads)
+    limits = worker_limits(config)
     with tempfile.TemporaryDirectory(prefix="celluler-doctor-") as folder:
         try:
             async with open_process(worker, limits=limits, scratch=Path(folder)) as child:

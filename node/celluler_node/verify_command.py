@@ -32,6 +32,7 @@ from celluler.learning.messages import places, record_hash
 from celluler.learning.transcript import Transcript
 from celluler.learning.verify import Archive, Link
 from celluler_node.processes import worker_words as words
+from celluler_node.processes.confinement import confinement
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.written import written
@@ -217,7 +218,9 @@ class _Verification:
         assert self.papers is not None
         if self._sample.only is not None and not self._drawn:
             return
+        here = confinement(sandbox=worker.confined, foreign=False)
         try:
+            here.require(self.papers.base.record.body, own=False)
             weights = await fetch(Digest(self.papers.base.record.weights), "weights")
             data = await fetch(self.papers.order.spec.data.content, "data")
             async with open_process(worker, limits=limits, readable=(weights, data), scratch=scratch) as child:

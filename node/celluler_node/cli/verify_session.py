@@ -22,7 +22,7 @@ from celluler.learning.transcript import MAX_FILE_BYTES
 from celluler.models.names import ModelName, parse_reference
 from celluler.views import Check, Model
 from celluler_node.config import load_config
-from celluler_node.processes.words import Limits
+from celluler_node.limits import worker_limits
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.verify_command import Sample, nothing_verified, verify_training
 from celluler_node.verify_evidence import Bench, EvidenceReport, verify_evidence
@@ -75,7 +75,7 @@ class Verifier:
         self._client: AsyncClient | None = None
         config = load_config(os.environ)
         self._worker = replace(WORKER, confined=config.sandbox)
-        self._limits = Limits(config.worker_memory_bytes, threads=config.worker_threads)
+        self._limits = worker_limits(config)
 
     async def verify(self) -> TrainingReport | ModelReport | EvidenceReport:
         """Raises InvalidSpec for targets that do not go together, a CellulerError when it cannot begin."""
