@@ -13,6 +13,7 @@ from urllib.parse import quote
 from celluler import views
 from celluler.client.calls import LONG_S, MOVE_S, Call, read_spec_text, read_text, record, records
 from celluler.errors import InvalidSpec
+from celluler.models.folder import files_of, kind_of
 from celluler.tensors import tensor_of, tensor_to_json
 
 MAX_CARD_BYTES = 256 << 10
@@ -61,8 +62,19 @@ class ModelFields(TypedDict, total=False):
 def add_model(
     name: str, spec: Mapping[str, Any] | str | os.PathLike[str], weights: str | None, said: ModelFields
 ) -> Call[views.Model]:
-    body = {"name": name, "spec": _read_spec(spec), "weights": weights, **_plain(dict(said))}
+    document = _read_spec(spec)
+    body = {"name": name, "body": kind_of(document), "spec": document, "weights": weights, **_plain(dict(said))}
     return Call("POST", "/api/v1/models", record(views.Model), json=body, timeout_s=MOVE_S)
+
+
+def model_files(
+    spec: Mapping[str, Any] | str | os.PathLike[str], weights: str | os.PathLike[str] | None
+) -> tuple[Mapping[str, Any] | str | os.PathLike[str], str | os.PathLike[str] | None]:
+    """The same, with a folder taken apart into its document and, where none are given, its weights."""
+    if isinstance(spec, Mapping) or "\n" in os.fspath(spec) or not os.path.isdir(spec):
+        return spec, weights
+    document, found = files_of(Path(spec))
+    return document, found if weights is None else weights
 
 
 def list_models(query: views.ModelQuery | str | None) -> Call[tuple[views.Model, ...]]:

@@ -26,8 +26,10 @@ class Models:
         weights: str | os.PathLike[str] | None = None,
         **said: Unpack[ModelFields],
     ) -> views.Model:
-        """Publish. spec: a mapping, JSON text or its file. weights: a CID, a Path of a safetensors file, or None for
-        the initial ones of `seed`. said: `licence="MIT"`, `aliases=["stable"]` and so on, see `ModelFields`."""
+        """Publish. spec: a mapping, JSON text or its file; or a folder that `celluler.publish` wrote, weights and all.
+        weights: a CID, a Path of a safetensors file, or None for the initial ones of `seed`. said: `licence="MIT"`,
+        `aliases=["stable"]` and so on, see `ModelFields`."""
+        spec, weights = calls_models.model_files(spec, weights)
         if isinstance(weights, os.PathLike):
             weights = self._link.send(calls.add_blob(weights, "model", announce=not said.get("readers"))).cid
         return self._link.send(calls_models.add_model(name, spec, weights, said))

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import torch
 
+from celluler.engines.graph.measure import check_measured
+from celluler.engines.graph.net import check_finite
 from celluler.engines.predict import Predictor
 from celluler.models.body import Body
+from celluler.models.graph_body import GraphBody, check_trainable
+from celluler.models.memory import check_room
 from celluler.models.weights import Still, Vector, load_still, load_vector
 
 
@@ -27,6 +31,19 @@ class Model:
         return Predictor(self.body, torch.from_numpy(self.vector), self.still)
 
 
-def load_model(body: Body, weights: Path) -> Model:
-    """Raises InvalidSpec for a file that does not fit, or holds values that are not finite."""
-    return Model(body, load_vector(body, weights), load_still(body, weights))
+def load_model(body: Body, weights: Path, *, memory_bytes: int | None = None, micro: int | None = None) -> Model:
+    """memory_bytes: that this process may take; micro: samples at once when it is to be trained, else None.
+
+    Raises DoesNotFit before anything is allocated; InvalidSpec for a body that does other things than it says, or a
+    file that does not fit, or holds values that are not finite.
+    """
+    check_room(body, memory_bytes, training=micro is not None)
+    if isinstance(body, GraphBody):
+        check_measured(body)
+        if micro is not None:
+            check_trainable(body)
+            check_measured(body, micro)
+    model = Model(body, load_vector(body, weights), load_still(body, weights))
+    if isinstance(body, GraphBody):
+        check_finite(body.graph, model.still)
+    return model

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from celluler.engines.build import build, idle_biases
 from celluler.engines.graph.net import GraphNet
+from celluler.models import graph_body
 from celluler.models.body import Body
 from celluler.models.graph_body import GraphBody
 from celluler.models.layers import Dropout, walk
@@ -45,4 +46,9 @@ def draws_noise(body: Body) -> bool:
 
 def idle_of(body: Body) -> frozenset[str]:
     """Tensors whose gradient is rounding alone, see `idle_biases`."""
-    return idle_biases(body) if isinstance(body, Architecture) else frozenset()
+    match body:
+        case Architecture():
+            return idle_biases(body)
+        case GraphBody():
+            return graph_body.idle_biases(body)
+    raise AssertionError(body.kind)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 from celluler.documents import read_json
 from celluler.errors import InvalidSpec
-from celluler.models.graph import Graph, GraphInput, GraphTensor, Node, parse_graph, plain_graph
+from celluler.models.graph import Graph, GraphInput, Node, parse_graph, plain_graph
 from celluler.models.graph_arguments import Value, need_keys, one_of, some, whole
 from celluler.models.graph_ops import RANDOM, WRITES
 from celluler.models.layers import Budget, Shape, Signal, TensorSpec
@@ -30,6 +31,13 @@ MAX_GRAPH_BODY_BYTES = 1 << 18
 MAX_ACTIVATION_BYTES = Budget().activation_bytes
 MAX_VOCABULARY = 1 << 20
 _NORMS = ("batch_norm.default", "instance_norm.default")
+_LAYERS = (
+    "linear.default",
+    *(f"conv{rank}d.default" for rank in (1, 2, 3)),
+    "conv_transpose1d.default",
+    "conv_transpose2d.input",
+    "conv_transpose3d.input",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,10 @@ class GraphBody:
     @property
     def draws_noise(self) -> bool:
         return any(node.op in RANDOM for node in self.graph.nodes)
+
+    def sample_shape(self, sequence: int) -> Shape:
+        """Of a sample that long, where the length may vary."""
+        return self._sizes(self.graph.inputs[0].shape[1:], sequence)
 
     def answer_shape(self, sample: Shape) -> Shape:
         wanted = self.graph.inputs[0].shape[1:]
@@ -202,9 +214,31 @@ def _written(nodes: tuple[Node, ...]) -> Iterator[tuple[str, str]]:
                     yield target.name, role
 
 
-def untrainable(body: GraphBody) -> GraphTensor | None:
-    """A parameter that only its author can train: what travels between members is float32."""
-    return next((one for one in body.graph.tensors if one.trained and one.dtype != "float32"), None)
+def check_trainable(body: GraphBody) -> None:
+    """What travels between members is float32. Raises InvalidSpec for parameters of another dtype, and for none."""
+    for place, tensor in enumerate(body.graph.tensors):
+        if tensor.trained and tensor.dtype != "float32":
+            raise InvalidSpec(f"graph.tensors[{place}].dtype", f"is {tensor.dtype}; members train float32")
+    if not body.parameter_count:
+        raise InvalidSpec("graph.tensors", "hold nothing to train")
+
+
+def idle_biases(body: GraphBody) -> frozenset[str]:
+    """Of layers right before a norm over the batch, which takes them out again: see `celluler.engines.build`."""
+    used = Counter(one for node in body.graph.nodes for one in _values(node))
+    used.update(body.graph.outputs)
+    layers = {node.name: node for node in body.graph.nodes if "bias" in dict(node.arguments) and node.op in _LAYERS}
+    normed = (dict(node.arguments).get("input") for node in body.graph.nodes if node.op in _NORMS)
+    before = (layers[one.name] for one in normed if isinstance(one, Value) and one.name in layers and used[one] == 1)
+    biases = (dict(node.arguments)["bias"] for node in before)
+    return frozenset(one.name for one in biases if isinstance(one, Value) and one.tensor and used[one] == 1)
+
+
+def _values(node: Node) -> Iterator[Value]:
+    for _, value in node.arguments:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Value):
+                yield one
 
 
 def _text(sides: tuple[int | str, ...]) -> str:

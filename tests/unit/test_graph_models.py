@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from celluler.engines.graph.export import NotExportable, export_graph
-from celluler.engines.graph.interpret import GraphModule, load_graph
+from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.measure import measure
 from celluler.errors import InvalidSpec
-from celluler.models.graph import Graph, parse_graph
-from celluler.publish import GRAPH_FILE, WEIGHTS_FILE, publish
+from celluler.models.graph import Graph
 from tests.support.graphs import NAMES, stored
 from tests.support.modules import CASES
 
@@ -91,20 +87,6 @@ def test_ranges_and_vocabularies_of_a_language_model_are_enforced() -> None:
             module(wrong)
 
 
-class Small(nn.Module):
-    """Most of what an export has to take care of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
-        self.body = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5))
-        self.register_buffer("scale", torch.arange(4.0), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.body(self.norm(self.first(x))) * self.scale + torch.tensor([1.0, 2.0, 3.0, 4.0])
-        return x.reshape(x.shape[0], 2, 2).flatten(1)
-
-
 class Fickle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if self.training else x
@@ -127,21 +109,6 @@ class Lattice(nn.Module):
 class Overwriting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.relu_()
-
-
-def test_a_published_folder_is_the_module(tmp_path: Path) -> None:
-    original, x = Small(), torch.randn(4, 4)
-    before = copy.deepcopy(original.state_dict())
-    written = publish(original, (x,), tmp_path / "m", dynamic={"batch": (2, 16)})
-    assert all(torch.equal(one, before[name]) for name, one in original.state_dict().items())
-    graph = parse_graph((tmp_path / "m" / GRAPH_FILE).read_bytes())
-    assert graph == written
-    loaded = load_graph(graph, tmp_path / "m" / WEIGHTS_FILE)
-    x = torch.randn(7, 4)
-    for mode in (True, False):
-        for one, other in zip(run(original.train(mode), x), run(loaded.train(mode), x), strict=True):
-            assert torch.equal(one, other)
-    assert_same(original, loaded)
 
 
 @pytest.mark.parametrize(

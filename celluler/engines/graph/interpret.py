@@ -1,17 +1,15 @@
 """A checked graph as a torch module: an interpreter over a frozen table.
 
-Nothing is allocated when a module is built: its tensors are on the meta device until `load_graph` or `attach` gives
-them bytes. Names of the document are never names of attributes.
+Nothing is allocated when a module is built: its tensors are on the meta device until `put` gives them
+bytes. Names of the document are never names of attributes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +18,6 @@ from celluler.errors import InvalidSpec, LocalError
 from celluler.models.graph import Graph, Node
 from celluler.models.graph_arguments import Value
 from celluler.models.graph_ops import FACTORIES, FLIPS
-from celluler.models.graph_weights import check_graph_weights
 
 Observer = Callable[[int, Any], None]
 
@@ -96,23 +93,6 @@ class GraphModule(nn.Module):
                 low, high = (int(edge) for edge in torch.aminmax(value))
                 if low < 0 or high >= vocabularies[one.name]:
                     raise InvalidSpec(path, f"holds numbers outside 0…{vocabularies[one.name] - 1}")
-
-
-def load_graph(graph: Graph, weights: Path) -> GraphModule:
-    """The module of a graph with the tensors of a safetensors file, in evaluation.
-
-    Raises InvalidSpec for a file that does not fit, or whose parameters are not finite.
-    """
-    views = check_graph_weights(graph, weights)
-    module = GraphModule(graph)
-    for tensor in graph.tensors:
-        view = views[tensor.name]
-        data = np.fromfile(weights, dtype=np.uint8, count=view.end - view.start, offset=view.start)
-        value = torch.from_numpy(data).view(TORCH_DTYPES[tensor.dtype]).reshape(tensor.shape)
-        if tensor.role in ("parameter", "frozen") and not bool(torch.isfinite(value).all()):
-            raise InvalidSpec(f"weights.{tensor.name}", "holds values that are not finite")
-        module.put(tensor.name, value)
-    return module.eval()
 
 
 # --- a plan: which function, with which arguments, in which order --------------------------------------------------

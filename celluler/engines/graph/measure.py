@@ -1,8 +1,9 @@
-"""What one pass over a graph would hold, found on the meta device: shapes are followed, nothing is allocated."""
+"""What passes over a graph hold, found on the meta device: shapes are followed, nothing is allocated."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.table import TORCH_DTYPES
 from celluler.errors import InvalidSpec
-from celluler.models.graph import DEFAULT_BUDGET, Graph, GraphBudget
+from celluler.models.graph import DEFAULT_BUDGET, Graph, GraphBudget, plain_graph
+from celluler.models.graph_body import FORMAT, GraphBody, parse_graph_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +57,41 @@ def measure(
     several = outputs if isinstance(outputs, tuple) else (outputs,)
     shapes = tuple((str(one.dtype).removeprefix("torch."), tuple(one.shape)) for one in several)
     return GraphCost(graph.tensor_bytes, total, shapes)
+
+
+def check_measured(body: GraphBody, samples: int | None = None) -> None:
+    """A body gives what it says, and takes no more for it. Raises InvalidSpec.
+
+    samples: of a pass; None for as few as there may be. Of a length that varies both ends are tried.
+    """
+    count = body.batch[0] if samples is None else samples
+    budget = replace(DEFAULT_BUDGET, activation_bytes=count * body.activation_bytes)
+    for length in sorted(set(body.sequence or (1,))):
+        cost = measure(body.graph, {"batch": count, "sequence": length}, budget=budget)
+        wanted = (count, *body.answer_shape(body.sample_shape(length)))
+        if cost.outputs[0] != ("float32", wanted):
+            raise InvalidSpec("output", f"must be float32 {wanted}, the graph gives {cost.outputs[0]}")
+
+
+def measured_body(graph: Graph, objective: dict[str, Any]) -> GraphBody:
+    """The author's side: what a document must say of its graph. Raises InvalidSpec for a graph that is no model.
+
+    objective: as in a document; a number of classes or a vocabulary that is missing is the last side of the output.
+    """
+    ranges = {name: (low, high) for name, low, high in graph.dimensions}
+    least, ends = ranges.get("batch", (1, 1))[0], ranges.get("sequence", (1, 1))
+    costs = [measure(graph, {"batch": least, "sequence": length}) for length in ends]
+    shortest, longest = (cost.outputs[0][1][1:] for cost in costs)
+    sides = [side if side == other else "sequence" for side, other in zip(longest, shortest, strict=True)]
+    width = {"classification": "classes", "next_token": "vocabulary"}.get(objective.get("kind", ""))
+    body = parse_graph_body(
+        {
+            "body": FORMAT,
+            "graph": plain_graph(graph),
+            "objective": ({width: longest[-1]} if width and longest else {}) | objective,
+            "output": sides,
+            "activation_bytes": max(1, math.ceil(max(cost.activation_bytes for cost in costs) / least)),
+        }
+    )
+    check_measured(body)
+    return body

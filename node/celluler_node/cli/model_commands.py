@@ -10,7 +10,7 @@ import typer
 from celluler.errors import IntegrityError, Unavailable
 from celluler.quantities import format_bytes
 from celluler.views import Blob, Check, Model, ModelQuery, Verification, Versions, to_json
-from celluler_node.cli import new_command, version_commands
+from celluler_node.cli import convert_commands, new_command, version_commands
 from celluler_node.cli.output import Output, printable, say
 from celluler_node.cli.progress import with_bars
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
@@ -31,7 +31,7 @@ Local = Annotated[bool, typer.Option("--local", help="Only what is here.")]
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="author/name:1.0.0; the author is this node.")],
-    spec: Annotated[Path, typer.Argument(help="Architecture, a JSON file.")],
+    spec: Annotated[Path, typer.Argument(help="Architecture, a JSON file; or a folder that celluler.publish wrote.")],
     weights: Annotated[Path | None, typer.Option(help="A safetensors file; without one, initial weights.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
     label: Annotated[list[str], typer.Option(help="Name of a class, in order. May be repeated.")] = NOBODY,
@@ -241,6 +241,7 @@ def unpin(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
     run(main)
 
 
+convert_commands.add_to(app)
 new_command.add_to(app)
 version_commands.add_to(app)
 
@@ -286,6 +287,7 @@ def _show(output: Output, model: Model, versions: Versions | None = None) -> Non
         "author": f"{model.nickname or '?'} {model.author}",
         "description": model.description,
         "task": model.task,
+        "body": _body(model),
         "category": model.category,
         "tags": model.tags,
         "licence": model.licence,
@@ -307,6 +309,19 @@ def _show(output: Output, model: Model, versions: Versions | None = None) -> Non
         "provided by": model.providers,
     }
     output.facts(model, lines)
+
+
+def _body(model: Model) -> str:
+    """What it computes, in a line."""
+    spec = model.spec or {}
+    match model.body:
+        case "graph" if spec:
+            return f"graph of {len(spec['graph']['nodes'])} operations"
+        case "spec" if "layers" in spec:
+            return f"spec of {len(spec['layers'])} layers"
+        case "spec" if "nets" in spec:
+            return f"spec of {', '.join(spec['nets'])}"
+    return model.body
 
 
 def _verdict(check: Check) -> str:

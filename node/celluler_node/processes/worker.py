@@ -27,7 +27,7 @@ from celluler.engines.summarise import summarise
 from celluler.engines.train import Trainer, weights_of
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import parse_body
-from celluler.models.memory import micro_batch
+from celluler.models.memory import check_batch, micro_batch
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_mix import Mixer
@@ -112,7 +112,7 @@ class Worker:
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
         body = parse_body(request.body, request.spec)
-        model = load_model(body, Path(request.weights)).predictor()
+        model = load_model(body, Path(request.weights), memory_bytes=self._memory).predictor()
         model.warm_up()
         self._model = model
         return Loaded(body.parameter_count, body.parameter_bytes)
@@ -129,6 +129,7 @@ class Worker:
         wire = wire_named(request.wire).name
         data = load_dataset(architecture, Path(request.data), request.selection)
         micro = micro_batch(architecture, request.batch, self._memory)
+        check_batch(architecture, request.batch, micro)
         config = TrainConfig(
             run=request.run,
             index=request.index,
@@ -143,7 +144,7 @@ class Worker:
             precision=request.precision,
             micro_batch=micro,
         )
-        model = load_model(architecture, Path(request.weights))
+        model = load_model(architecture, Path(request.weights), memory_bytes=self._memory, micro=micro)
         self._run = Trainer(architecture, model.vector, data, config, model.still)
         self._parts, self._wire = request.parts, wire
         self._states, self._replay = KeptStates(self._scratch, request.kept_states), None
