@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from celluler.errors import InvalidSpec
 from celluler.formats.safetensors_files import write_safetensors
 from celluler.formats.stored import Floats, Stored
-from celluler.models.body import SPEC
+from celluler.models.body import SPEC, Body
+from celluler.models.graph_ops import DTYPES
 from celluler.models.spec import parse_spec
 
-BODY_FILES = {"spec": "spec.json", "graph": "graph.json"}
-WEIGHTS_FILE = "weights.safetensors"
+BODY_FILE, WEIGHTS_FILE = "model.json", "weights.safetensors"
+"""Of a folder that holds a model of ours."""
 
 Turn = Callable[[Floats], Floats]
 
@@ -31,7 +32,7 @@ class Imported:
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """The body's document and the weights file, in a folder that is there."""
-        body, weights = folder / BODY_FILES[self.kind], folder / WEIGHTS_FILE
+        body, weights = folder / BODY_FILE, folder / WEIGHTS_FILE
         write_safetensors(weights, self.tensors)
         body.write_bytes(self.document)
         return body, weights
@@ -53,10 +54,24 @@ def expect(source: Stored, shape: tuple[int, ...]) -> Stored:
 
 def spec_of(document: bytes, found: dict[str, Stored], notes: tuple[str, ...] = ()) -> Imported:
     """A spec with all its tensors, by their names there. Raises InvalidSpec for one that is missing or does not fit."""
+    return Imported(SPEC, document, ordered(parse_spec(document), found), notes)
+
+
+def ordered(body: Body, found: Mapping[str, Stored]) -> tuple[Stored, ...]:
+    """The tensors of a body as its weights file holds them: those that training moves first, in the order in which
+    they make up the flat vector. Raises InvalidSpec for one that is missing, unknown or does not fit."""
+    wanted = {one.name: one for one in body.stored}
+    order = [tensor.name for tensor in body.tensors]
+    moved = set(order)
+    order += [name for name in wanted if name not in moved]
+    if unknown := sorted(found.keys() - wanted.keys()):
+        raise InvalidSpec(f"tensors.{unknown[0][:64]}", f"is not a tensor of this {body.kind}")
     tensors = []
-    for tensor in parse_spec(document).tensors:
-        stored = found.get(tensor.name)
+    for name in order:
+        stored = found.get(name)
         if stored is None:
-            raise InvalidSpec(f"tensors.{tensor.name}", "is missing")
-        tensors.append(expect(stored, tensor.shape))
-    return Imported(SPEC, document, tuple(tensors), notes)
+            raise InvalidSpec(f"tensors.{name}", "is missing")
+        if stored.dtype != DTYPES[wanted[name].dtype][0]:
+            raise InvalidSpec(f"tensors.{name}", f"is {stored.dtype}, must be {wanted[name].dtype}")
+        tensors.append(expect(stored, wanted[name].shape))
+    return tuple(tensors)

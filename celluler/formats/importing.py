@@ -27,11 +27,13 @@ _COUNTERS = ".num_batches_tracked"
 class Wishes:
     """context: places of a sample of a language model; None for as many as model and budget allow.
 
-    by_order: let tensors be told by their order and shape where their names are not those of the spec.
+    by_order: let tensors be told by their order and shape where their names are not those of the spec. objective: what
+    a graph is for, where its format does not say; empty for regression.
     """
 
     context: int | None = None
     by_order: bool = False
+    objective: str = ""
 
 
 def open_tensors(path: Path) -> dict[str, Stored]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from celluler.errors import InvalidSpec
 from celluler.formats.hf_folders import CONFIG_FILE
+from celluler.formats.imported import BODY_FILE
 from celluler.formats.json_files import read_json_file
 from celluler.formats.onnx_files import walk_onnx
 from celluler.formats.zips import Entry, open_zip
@@ -62,18 +63,18 @@ def recognise(path: Path) -> str:
 
 
 def _recognise_folder(folder: Path) -> str:
-    if (folder / "graph.json").is_file():
-        return "graph"
+    if (folder / BODY_FILE).is_file():
+        return _recognise_json(folder / BODY_FILE)
     if (folder / "saved_model.pb").exists() or (folder / "keras_metadata.pb").exists():
         raise MayCarryCode("a TensorFlow SavedModel", "its graph may read and write files and call Python", TO_ONNX)
     if (folder / CONFIG_FILE).is_file():
         return "hf"
-    raise InvalidSpec("folder", "holds neither a graph.json nor a config.json", hint="name the model's file itself")
+    raise InvalidSpec("folder", "holds neither a model.json nor a config.json", hint="name the model's file itself")
 
 
 def _recognise_json(path: Path) -> str:
     document = read_json_file(path, "file", MAX_JSON_BYTES)
-    for key in ("spec", "graph"):
+    for key in ("graph", "spec"):
         if key in document:
             return key
     raise InvalidSpec("file", "is JSON, but neither a spec nor a graph", hint="celluler model new --list")

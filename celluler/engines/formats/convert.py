@@ -1,0 +1,121 @@
+"""One model from one format to another, by way of a body of ours.
+
+What is written was read strictly first, and a format of ours is checked as a peer would check it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from celluler.errors import InvalidSpec, LocalError
+from celluler.formats.decoder_configs import config_of
+from celluler.formats.decoder_tensors import export_hf
+from celluler.formats.decoders import decoder_of_spec
+from celluler.formats.hf_folders import CONFIG_FILE
+from celluler.formats.hf_folders import WEIGHTS_FILE as HF_WEIGHTS_FILE
+from celluler.formats.imported import BODY_FILE, WEIGHTS_FILE, Imported, ordered
+from celluler.formats.importing import Wishes, import_gguf, import_hf_folder, import_state, open_tensors
+from celluler.formats.recognise import recognise
+from celluler.formats.safetensors_files import open_safetensors, write_safetensors
+from celluler.models.body import MAX_BODY_BYTES, Body, parse_body
+from celluler.models.spec import Architecture
+
+TARGETS = ("celluler", "safetensors", "hf")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """form: what the source was. files: what was written, names in the folder. deviation: the largest difference of an
+    answer between the two, on inputs drawn for it; None where nothing else than ours could give answers."""
+
+    form: str
+    body: Body
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+    deviation: float | None = None
+
+
+def convert(source: Path, weights: Path | None, to: str, wishes: Wishes, folder: Path) -> Converted:
+    """Read `source`, and write it into `folder`, which is empty. Raises InvalidSpec for what cannot be read or said.
+
+    weights: of a source that says only what to compute.
+    """
+    if to not in _WRITERS:
+        raise InvalidSpec("to", f"is {to[:32]!r}, must be one of {', '.join(TARGETS)}")
+    form, imported = read_model(source, weights, wishes)
+    body = parse_body(imported.kind, imported.document)
+    files = _WRITERS[to](body, imported, folder)
+    return Converted(form, body, files, imported.notes)
+
+
+def read_model(source: Path, weights: Path | None, wishes: Wishes) -> tuple[str, Imported]:
+    """(format, what is in it)"""
+    form = recognise(source)
+    if form in ("spec", "graph"):
+        return form, _read_ours(form, source, weights, wishes)
+    if form in ("torch", "safetensors"):
+        raise InvalidSpec(
+            "file",
+            f"is {form}: weights alone, which do not say what to compute with them",
+            hint="name the architecture, and give the file as its weights: SPEC --weights FILE",
+        )
+    if weights is not None:
+        raise InvalidSpec("weights", f"are in the {form} already")
+    if form == "hf":
+        return form, import_hf_folder(source, wishes)
+    if form == "gguf":
+        return form, import_gguf(source, wishes)
+    raise LocalError(f"{form} cannot be read")
+
+
+def _read_ours(form: str, source: Path, weights: Path | None, wishes: Wishes) -> Imported:
+    folder = source if source.is_dir() else None
+    path = source / BODY_FILE if folder else source
+    if weights is None and folder and (folder / WEIGHTS_FILE).is_file():
+        weights = folder / WEIGHTS_FILE
+    if weights is None:
+        raise InvalidSpec("weights", "are missing: there is nothing to convert", hint="give them with --weights FILE")
+    if path.stat().st_size > MAX_BODY_BYTES:
+        raise InvalidSpec("file", f"has {path.stat().st_size} bytes, the limit is {MAX_BODY_BYTES}")
+    document = path.read_bytes()
+    tensors = open_tensors(weights)
+    if form == "spec":
+        return import_state(document, tensors, wishes)
+    return Imported(form, document, ordered(parse_body(form, document), tensors))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write_ours(_: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
+    return tuple(path.name for path in imported.write(folder))
+
+
+def _write_safetensors(_: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
+    write_safetensors(folder / WEIGHTS_FILE, imported.tensors, {"format": "pt"})
+    return (WEIGHTS_FILE,)
+
+
+def _write_hf(body: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
+    if not isinstance(body, Architecture):
+        raise InvalidSpec("to", "a graph is no Hugging Face folder", hint="convert it to onnx")
+    decoder = decoder_of_spec(body)
+    held = folder / ".own"  # converted once: the source may be dequantised at every read
+    write_safetensors(held, imported.tensors)
+    try:
+        decoder, tensors = export_hf(decoder, open_safetensors(held))
+        write_safetensors(folder / HF_WEIGHTS_FILE, tensors, {"format": "pt"})
+    finally:
+        held.unlink()
+    (folder / CONFIG_FILE).write_text(json.dumps(config_of(decoder), indent=2) + "\n", encoding="ascii")
+    return CONFIG_FILE, HF_WEIGHTS_FILE
+
+
+_WRITERS: Mapping[str, Callable[[Body, Imported, Path], tuple[str, ...]]] = {
+    "celluler": _write_ours,
+    "safetensors": _write_safetensors,
+    "hf": _write_hf,
+}

@@ -1,0 +1,166 @@
+"""`celluler model convert`, and files of other formats for `model add`. The node is not asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from celluler.errors import InvalidSpec, LocalError
+from celluler_node.cli.output import Output, say
+from celluler_node.cli.session import Json, log_to, run
+
+if TYPE_CHECKING:
+    from celluler_node.processes.worker_formats_words import Converted
+
+FOLDERS = ("celluler", "hf")
+"""What is written as a folder; all else is a file."""
+_WEIGHTS_FILE = "weights.safetensors"
+
+Weights = Annotated[
+    Path | None, typer.Option(help="Of a spec: a safetensors file or a PyTorch state dict, of any precision.")
+]
+Context = Annotated[
+    int, typer.Option(help="Places of a sample of a language model; 0 for as many as fit, 2048 at most.", min=0)
+]
+ByOrder = Annotated[
+    bool, typer.Option("--by-order", help="Tell tensors by order and shape where their names are not the spec's.")
+]
+Objective = Annotated[
+    str, typer.Option(help="What an ONNX model is for: `classification`, `regression`, `next_token` …")
+]
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="A model: ONNX, GGUF, a Hugging Face folder, or a spec or folder of ours."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file, or a folder; it must not be there yet.")],
+    to: Annotated[str, typer.Option(help="`celluler` (a folder), `safetensors`, `onnx` or `hf` (a folder).")] = (
+        "celluler"
+    ),
+    weights: Weights = None,
+    context: Context = 0,
+    by_order: ByOrder = False,
+    objective: Objective = "",
+    json: Json = False,
+) -> None:
+    """Bring a model from one format to another. The file is read in a sandbox, by its bytes and not by its name.
+
+    What may carry code (pickles, TorchScript, .pt2, SavedModel, Keras) is refused, and the error says what to do.
+    """
+    if out.exists():
+        raise LocalError(f"{out} is there already", hint="name another")
+
+    async def main() -> Converted:
+        async with in_our_form(source, weights, to=to, context=context, by_order=by_order, objective=objective) as (
+            folder,
+            done,
+        ):
+            _deliver(folder, done.files, out, to)
+            return done
+
+    done = run(main)
+    record = {
+        "source": done.form,
+        "to": to,
+        "out": str(out),
+        "files": done.files,
+        "body": done.body,
+        "parameters": done.parameters,
+        "weights_bytes": done.weights_bytes,
+        "deviation": done.deviation if done.compared else None,
+        "notes": done.notes,
+    }
+    Output(as_json=json).facts(record, {name: value for name, value in record.items() if name != "notes"})
+    if not json:
+        for note in done.notes:
+            say(f"note: {note}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(convert)
+
+
+@asynccontextmanager
+async def in_our_form(
+    source: Path,
+    weights: Path | None,
+    *,
+    to: str = "celluler",
+    context: int = 0,
+    by_order: bool = False,
+    objective: str = "",
+) -> AsyncIterator[tuple[Path, Converted]]:
+    """What a confined worker made of a file, until the block ends. Raises InvalidSpec for a file that is refused."""
+    from celluler_node.config import load_config  # noqa: PLC0415  `--help` needs none of it
+    from celluler_node.converting import converted  # noqa: PLC0415
+    from celluler_node.processes.worker_formats_words import Convert  # noqa: PLC0415
+
+    log_to(None, "text", "warning")
+    wanted = Convert(str(source), str(weights or ""), to, "out", context, by_order, objective)
+    async with converted(load_config(os.environ), wanted) as made:
+        yield made
+
+
+def needs_conversion(source: Path, weights: Path | None, *, by_order: bool = False) -> bool:
+    """Whether `model add` was given something other than a document of ours and weights that fit it as they are."""
+    if source.is_dir():
+        return not (source / "model.json").is_file()
+    try:
+        with source.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise LocalError(f"{source} cannot be read: {error.strerror}") from error
+    if head.lstrip()[:1] != b"{":
+        return True
+    return weights is not None and not (_fits(source, weights) and not by_order)
+
+
+def _fits(source: Path, weights: Path) -> bool:
+    from celluler.documents import read_json  # noqa: PLC0415
+    from celluler.models.body import MAX_BODY_BYTES, parse_body  # noqa: PLC0415
+    from celluler.models.weights import check_weights  # noqa: PLC0415
+
+    try:
+        document = source.read_bytes()
+        parsed = read_json(document, limit=MAX_BODY_BYTES)
+        kind = "graph" if isinstance(parsed, dict) and "graph" in parsed else "spec"
+        check_weights(parse_body(kind, document), weights)
+    except (InvalidSpec, OSError):
+        return False  # the worker tells what is wrong, if anything is
+    return True
+
+
+def _deliver(folder: Path, files: tuple[str, ...], out: Path, to: str) -> None:
+    """From the scratch folder to where it was asked for; whole, or not there."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        if to in FOLDERS:
+            temporary.mkdir()
+            for name in files:
+                _move(folder / name, temporary / name)
+        else:
+            _move(folder / files[0], temporary)
+        temporary.rename(out)
+    except OSError as error:
+        raise LocalError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _move(made: Path, wanted: Path) -> None:
+    """The worker wrote it for nobody else to read; who may read it here, the user's mask says."""
+    shutil.move(made, wanted)
+    mask = os.umask(0)
+    os.umask(mask)
+    wanted.chmod(0o666 & ~mask)

@@ -1,0 +1,57 @@
+"""A model brought in or out of another format by a confined worker: whoever owns the file parses nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import trio
+
+from celluler.errors import InvalidSpec, LocalError, TimedOut
+from celluler_node.config import NodeConfig
+from celluler_node.limits import worker_limits
+from celluler_node.processes.supervisor import open_process
+from celluler_node.processes.worker_formats_words import FORMATS_WORKER, Convert, Converted, Refused
+
+CONVERT_S = 3600.0
+_OUT = "out"
+
+
+@asynccontextmanager
+async def converted(config: NodeConfig, wanted: Convert) -> AsyncIterator[tuple[Path, Converted]]:
+    """The folder in which the files lie until the block ends, and what they are. `wanted.out` is chosen here.
+
+    Raises InvalidSpec for a file that is refused, TimedOut, WorkerFailed.
+    """
+    asked, readable = _resolved(wanted)
+    worker = replace(FORMATS_WORKER, confined=config.sandbox)
+    with TemporaryDirectory(prefix="celluler-convert-") as name:
+        scratch = Path(name)
+        async with open_process(worker, limits=worker_limits(config), readable=readable, scratch=scratch) as child:
+            try:
+                with trio.fail_after(CONVERT_S):
+                    answer = (await child.call(asked)).record
+            except trio.TooSlowError:
+                raise TimedOut(f"{Path(wanted.source).name} was not converted within {CONVERT_S:g} s") from None
+        if isinstance(answer, Refused):
+            raise InvalidSpec(answer.path, answer.problem, hint=answer.hint or None)
+        yield scratch / _OUT, answer
+
+
+def _resolved(wanted: Convert) -> tuple[Convert, tuple[Path, ...]]:
+    """The same with whole paths, and what its worker must be able to read."""
+    source = Path(wanted.source).resolve()
+    if not source.exists():
+        raise LocalError(f"{wanted.source} is not there")
+    readable = [source]
+    if source.is_dir():  # the cache of Hugging Face is made of links
+        links = [path for path in source.iterdir() if path.is_symlink()]
+        readable += [path.resolve() for path in links if path.name.endswith((".json", ".safetensors"))]
+    weights = ""
+    if wanted.weights:
+        readable.append(Path(wanted.weights).resolve())
+        weights = str(readable[-1])
+    return replace(wanted, source=str(source), weights=weights, out=_OUT), tuple(readable)

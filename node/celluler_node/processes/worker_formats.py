@@ -1,0 +1,72 @@
+"""The worker that brings a model in or out of another format. Started confined, before this module and torch are
+imported; it may read the model and write its scratch folder, and that is all it can do to whoever made the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from celluler.engines.formats.convert import convert
+from celluler.errors import InvalidSpec, LocalError
+from celluler.formats.importing import Wishes
+from celluler_node.processes.serving import Link, serve_sync
+from celluler_node.processes.worker_formats_words import (
+    FORMATS_REPLIES,
+    FORMATS_REQUESTS,
+    Convert,
+    Converted,
+    Refused,
+)
+
+Blobs = tuple[bytearray, ...]
+
+
+def main(link: Link) -> None:
+    torch.set_num_threads(max(1, link.boot.limits.threads))
+    serve_sync(link, FORMATS_REQUESTS, FORMATS_REPLIES, Converter(Path(link.boot.scratch)).handlers)
+
+
+class Converter:
+    """Keeps nothing between two requests."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+
+    @property
+    def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
+        return {Convert: self.convert}
+
+    def convert(self, request: Convert, _: Blobs) -> Converted | Refused:
+        try:
+            return self._convert(request)
+        except InvalidSpec as error:
+            return Refused(_text(error.path), _text(error.problem), _text(error.hint or ""))
+        except LocalError as error:
+            return Refused("", _text(str(error)), _text(error.hint or ""))
+
+    def _convert(self, request: Convert) -> Converted:
+        if Path(request.out).name != request.out or request.out.startswith("."):
+            raise InvalidSpec("out", f"{request.out!r} is no plain name")
+        out = self._scratch / request.out
+        out.mkdir()
+        wishes = Wishes(request.context or None, request.by_order, request.objective)
+        done = convert(
+            Path(request.source), Path(request.weights) if request.weights else None, request.to, wishes, out
+        )
+        return Converted(
+            done.form,
+            done.body.kind,
+            done.files,
+            done.body.parameter_count,
+            done.body.parameter_bytes,
+            tuple(map(_text, done.notes)),
+            done.deviation is not None,
+            done.deviation or 0.0,
+        )
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace")[:1000].decode("utf-8", "ignore")
