@@ -11,11 +11,9 @@ from celluler.errors import InvalidSpec
 from celluler.formats.safetensors_files import write_safetensors
 from celluler.formats.stored import Floats, Stored
 from celluler.models.body import SPEC, Body
+from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.graph_ops import DTYPES
 from celluler.models.spec import parse_spec
-
-BODY_FILE, WEIGHTS_FILE = "model.json", "weights.safetensors"
-"""Of a folder that holds a model of ours."""
 
 Turn = Callable[[Floats], Floats]
 
@@ -32,7 +30,7 @@ class Imported:
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """The body's document and the weights file, in a folder that is there."""
-        body, weights = folder / BODY_FILE, folder / WEIGHTS_FILE
+        body, weights = folder / DOCUMENT, folder / WEIGHTS
         write_safetensors(weights, self.tensors)
         body.write_bytes(self.document)
         return body, weights

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from celluler.errors import InvalidSpec
 from celluler.formats.hf_folders import CONFIG_FILE
-from celluler.formats.imported import BODY_FILE
 from celluler.formats.json_files import read_json_file
 from celluler.formats.onnx_files import walk_onnx
 from celluler.formats.zips import Entry, open_zip
+from celluler.models.folder import DOCUMENT, kind_of
 
 FORMATS = ("spec", "graph", "safetensors", "torch", "onnx", "gguf", "hf")
 MAX_JSON_BYTES = 4 << 20
@@ -63,8 +63,8 @@ def recognise(path: Path) -> str:
 
 
 def _recognise_folder(folder: Path) -> str:
-    if (folder / BODY_FILE).is_file():
-        return _recognise_json(folder / BODY_FILE)
+    if (folder / DOCUMENT).is_file():
+        return _recognise_json(folder / DOCUMENT)
     if (folder / "saved_model.pb").exists() or (folder / "keras_metadata.pb").exists():
         raise MayCarryCode("a TensorFlow SavedModel", "its graph may read and write files and call Python", TO_ONNX)
     if (folder / CONFIG_FILE).is_file():
@@ -74,9 +74,8 @@ def _recognise_folder(folder: Path) -> str:
 
 def _recognise_json(path: Path) -> str:
     document = read_json_file(path, "file", MAX_JSON_BYTES)
-    for key in ("graph", "spec"):
-        if key in document:
-            return key
+    if "graph" in document or "spec" in document:
+        return kind_of(document)
     raise InvalidSpec("file", "is JSON, but neither a spec nor a graph", hint="celluler model new --list")
 
 

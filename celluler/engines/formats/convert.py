@@ -15,12 +15,13 @@ from celluler.formats.decoder_configs import config_of
 from celluler.formats.decoder_tensors import export_hf
 from celluler.formats.decoders import decoder_of_spec
 from celluler.formats.hf_folders import CONFIG_FILE
-from celluler.formats.hf_folders import WEIGHTS_FILE as HF_WEIGHTS_FILE
-from celluler.formats.imported import BODY_FILE, WEIGHTS_FILE, Imported, ordered
+from celluler.formats.hf_folders import WEIGHTS_FILE as HF_WEIGHTS
+from celluler.formats.imported import Imported, ordered
 from celluler.formats.importing import Wishes, import_gguf, import_hf_folder, import_state, open_tensors
 from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors, write_safetensors
 from celluler.models.body import MAX_BODY_BYTES, Body, parse_body
+from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.spec import Architecture
 
 TARGETS = ("celluler", "safetensors", "hf")
@@ -73,9 +74,9 @@ def read_model(source: Path, weights: Path | None, wishes: Wishes) -> tuple[str,
 
 def _read_ours(form: str, source: Path, weights: Path | None, wishes: Wishes) -> Imported:
     folder = source if source.is_dir() else None
-    path = source / BODY_FILE if folder else source
-    if weights is None and folder and (folder / WEIGHTS_FILE).is_file():
-        weights = folder / WEIGHTS_FILE
+    path = source / DOCUMENT if folder else source
+    if weights is None and folder and (folder / WEIGHTS).is_file():
+        weights = folder / WEIGHTS
     if weights is None:
         raise InvalidSpec("weights", "are missing: there is nothing to convert", hint="give them with --weights FILE")
     if path.stat().st_size > MAX_BODY_BYTES:
@@ -95,8 +96,8 @@ def _write_ours(_: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
 
 
 def _write_safetensors(_: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
-    write_safetensors(folder / WEIGHTS_FILE, imported.tensors, {"format": "pt"})
-    return (WEIGHTS_FILE,)
+    write_safetensors(folder / WEIGHTS, imported.tensors, {"format": "pt"})
+    return (WEIGHTS,)
 
 
 def _write_hf(body: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
@@ -107,11 +108,11 @@ def _write_hf(body: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
     write_safetensors(held, imported.tensors)
     try:
         decoder, tensors = export_hf(decoder, open_safetensors(held))
-        write_safetensors(folder / HF_WEIGHTS_FILE, tensors, {"format": "pt"})
+        write_safetensors(folder / HF_WEIGHTS, tensors, {"format": "pt"})
     finally:
         held.unlink()
     (folder / CONFIG_FILE).write_text(json.dumps(config_of(decoder), indent=2) + "\n", encoding="ascii")
-    return CONFIG_FILE, HF_WEIGHTS_FILE
+    return CONFIG_FILE, HF_WEIGHTS
 
 
 _WRITERS: Mapping[str, Callable[[Body, Imported, Path], tuple[str, ...]]] = {

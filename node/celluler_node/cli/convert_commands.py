@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from celluler.errors import InvalidSpec, LocalError
+from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import Json, log_to, run
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLDERS = ("celluler", "hf")
 """What is written as a folder; all else is a file."""
-_WEIGHTS_FILE = "weights.safetensors"
+
 
 Weights = Annotated[
     Path | None, typer.Option(help="Of a spec: a safetensors file or a PyTorch state dict, of any precision.")
@@ -109,10 +110,24 @@ async def in_our_form(
         yield made
 
 
+@asynccontextmanager
+async def publishable(
+    source: Path, weights: Path | None, *, context: int, by_order: bool, objective: str
+) -> AsyncIterator[tuple[Path, Path | None]]:
+    """A body and its weights as `model add` takes them, until the block ends: what was given, or what it becomes."""
+    if not needs_conversion(source, weights, by_order=by_order):
+        yield source, weights
+        return
+    async with in_our_form(source, weights, context=context, by_order=by_order, objective=objective) as (folder, done):
+        for note in done.notes:
+            say(f"note: {note}")
+        yield folder / DOCUMENT, folder / WEIGHTS
+
+
 def needs_conversion(source: Path, weights: Path | None, *, by_order: bool = False) -> bool:
     """Whether `model add` was given something other than a document of ours and weights that fit it as they are."""
     if source.is_dir():
-        return not (source / "model.json").is_file()
+        return not (source / DOCUMENT).is_file()
     try:
         with source.open("rb") as file:
             head = file.read(64)

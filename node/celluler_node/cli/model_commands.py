@@ -31,8 +31,16 @@ Local = Annotated[bool, typer.Option("--local", help="Only what is here.")]
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="author/name:1.0.0; the author is this node.")],
-    spec: Annotated[Path, typer.Argument(help="Architecture, a JSON file; or a folder that celluler.publish wrote.")],
-    weights: Annotated[Path | None, typer.Option(help="A safetensors file; without one, initial weights.")] = None,
+    spec: Annotated[
+        Path,
+        typer.Argument(
+            help="Architecture, a JSON file; a folder that celluler.publish wrote; or a model as `convert` takes it."
+        ),
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Of an architecture: safetensors or a PyTorch state dict; without one, initial weights."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
     label: Annotated[list[str], typer.Option(help="Name of a class, in order. May be repeated.")] = NOBODY,
     card: Annotated[Path | None, typer.Option(help="What to say about it: a Markdown file, at most 256 KiB.")] = None,
@@ -55,17 +63,21 @@ def add(
     alias: Annotated[
         list[str], typer.Option(help="A name for this version, such as `stable`. May be repeated.")
     ] = NOBODY,
+    context: convert_commands.Context = 0,
+    by_order: convert_commands.ByOrder = False,
+    objective: convert_commands.Objective = "",
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
-    """Sign and publish a model."""
+    """Sign and publish a model. One of another format is brought into ours first, in a sandbox, as `convert` does."""
+    ours = convert_commands.publishable(spec, weights, context=context, by_order=by_order, objective=objective)
 
     async def main() -> None:
-        async with open_session(join) as client:
+        async with ours as (document, held), open_session(join) as client:
             model = await client.models.add(
                 name,
-                spec,
-                weights=weights,
+                document,
+                weights=held,
                 seed=seed,
                 labels=label,
                 card=card or "",
