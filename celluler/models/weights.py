@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from celluler.documents import read_json
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import Body
 from celluler.models.graph_ops import DTYPES
@@ -170,11 +171,11 @@ def read_header(path: Path, what: str) -> dict[str, TensorView]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise InvalidSpec(what, f"is not a safetensors file: a header of {length} bytes in {size}")
-            document = json.loads(file.read(length).decode("utf-8"))
+            document = read_json(file.read(length), limit=length)
     except OSError as error:
         raise InvalidSpec(what, f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidSpec(what, "is not a safetensors file: the header is not JSON") from error
+    except InvalidSpec as error:
+        raise InvalidSpec(f"{what}.{error.path}" if error.path else what, f"in its header: {error.problem}") from error
     if not isinstance(document, dict):
         raise InvalidSpec(what, "is not a safetensors file: the header is no object")
     views = {
