@@ -7,11 +7,16 @@ whether anybody may believe it, is said elsewhere: a model names the job it came
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from celluler.models.version import parse_version
 
 SUFFIX = "-checkpoint"
 _MAX_NAME = 64
 _MARK = "round"
+
+M = TypeVar("M")
 
 
 def checkpoint_name(result: str) -> str:
@@ -24,6 +29,18 @@ def checkpoint_version(result: str, rounds: int) -> str:
     version = parse_version(result)
     ahead = f"{version.prerelease}.{_MARK}" if version.prerelease else _MARK
     return str(version.replace(prerelease=f"{ahead}.{rounds}", build=None))
+
+
+def publisher(rounds: int, *, every: int, total: int, there: Sequence[M]) -> M | None:
+    """Who publishes the state after so many rounds; None when none is due.
+
+    every: as the job's spec says, 0 for never. total: rounds of the whole training, whose state is its result. there:
+    members that took part in the last of these rounds, told alike by all. They take turns, so that one that is silent
+    or lies spoils its own turns and no others.
+    """
+    if not every or not 0 < rounds < total or rounds % every or not there:
+        return None
+    return there[(rounds // every - 1) % len(there)]
 
 
 def rounds_in(version: str) -> int | None:

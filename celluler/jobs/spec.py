@@ -21,7 +21,7 @@ from celluler.datasets.schema import MAX_COLUMNS, MAX_NAME_BYTES, Selection
 from celluler.documents import read_json
 from celluler.errors import InvalidSpec, PeerViolation, ProtocolViolation
 from celluler.identity import public_key_of
-from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
+from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS, MAX_ROUNDS
 from celluler.models.names import check_word, parse_reference
 from celluler.models.version import parse_version
 from celluler.quantities import parse_bytes, parse_duration
@@ -138,7 +138,7 @@ class Data(_Part):
 
 
 class Train(_Part):
-    rounds: int = Field(ge=1, le=1024, description="averaging rounds")
+    rounds: int = Field(ge=1, le=MAX_ROUNDS, description="averaging rounds")
     inner_steps: int = Field(default=20, ge=1, le=MAX_INNER_STEPS, description="local steps in a round")
     batch: int = Field(default=32, ge=1, le=MAX_BATCH, description="samples in a local step")
     learning_rate: Number = Field(default=0.001, gt=0, le=100, description="of the local steps")
@@ -170,6 +170,12 @@ class Train(_Part):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the local steps")
     wire: Literal["q16", "q8", "q4"] = Field(default="q16", description="bits of a value that travels")
+    checkpoint_every: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_ROUNDS,
+        description="rounds after which a member, by turns, publishes what there is; 0: never. Not with `gossip`",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Train:
@@ -177,6 +183,8 @@ class Train(_Part):
             raise ValueError(f"the topology {self.topology} goes with the consensus gossip alone")
         if self.wire != "q16" and self.consensus == "gossip":
             raise ValueError("neighbours send whole models, which travel as q16 alone")
+        if self.checkpoint_every and self.consensus == "gossip":
+            raise ValueError("checkpoint_every goes with certified rounds: neighbours share no state to publish")
         if self.audits_per_round and self.consensus != AUDITED:
             raise ValueError(f"audits_per_round goes with the consensus {AUDITED} alone")
         return self

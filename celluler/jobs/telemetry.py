@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+from celluler.jobs.limits import MAX_ROUNDS
 from celluler.wire import U16, U64, Length, Range
 
 MAX_MEMBERS = 64
-MAX_ROUNDS = 1024
 MAX_SUSPECTED = 16
 MAX_SUSPICION_BYTES = 128
 MAX_ROUND_BYTES = 6400

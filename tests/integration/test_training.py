@@ -31,12 +31,16 @@ def digits(tmp_path: Path) -> Digits:
 def test_five_members_learn_although_one_of_them_lies(swarm: Swarm, digits: Digits) -> None:
     nodes = start_nodes(swarm, 5, {3: "scale:-1000"})
     with Client(home=nodes[0].home) as alice:
-        job = submit(alice, digits, 5)
+        job = submit(alice, digits, 5, checkpoint_every=2)
         ended = job.wait(TRAIN_S)
         assert ended.state == "Succeeded", ended.reason
         assert {one.peer for one in ended.excluded} == {nodes[3].peer_id}
         reason = ended.excluded[0].reason  # an audit may have come before the rule had said enough
         assert "no weight" in reason or "its steps do not give; evidence" in reason
+        everybody = [one.norms for one in job.rounds() if len(one.norms) == 5]
+        assert any(norms[nodes[3].peer_id] > 100 * norms[nodes[0].peer_id] for norms in everybody)
+        checkpoints = alice.models.search("digits-checkpoint")
+        assert len({one.author for one in checkpoints}) > 1
         result = job.results()
         answer = alice.predict(result.model, digits.x)
         assert digits.accuracy(answer.outputs.numpy()) >= 0.85
@@ -50,6 +54,9 @@ def test_five_members_learn_although_one_of_them_lies(swarm: Swarm, digits: Digi
             transcripts.append(transcript_in(own.reason))
     verified = nodes[1].call("verify", *transcripts, "--model", result.model, "--rounds", "3", "--peers", "2")
     assert verified["ok"], verified
+    reached = nodes[1].call("verify", checkpoints[0].cid, "--rounds", "1", "--peers", "1")
+    assert reached["ok"], reached
+    assert any(not one["problem"] for one in reached["transcripts"])
     by_name = nodes[1].call("verify", result.model, "--rounds", "2", "--peers", "1")
     assert by_name["ok"], by_name
     assert any(not one["problem"] for one in by_name["transcripts"])

@@ -305,6 +305,18 @@ def test_a_checkpoint_that_no_member_published_is_not_believed(celluler: Run, no
     assert node.specs[json.loads(out)["id"]].model == checkpoint_cid(5)
 
 
+def test_the_newest_checkpoint_is_shown_and_none_of_more_rounds_than_there_are(
+    celluler: Run, node: MemoryNode, tmp_path: Path
+) -> None:
+    job = started(celluler, tmp_path)
+    trained(node, job, 7)
+    assert json.loads(celluler("train", "status", "--json")[1])["checkpoint"] is None
+    published(node, job, 3, 6, 21)
+    told = json.loads(celluler("train", "status", "--json")[1])["checkpoint"]
+    assert (told["rounds"], told["manifest"]) == (6, checkpoint_cid(6))
+    assert "digits-checkpoint:2.0.0-round.6 (as its publisher says)" in celluler("train", "status")[1]
+
+
 def checkpoint_cid(rounds: int) -> str:
     return cid_of(digest_of(bytes([rounds])))
 

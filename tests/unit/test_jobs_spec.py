@@ -44,6 +44,8 @@ def test_what_is_left_out_gets_the_documented_default() -> None:
         ("rounds: 20", "rounds: 20, audits_per_round: 1, consensus: byzantine", "train", "proof-of-learning alone"),
         ("rounds: 20", "rounds: 20, topology: ring", "train", "gossip alone"),
         ("rounds: 20", "rounds: 20, consensus: gossip, wire: q8", "train", "q16 alone"),
+        ("rounds: 20", "rounds: 20, consensus: gossip, checkpoint_every: 5", "train", "certified rounds"),
+        ("rounds: 20", "rounds: 20, checkpoint_every: -1", "train.checkpoint_every", "greater than or equal to 0"),
         ("partition: iid}", "partition: iid}\nadmission: {mode: listed, peers: [bob]}", "admission.peers.0", "peer id"),
         ("partition: iid}", f"partition: iid}}\nadmission: {{peers: [{PEER}]}}", "admission", "mode listed"),
         ("1e-2", ".nan", "train.learning_rate", "not nan"),

@@ -15,6 +15,7 @@ from rich.live import Live
 
 from celluler.client import AsyncClient, AsyncJob
 from celluler.errors import CellulerError
+from celluler_node.cli.checkpoints import look_for_checkpoint
 from celluler_node.cli.job_output import print_line
 from celluler_node.cli.output import Output
 from celluler_node.cli.training import OnTold, Training
@@ -23,24 +24,28 @@ from celluler_protocols.nursery import own_nursery
 
 REDRAW_S = 0.5
 PLAIN_WIDTH = 110
+CHECKPOINTS_S = 10.0
+"""How often to look for a newer checkpoint."""
 
 
 async def look_at(client: AsyncClient, job: AsyncJob) -> Training:
     """All that is told of it now. Members bear the names they have in the swarm, if anybody knows them."""
     spec, names = await job.spec(), await _names(client)
     events = [line async for line in job.logs()]
-    return Training(job.info, spec, tuple(events), names)
+    return Training(job.info, spec, tuple(events), names, await look_for_checkpoint(client, job.info, spec))
 
 
 async def told(client: AsyncClient, job: AsyncJob) -> AsyncIterator[Training]:
     """Each time there is news, until the job has ended. The first is what was told before."""
     training = await look_at(client, job)
     yield training
-    since = training.events[-1].cursor if training.events else 0
+    since, looked_s = training.events[-1].cursor if training.events else 0, trio.current_time()
     async for line in job.logs(follow=True, since=since):
         training = replace(training, job=job.info, events=(*training.events, line))
+        if training.spec["train"].get("checkpoint_every") and trio.current_time() >= looked_s + CHECKPOINTS_S:
+            training, looked_s = await _with_checkpoint(client, training), trio.current_time()
         yield training
-    yield replace(training, job=await job.refresh())
+    yield await _with_checkpoint(client, replace(training, job=await job.refresh()))
 
 
 async def watch(
@@ -88,6 +93,11 @@ def console_for(file_is_terminal: bool) -> Console:
     if file_is_terminal:
         return Console()
     return Console(force_terminal=False, color_system=None, no_color=True, width=PLAIN_WIDTH, highlight=False)
+
+
+async def _with_checkpoint(client: AsyncClient, training: Training) -> Training:
+    found = await look_for_checkpoint(client, training.job, training.spec)
+    return training if found is None else replace(training, checkpoint=found)
 
 
 async def _names(client: AsyncClient) -> Mapping[str, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from celluler.client import AsyncClient
-from celluler.errors import LocalError, NotFound
-from celluler.jobs.checkpoints import checkpoint_name, rounds_in
-from celluler.views import Job, Model, ModelQuery
+from celluler.errors import LocalError
+from celluler_node.cli.checkpoints import newest_checkpoint
 from celluler_node.cli.output import say
 from celluler_node.cli.submitting import put, settings
 from celluler_node.cli.training import ENDED
@@ -36,25 +35,3 @@ async def prepare(
     document = {**spec, "model": model, "train": {**spec["train"], "rounds": rounds}}
     put(document, settings(sets))
     return document, attachments
-
-
-async def newest_checkpoint(client: AsyncClient, job: Job, spec: Mapping[str, Any]) -> tuple[Model, int]:
-    """The one with the most rounds, and how many. Only what a member of the job signed as coming of it is believed.
-
-    Raises NotFound.
-    """
-    name = checkpoint_name(str(spec["result"]["name"] or job.name))
-    authors = {*job.members, job.coordinator}
-    candidates = [
-        (model, rounds)
-        for model in await client.models.search(ModelQuery(text=name))
-        if model.name == name and model.author in authors and not model.retracted
-        if (rounds := rounds_in(model.version)) is not None
-    ]
-    for model, rounds in sorted(candidates, key=lambda pair: pair[1], reverse=True):
-        shown = await client.models.show(model.cid)
-        if shown.job == job.id:
-            return shown, rounds
-    raise NotFound(
-        f"a checkpoint of job {job.name}", hint="celluler train resume JOB --model author/name:1.0.0 --rounds N"
-    )

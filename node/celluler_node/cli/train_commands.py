@@ -60,6 +60,9 @@ def start(
     tolerance: Annotated[float | None, typer.Option(help="Deviation above which a replayed update is guilty.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the local steps: fp32, bf16 or fp16.")] = None,
     wire: Annotated[str | None, typer.Option(help="What travels of a value: q16, q8 or q4.")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Rounds after which a member publishes what there is; 0 for never.")
+    ] = None,
     min_peers: Annotated[int | None, typer.Option(help="The job waits for so many.")] = None,
     max_peers: Annotated[int | None, typer.Option(help="And takes no more than so many.")] = None,
     memory: Annotated[str | None, typer.Option(help="That a worker needs: 4GiB.")] = None,

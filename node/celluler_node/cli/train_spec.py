@@ -28,6 +28,7 @@ PATHS: Mapping[str, str] = {
     "tolerance": "train.tolerance",
     "precision": "train.precision",
     "wire": "train.wire",
+    "checkpoint_every": "train.checkpoint_every",
     "min_peers": "resources.peers.min",
     "max_peers": "resources.peers.max",
     "memory": "resources.memory",

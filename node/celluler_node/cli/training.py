@@ -14,7 +14,7 @@ from typing import Any
 
 from celluler.models.names import PEER_ID_START
 from celluler.quantities import format_bytes
-from celluler.views import Job, JobLine, TrainingRound, rounds_of
+from celluler.views import Job, JobCheckpoint, JobLine, TrainingRound, rounds_of
 from celluler_node.cli.output import ending, printable
 
 RATE_ROUNDS = 5
@@ -40,12 +40,14 @@ class Member:
 
 @dataclass(frozen=True)  # without slots: what is computed of it is kept
 class Training:
-    """spec: the job's document, with defaults. names: nicknames by peer, as far as they are known."""
+    """spec: the job's document, with defaults. names: nicknames by peer, as far as they are known. checkpoint: the
+    newest that was found; as its publisher says, until somebody verifies it."""
 
     job: Job
     spec: Mapping[str, Any]
     events: tuple[JobLine, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: JobCheckpoint | None = None
 
     @cached_property
     def rounds(self) -> tuple[TrainingRound, ...]:
@@ -73,6 +75,7 @@ class Training:
             "spec": self.spec,
             "rounds": rounds,
             "seconds_a_round": pace(rounds),
+            "checkpoint": self.checkpoint,
             "events": [event for event in self.events if not event.metrics],
         }
 

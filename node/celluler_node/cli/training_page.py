@@ -83,6 +83,8 @@ def _facts(training: Training, rounds: Sequence[TrainingRound], now: float) -> I
     audits, accused = sum(each.audits.done for each in rounds), sum(len(each.audits.accused) for each in rounds)
     if audits or accused:
         yield "audits", f"{audits}, {accused} accused, {sum(len(each.audits.guilty) for each in rounds)} guilty"
+    if training.checkpoint is not None:
+        yield "checkpoint", f"{printable(training.checkpoint.model)} (as its publisher says)"
     if training.job.result is not None:
         yield "result", printable(training.job.result.model)
 

@@ -185,8 +185,9 @@ class Worker:
         if Path(request.name).name != request.name or request.name.startswith("."):
             raise InvalidSpec("name", f"{request.name!r} is no plain file name")
         path = self._scratch / request.name
-        self._need_run().export(path)
-        return Exported(str(path), path.stat().st_size)
+        run = self._need_run()
+        run.export(path)
+        return Exported(str(path), path.stat().st_size, run.applied + 1)
 
     def get_state(self, request: GetState, __: Blobs) -> Reply:
         run = self._need_run()

@@ -168,8 +168,11 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
+    """next_round: the first one not applied to these weights."""
+
     path: PathText
     file_bytes: U64
+    next_round: U64
 
 
 @dataclass(frozen=True, slots=True)

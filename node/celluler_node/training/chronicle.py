@@ -21,6 +21,7 @@ from celluler_protocols.averaging_messages import VALUE_BYTES
 
 MAX_BYTES = 1 << 30
 """A run of which more would be written keeps no transcript."""
+COPY_BYTES = 1 << 20
 
 
 def expected_bytes(members: int, dimension: int, rounds: int) -> int:
@@ -34,9 +35,24 @@ class Chronicle:
     def __init__(self, file: BinaryIO, path: Path, opening: Opening, parts: int) -> None:
         """file: empty, at `path`; the caller closes it."""
         self.path = path
-        self._written = 0
+        self._file, self._written, self._size = file, 0, 0
+        self._grown = trio.Event()
         self._pieces = part_slices(opening.dimension, parts)
         self._writer = TranscriptWriter(file, opening, parts=parts)
+        self._note(0)
+
+    async def reached(self, heights: int) -> None:
+        """Until so many are written down."""
+        while self._written < heights:
+            await self._grown.wait()
+
+    def copy(self, path: Path) -> None:
+        """All heights that are written down by now, as a file. Touches the disk: call it in a thread."""
+        size = self._size
+        with self.path.open("rb") as source, path.open("wb") as target:
+            while size and (data := source.read(min(size, COPY_BYTES))):
+                target.write(data)
+                size -= len(data)
 
     async def applied(self, run: Run, aggregate: dict[int, bytes], update: Update | None) -> None:
         """The height that was just applied. update: ours, if it was among the inputs."""
@@ -45,19 +61,25 @@ class Chronicle:
         own = {} if update is None else {run.me: self._cut(update)}
         certificate, signed = run.certificates[-1], run.signatures()
         await trio.to_thread.run_sync(lambda: self._writer.add(certificate, signed, aggregate=aggregate, wires=own))
-        self._written += 1
+        self._note(1)
 
     async def missed(self, chain: Sequence[Certificate]) -> None:
         """Heights that were certified without us: nothing is here of them but that."""
         newer = chain[self._written : -1]  # the last one is still to be applied
         for certificate in newer:
             await trio.to_thread.run_sync(self._writer.add, certificate, Signatures())
-        self._written += len(newer)
+        self._note(len(newer))
 
     async def closed(self, run: Run, certificate: Certificate) -> None:
         """The closing height, which certifies the final state."""
         signed = run.signatures()
         await trio.to_thread.run_sync(self._writer.add, certificate, signed)
+
+    def _note(self, heights: int) -> None:
+        self._written += heights
+        self._size = self._file.tell()
+        self._grown.set()
+        self._grown = trio.Event()
 
     def _cut(self, update: Update) -> dict[int, bytes]:
         whole = memoryview(update.mantissas)

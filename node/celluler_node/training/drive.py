@@ -124,12 +124,15 @@ class Driver:
         on_violation: Callable[[PeerId, Exception], None],
         on_roster: Callable[[RosterView], None],
         on_evidence: Callable[[PeerId, bytes], None],
+        on_handed_over: Callable[[int], None],
     ) -> None:
-        """on_roster: the roster has grown. on_evidence: what proves that a member lied, as a file for strangers."""
+        """on_roster: the roster has grown. on_evidence: what proves that a member lied, as a file for strangers.
+        on_handed_over: our update of this round is ready; until it is certified the trainer has nothing to do for it.
+        """
         self._run, self._members, self._trainer, self._averaging = run, members, trainer, averaging
         self._reduced, self._chronicle = reduced, chronicle
         self._figures, self._on_violation = figures, on_violation
-        self._on_roster, self._on_evidence = on_roster, on_evidence
+        self._on_roster, self._on_evidence, self._on_handed_over = on_roster, on_evidence, on_handed_over
         self._update: tuple[int, Update] | None = None
         self._round_scope: trio.CancelScope | None = None
         self._fetching: set[bytes] = set()
@@ -202,6 +205,7 @@ class Driver:
         hashes = await trio.to_thread.run_sync(hashes_of, update, self._run.roster, self._run.me, number)
         self._figures.trained(number, update.loss, await trio.to_thread.run_sync(norm_of, update))
         self._drive.perform(self._run.trained(number, hashes, update.exponents, root, trio.current_time()))
+        self._on_handed_over(number)
 
     async def _exchange(self, effect: Exchange) -> None:
         if self._update is None or self._update[0] != effect.round:

@@ -9,15 +9,12 @@ import trio
 
 from celluler.content.digest import Digest
 from celluler.content.store import Store
-from celluler.errors import Denied, Unavailable
+from celluler.errors import Denied
 from celluler.identity import PeerId
 from celluler.learning.run import Run
 from celluler.wire import pack
 from celluler_node.training.trainer import Trainer
 from celluler_protocols.jobs_messages import MAX_CHAIN_BYTES, MAX_LINKS_AN_ANSWER, ChainTold, Checkpointed, StateTold
-
-Publish = Callable[[Path, int], Awaitable[Checkpointed]]
-"""From exported weights and the rounds that they have behind them to what was published."""
 
 
 class LiveRun:
@@ -30,15 +27,15 @@ class LiveRun:
         store: Store,
         folder: Path,
         *,
-        publish: Publish,
+        checkpoint: Callable[[], Awaitable[Checkpointed]],
         admit: Callable[[bytes], None],
     ) -> None:
-        """folder: an existing one for files on their way into the store. admit: hands an admission to the run."""
+        """folder: an existing one for files on their way into the store. checkpoint: publishes the newest state.
+        admit: hands an admission to the run."""
         self.run, self._trainer, self._store, self._folder = run, trainer, store, folder
-        self._publish, self.admit = publish, admit
-        self._exporting = trio.Lock()
+        self.checkpoint, self.admit = checkpoint, admit
+        self._telling = trio.Lock()
         self._state: StateTold | None = None
-        self._checkpoint: Checkpointed | None = None
 
     def chain(self, start: int) -> ChainTold:
         """The roster, and as many certificates from height `start` on as one answer holds."""
@@ -55,28 +52,11 @@ class LiveRun:
         """The newest state as content of this node's store. Raises Denied for strangers."""
         if self.run.standing.roster.index_of(asker) is None:
             raise Denied("the state of a run is for its members")
-        async with self._exporting:
-            if self._state is None or self._state.round < self._rounds:
+        async with self._telling:
+            if self._state is None or self._state.round < self.run.round:
                 number, data = await self._trainer.state()
                 self._state = StateTold(number, await trio.to_thread.run_sync(self._add, number, data))
             return self._state
-
-    async def checkpoint(self) -> Checkpointed:
-        """Publish the newest state. Raises Unavailable before the first round is over."""
-        async with self._exporting:
-            if self._rounds == 0:
-                raise Unavailable("no round is over yet")
-            if self._checkpoint is None or self._checkpoint.rounds < self._rounds:
-                rounds, weights = -1, Path()
-                while rounds != self._rounds:  # a round may be applied meanwhile
-                    rounds, weights = self._rounds, await self._trainer.export()
-                self._checkpoint = await self._publish(weights, rounds)
-            return self._checkpoint
-
-    @property
-    def _rounds(self) -> int:
-        """Applied so far."""
-        return self.run.round
 
     def _add(self, number: int, data: bytes) -> Digest:
         path = self._folder / f"state-{number}"

@@ -23,26 +23,27 @@ from celluler.jobs.states import JobState
 from celluler.learning.checks import checks_for
 from celluler.learning.roster import RosterEntry, RosterView, open_roster
 from celluler.learning.run import Run
-from celluler.models.manifest import Metric
+from celluler.models.manifest import Metric, OpenedManifest
 from celluler.models.memory import micro_batch
 from celluler_node.bounded import plain
 from celluler_node.processes.worker_words import MAX_CLASS_BYTES
 from celluler_node.training.averaging import Averaging
+from celluler_node.training.checkpoints import Checkpoints
 from celluler_node.training.chronicle import Chronicle
 from celluler_node.training.drive import Driver, LeftBehind, Reductions
 from celluler_node.training.equipment import averager_of, chronicle_of, trainer_of
 from celluler_node.training.evidence import keep_evidence
+from celluler_node.training.exports import Exports
 from celluler_node.training.figures import Figures, Progress, figures_of
 from celluler_node.training.late import RunOver, Start, be_admitted, catch_up, find_run
 from celluler_node.training.live import LiveRun
 from celluler_node.training.material import Material, fetch_material
 from celluler_node.training.meter import Meter
 from celluler_node.training.neighbours_member import run_neighbours
-from celluler_node.training.publish import REPLICAS, publish_checkpoint, replicated, settle
+from celluler_node.training.publish import REPLICAS, replicated, settle
 from celluler_node.training.record import JobRecord
 from celluler_node.training.site import Site
 from celluler_node.training.trainer import Trainer
-from celluler_protocols.jobs_messages import Checkpointed
 from celluler_protocols.rounds import open_rounds
 
 LINGER_S = 15.0
@@ -130,8 +131,21 @@ async def _participate(site: Site, record: JobRecord, enter: Enter) -> None:
                     await _train_among_neighbours(site, record, roster, trainer, averaging, material, meter)
                     return
                 chronicle = await stack.enter_async_context(chronicle_of(record, roster, material, trainer, scratch))
-                epoch_s = site.clock() - trio.current_time()
-                member = _Member(site, record, roster, trainer, averaging, material, meter, chronicle, scratch, epoch_s)
+                exports = Exports(trainer, scratch)
+                member = _Member(
+                    site=site,
+                    record=record,
+                    roster=roster,
+                    trainer=trainer,
+                    averaging=averaging,
+                    meter=meter,
+                    base=material.base,
+                    chronicle=chronicle,
+                    exports=exports,
+                    checkpoints=Checkpoints(site, record, material.base, exports, chronicle, scratch),
+                    scratch=scratch,
+                    epoch_s=site.clock() - trio.current_time(),
+                )
                 await member.train(Start(trainer.state_root) if begins else None)
         if limit.cancelled_caught:
             record.move(JobState.FAILED, site.clock(), "its deadline has passed")
@@ -172,9 +186,11 @@ class _Member:
     roster: RosterView
     trainer: Trainer
     averaging: Averaging
-    material: Material
     meter: Meter
+    base: OpenedManifest
     chronicle: Chronicle | None
+    exports: Exports
+    checkpoints: Checkpoints
     scratch: Path
     epoch_s: float
     """Unix time when this machine's clock of events stood at 0."""
@@ -200,12 +216,18 @@ class _Member:
                     on_violation=self.site.host.penalise,
                     on_roster=self._take_roster,
                     on_evidence=self._keep_evidence,
+                    on_handed_over=self.checkpoints.handed_over,
                 )
                 self.record.live = LiveRun(
-                    run, self.trainer, self.site.store, self.scratch, publish=self._publish, admit=driver.admit
+                    run,
+                    self.trainer,
+                    self.site.store,
+                    self.scratch,
+                    checkpoint=partial(self.checkpoints.publish, run),
+                    admit=driver.admit,
                 )
                 try:
-                    await self._until_finished(driver)
+                    await self._until_finished(driver, run)
                 except LeftBehind:
                     start = None
                 else:
@@ -224,11 +246,12 @@ class _Member:
             epoch_s=self.epoch_s,
         )
 
-    async def _until_finished(self, driver: Driver) -> None:
+    async def _until_finished(self, driver: Driver, run: Run) -> None:
         self.record.move(JobState.RUNNING, self.site.clock(), f"{len(self.roster)} members")
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(driver.run)
+                nursery.start_soon(self.checkpoints.take_turns, run)
                 await driver.finished.wait()
                 await self._finish()
                 with trio.move_on_after(LINGER_S):
@@ -263,24 +286,21 @@ class _Member:
     async def _finish(self) -> None:
         site, record = self.site, self.record
         record.move(JobState.VERIFYING, site.clock(), "publishing the result")
-        weights = await self.trainer.export()
         losses = record.life.metrics
         metrics = (Metric("loss", losses["loss"]),) if "loss" in losses else ()
         if self.chronicle is not None:
             record.transcript = await _hand_in(site, record, self.chronicle)
-        async with trio.open_nursery() as telling:  # whoever is told that we are done can find the transcript too
+        # Whoever is told that we are done can find the transcript too.
+        async with self.exports.weights() as (_, weights), trio.open_nursery() as telling:
             if record.transcript is not None:
                 telling.start_soon(site.transcripts.announce, record.job, record.transcript)
-            record.outcome = await settle(site, record, self.material.base, weights, metrics)
+            record.outcome = await settle(site, record, self.base, weights, metrics)
             found = await replicated(site, Digest(record.outcome.weights), min(REPLICAS, len(self.roster)))
         record.moved[site.peer_id] = self.meter.moved()
         reason = f"{record.outcome.model} is held by {found} peers"
         if record.transcript is not None:
             reason += f"; transcript {cid_of(record.transcript, Codec.MANIFEST)}"
         record.move(JobState.SUCCEEDED, site.clock(), reason)
-
-    async def _publish(self, weights: Path, rounds: int) -> Checkpointed:
-        return await publish_checkpoint(self.site, self.record, self.material.base, weights, rounds)
 
 
 async def _hand_in(site: Site, record: JobRecord, chronicle: Chronicle) -> Digest | None:

@@ -99,7 +99,7 @@ async def _finish(
     if len(members) > 1 and not ended.met:
         raise Unavailable("no neighbour's model ever came: this was no training together")
     record.move(JobState.VERIFYING, site.clock(), "publishing the result")
-    weights = await trainer.export()
+    _, weights = await trainer.export()
     losses = record.life.metrics
     named = {"loss": losses.get("loss", math.nan), "distance": ended.distance}
     metrics = tuple(Metric(name, value) for name, value in named.items() if math.isfinite(value))

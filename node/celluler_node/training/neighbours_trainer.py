@@ -51,6 +51,6 @@ class NeighboursTrainer(Protocol):
         """How far a weights file lies from our model. Raises WorkerFailed for a file that is no such model."""
         ...
 
-    async def export(self) -> Path:
-        """Our own model as a safetensors file in the run's scratch folder."""
+    async def export(self) -> tuple[int, Path]:
+        """As a `Trainer`'s, of our own model."""
         ...

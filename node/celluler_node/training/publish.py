@@ -99,7 +99,9 @@ async def _publish(
     site: Site, record: JobRecord, base: OpenedManifest, weights: Path, metrics: tuple[Metric, ...]
 ) -> Held:
     spec = record.order.spec
-    return await _publish_as(site, record, base, weights, metrics, spec.result_name, spec.result.version)
+    return await _publish_as(
+        site, record, base, weights, spec.result_name, spec.result.version, metrics, record.transcript
+    )
 
 
 async def _publish_as(
@@ -107,9 +109,10 @@ async def _publish_as(
     record: JobRecord,
     base: OpenedManifest,
     weights: Path,
-    metrics: tuple[Metric, ...],
     name: str,
     version: str,
+    metrics: tuple[Metric, ...],
+    transcript: Digest | None,
 ) -> Held:
     root = await trio.to_thread.run_sync(site.store.add, weights, "model")
     return await site.repository.publish(
@@ -126,23 +129,21 @@ async def _publish_as(
             parents=(base.digest,),
             dataset=record.order.spec.data.origin,
             job=record.job,
-            transcripts=() if record.transcript is None else (record.transcript,),
+            transcripts=() if transcript is None else (transcript,),
         )
     )
 
 
 async def publish_checkpoint(
-    site: Site, record: JobRecord, base: OpenedManifest, weights: Path, rounds: int
+    site: Site, record: JobRecord, base: OpenedManifest, weights: Path, rounds: int, transcript: Digest | None
 ) -> Checkpointed:
     """Publish the state after so many rounds, under a name that says so. Raises LocalError, Unavailable.
 
-    weights: our own export of it.
+    weights: our own export of it. transcript: of the run so far.
     """
     result = record.order.spec
     name, version = checkpoint_name(result.result_name), checkpoint_version(result.result.version, rounds)
-    held = await _publish_as(site, record, base, weights, (), name, version)
-    await replicated(site, Digest(held.opened.record.weights), 2)
-    return Checkpointed(rounds, _outcome(held))
+    return Checkpointed(rounds, _outcome(await _publish_as(site, record, base, weights, name, version, (), transcript)))
 
 
 async def _published_by_another(site: Site, record: JobRecord, line: tuple[PeerId, ...], judge: Judge) -> Held:

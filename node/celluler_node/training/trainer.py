@@ -128,8 +128,9 @@ class Trainer(Protocol):
         """Take over a state. Returns its root, 32 bytes, which the caller compares with what was certified."""
         ...
 
-    async def export(self) -> Path:
-        """The trained weights as a safetensors file in the run's scratch folder."""
+    async def export(self) -> tuple[int, Path]:
+        """(number of the round that comes next, the weights as they are now): a safetensors file in the run's scratch
+        folder, which the next export overwrites."""
         ...
 
 

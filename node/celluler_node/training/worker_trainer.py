@@ -15,6 +15,7 @@ from celluler_node.processes import worker_words as words
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import RunReady
+from celluler_node.processes.written import written
 from celluler_node.training.neighbours_trainer import NeighbourMixture, NeighbourRow
 from celluler_node.training.trainer import Replayed, RunSetup, Trainer, TrainerFactory, Update
 
@@ -102,10 +103,10 @@ class WorkerTrainer:
             copy.unlink()
         return float(told.deviation)
 
-    async def export(self) -> Path:
+    async def export(self) -> tuple[int, Path]:
         async with self._first():
             reply = await self._child.call(words.Export(EXPORT_NAME))
-        return Path(reply.record.path)
+        return reply.record.next_round, written(self._scratch, EXPORT_NAME)
 
     async def _turn(self, request: Any, *blobs: bytes) -> Any:
         """Some steps of a replay, once the run itself has nothing to ask."""
