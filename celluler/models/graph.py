@@ -43,11 +43,13 @@ Shape = tuple[int | str, ...]
 class GraphBudget:
     """What a graph may ask for; more is refused while the document is read, or measured (`engines.graph.measure`).
 
-    tensor_bytes: of the weights file. activation_bytes: of all values of one pass together.
+    tensor_bytes: of the weights file. activation_bytes: of all values of one pass together. operations: of one pass,
+    over one sample; multiplications with an addition, and elements read and written.
     """
 
     tensor_bytes: int = 2 << 30
     activation_bytes: int = 4 << 30
+    operations: int = 10**11
     nodes: int = 20_000
     tensors: int = 20_000
 

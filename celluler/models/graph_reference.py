@@ -44,6 +44,7 @@ weights file. An integer may be the name of a node that gives one. Numbers are f
 | document | {MAX_GRAPH_BYTES} bytes |
 | tensors together | {DEFAULT_BUDGET.tensor_bytes} bytes, {DEFAULT_BUDGET.tensors} of them |
 | all values of one pass, at the largest inputs that its runner allows | {DEFAULT_BUDGET.activation_bytes} bytes |
+| operations of one sample: multiplications with an addition, elements read and written | {DEFAULT_BUDGET.operations} |
 | nodes | {DEFAULT_BUDGET.nodes} |
 | integers in a list, tensors in a list | {MAX_INTS}, {MAX_TENSORS} |
 

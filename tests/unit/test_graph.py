@@ -185,6 +185,22 @@ def test_a_pass_is_measured_before_anything_is_allocated() -> None:
     assert measure(parse_graph(document()), {"batch": 2}).outputs == (("float32", (2, 1)),)
 
 
+def test_work_that_leaves_no_bytes_behind_is_counted_too() -> None:
+    lazy = document()
+    lazy["inputs"][0]["shape"] = ["batch", 1]
+    lazy["nodes"] = [{"name": "wide", "op": "expand.default", "args": {"self": "x", "size": [1 << 22, 1 << 10]}}]
+    lazy["dimensions"] = {"batch": [1, 1]}
+    summing = [{"name": f"s{at}", "op": "sum.default", "args": {"self": "wide"}} for at in range(24)]
+    product = [
+        {"name": "tall", "op": "expand.default", "args": {"self": "x", "size": [1 << 10, 1 << 22]}},
+        {"name": "s0", "op": "matmul.default", "args": {"self": "tall", "other": "wide"}},
+    ]
+    for nodes in (summing, product):
+        with pytest.raises(InvalidSpec, match="operations") as refused:
+            measure(parse_graph(lazy | {"nodes": lazy["nodes"] + nodes, "outputs": ["s0"]}))
+        assert refused.value.path == f"nodes[{len(nodes)}]"
+
+
 def test_inputs_are_held_against_their_ranges() -> None:
     module = GraphModule(parse_graph(document()))
     for wrong in (torch.zeros(9, 4), torch.zeros(0, 4), torch.zeros(2, 5), torch.zeros(4), torch.zeros(2, 4).double()):

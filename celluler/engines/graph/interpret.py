@@ -19,7 +19,7 @@ from celluler.models.graph import Graph, Node
 from celluler.models.graph_arguments import Value
 from celluler.models.graph_ops import FACTORIES, FLIPS
 
-Observer = Callable[[int, Any], None]
+Observer = Callable[[int, Iterable[Any], Any], None]
 
 
 class GraphModule(nn.Module):
@@ -55,15 +55,17 @@ class GraphModule(nn.Module):
         return self.run(given)
 
     def run(self, given: Iterable[Tensor], observe: Observer | None = None) -> Any:
-        """forward on inputs that the caller has checked. observe: is shown what each node gives."""
+        """forward on inputs that the caller has checked. observe: is shown what each node is given and
+        gives."""
         names = (one.name for one in self.graph.inputs)
         values: dict[str, Any] = dict(zip(names, given, strict=True))
         device = next(iter(values.values())).device
         tensors = self.tensors()
         for step in self._training_plan if self.training else self._evaluation_plan:
-            out = step.run(values, tensors, device)
+            positional, named = step.arguments(values, tensors, device)
+            out = step.run(positional, named)
             if observe is not None:
-                observe(step.place, out)
+                observe(step.place, (*positional, *named.values()), out)
             values[step.name] = out
             for name in step.done:
                 del values[name]
@@ -110,11 +112,15 @@ class _Step:
     factory: bool
     done: tuple[str, ...]
 
-    def run(self, values: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Any:
-        positional = [_resolve(one, values, tensors) for one in self.positional]
+    def arguments(
+        self, values: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+    ) -> tuple[list[Any], dict[str, Any]]:
         named = {name: _resolve(one, values, tensors) for name, one in self.named}
         if self.factory:
             named["device"] = device
+        return [_resolve(one, values, tensors) for one in self.positional], named
+
+    def run(self, positional: list[Any], named: dict[str, Any]) -> Any:
         try:
             return self.function(*positional, **named)
         except (

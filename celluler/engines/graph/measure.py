@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.table import TORCH_DTYPES
@@ -18,10 +20,12 @@ from celluler.models.graph_body import FORMAT, GraphBody, parse_graph_body
 
 @dataclass(frozen=True, slots=True)
 class GraphCost:
-    """Bytes of one pass. outputs: (dtype, shape) of each, as measured."""
+    """Of one pass. operations: multiplications with an addition, and elements that are read and written; of views
+    nothing. outputs: (dtype, shape) of each, as measured."""
 
     tensor_bytes: int
     activation_bytes: int
+    operations: int
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -42,21 +46,33 @@ def measure(
         )
         for one in graph.inputs
     ]
-    total = 0
+    total = touched = 0
 
-    def observe(place: int, out: Any) -> None:
-        nonlocal total
-        for one in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(one, Tensor) and not one._is_view():
-                total += one.numel() * one.element_size()
+    def observe(place: int, taken: Iterable[Any], out: Any) -> None:
+        nonlocal total, touched
+        made = [one for one in _tensors((out,)) if not one._is_view()]
+        if made:
+            touched += sum(one.numel() for one in (*made, *_tensors(taken)))
+        total += sum(one.numel() * one.element_size() for one in made)
         if total > budget.activation_bytes:
             raise InvalidSpec(f"nodes[{place}]", f"needs {total} bytes, the budget is {budget.activation_bytes}")
+        if touched + counted.get_total_flops() // 2 > budget.operations:
+            raise InvalidSpec(f"nodes[{place}]", f"needs more operations than the {budget.operations} of the budget")
 
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counted:
         outputs = module.run(given, observe)
+    operations = touched + counted.get_total_flops() // 2
     several = outputs if isinstance(outputs, tuple) else (outputs,)
     shapes = tuple((str(one.dtype).removeprefix("torch."), tuple(one.shape)) for one in several)
-    return GraphCost(graph.tensor_bytes, total, shapes)
+    return GraphCost(graph.tensor_bytes, total, operations, shapes)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for one in values:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, tuple | list):
+            yield from _tensors(one)
 
 
 def check_measured(body: GraphBody, samples: int | None = None) -> None:
@@ -65,7 +81,9 @@ def check_measured(body: GraphBody, samples: int | None = None) -> None:
     samples: of a pass; None for as few as there may be. Of a length that varies both ends are tried.
     """
     count = body.batch[0] if samples is None else samples
-    budget = replace(DEFAULT_BUDGET, activation_bytes=count * body.activation_bytes)
+    budget = replace(
+        DEFAULT_BUDGET, activation_bytes=count * body.activation_bytes, operations=count * DEFAULT_BUDGET.operations
+    )
     for length in sorted(set(body.sequence or (1,))):
         cost = measure(body.graph, {"batch": count, "sequence": length}, budget=budget)
         wanted = (count, *body.answer_shape(body.sample_shape(length)))
