@@ -171,9 +171,11 @@ def read_header(path: Path, what: str) -> dict[str, TensorView]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise InvalidSpec(what, f"is not a safetensors file: a header of {length} bytes in {size}")
-            document = read_json(file.read(length), limit=length)
+            header = file.read(length)
     except OSError as error:
         raise InvalidSpec(what, f"cannot be read: {error.strerror}") from error
+    try:
+        document = read_json(header, limit=length)
     except InvalidSpec as error:
         raise InvalidSpec(f"{what}.{error.path}" if error.path else what, f"in its header: {error.problem}") from error
     if not isinstance(document, dict):

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.specs import regression
+
 CANARY, SECRET = "canary", "secret"
 Maker = Callable[[Path], Path]
 
@@ -116,9 +118,10 @@ def _long(number: int) -> bytes:
 
 
 def _laughs(_: Path) -> bytes:
-    """Lists within lists, each twice in the next: 2³⁰ leaves in three hundred bytes."""
-    steps = b"".join(b"]q%c(h%ch%ce" % (place + 1, place, place) for place in range(30))
-    return b"\x80\x02}X\x01\0\0\0w]q\0" + steps + b"s."
+    """Lists within lists, each twice in the next: 2³⁰ leaves in six hundred bytes."""
+    entry = b"X\x01\0\0\0%c]q%c(h%ch%ces"
+    steps = b"".join(entry % (65 + place, place + 1, place, place) for place in range(30))
+    return b"\x80\x02}X\x01\0\0\0w]q\0s" + steps + b"."
 
 
 def _hoard(_: Path) -> bytes:
@@ -168,10 +171,11 @@ def _bomb(folder: Path) -> Path:
 
 
 def _deflated_storage(folder: Path) -> Path:
-    program = _view(b"J" + struct.pack("<i", 16 << 20), b"J" + struct.pack("<i", 16 << 20) + b"\x85", b"K\1\x85")
-    return zipped(
-        folder / "model.pt", {"archive/data.pkl": program, "archive/data/0": bytes(64 << 20)}, zipfile.ZIP_DEFLATED
-    )
+    many = b"J" + struct.pack("<i", 16 << 20)
+    path = torch_zip(folder, _view(many, many + b"\x85", b"K\1\x85"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", bytes(64 << 20), zipfile.ZIP_DEFLATED)
+    return path
 
 
 # --- pt2 -----------------------------------------------------------------------------------------------------------
@@ -312,8 +316,8 @@ SIZES: dict[str, Maker] = {
 # --- bodies --------------------------------------------------------------------------------------------------------
 
 
-def _spec(*layers: Any, shape: tuple[int, ...] = (8,), **more: Any) -> Maker:
-    document = {"spec": 1, "input": {"shape": list(shape)}, "layers": list(layers), "objective": "regression"} | more
+def _spec(*layers: Any, shape: tuple[int, ...] = (8,), dtype: str = "float32") -> Maker:
+    document = regression(*layers, shape=shape, dtype=dtype)
     return lambda folder: written(folder, "model.json", json.dumps(document).encode())
 
 
@@ -328,16 +332,16 @@ def _repeated(depth: int) -> dict[str, Any]:
 
 
 def _graph(**changes: Any) -> Maker:
-    document = {
+    graph = {
         "graph": 1,
         "dimensions": {"batch": [1, 8]},
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}],
         "tensors": [{"name": "w", "role": "parameter", "dtype": "float32", "shape": [3, 4]}],
         "nodes": [{"name": "y", "op": "linear.default", "args": {"input": "x", "weight": "@w"}}],
         "outputs": ["y"],
-        "objective": {"kind": "regression"},
     } | changes
-    return lambda folder: written(folder, "model.json", json.dumps(document).encode())
+    body = {"body": 1, "graph": graph, "objective": {"kind": "regression"}, "output": [3], "activation_bytes": 1000}
+    return lambda folder: written(folder, "model.json", json.dumps(body).encode())
 
 
 def _node(op: str, **args: Any) -> Maker:
@@ -349,11 +353,9 @@ BODIES: dict[str, Maker] = {
     "spec: 10^18 by repeats": _spec(_repeated(6)),
     "spec: repeats in repeats": _spec(_repeated(200)),
     "spec: input of 10^15": _spec({"kind": "flatten"}, _DENSE, shape=(10**5, 10**5, 10**5)),
-    "spec: embedding of 10^15": _spec({"kind": "embedding", "count": 10**9, "width": 10**6}),
+    "spec: embedding of 10^15": _spec({"kind": "embedding", "vocabulary": 10**9, "width": 10**6}, dtype="int64"),
     "spec: width of 4,000 digits": lambda f: written(
-        f,
-        "model.json",
-        b'{"spec": 1, "input": {"shape": [8]}, "layers": [{"kind": "dense", "width": 1%s}]}' % (b"0" * 4000),
+        f, "model.json", json.dumps(regression({"kind": "dense", "width": 7})).encode().replace(b"7", b"7" * 4000)
     ),
     "spec: a kind that is a class": _spec({"kind": "__class__"}),
     "spec: a field that is an attribute": _spec({"kind": "dense", "width": 4, "__init__": "x"}),
@@ -377,7 +379,9 @@ BODIES: dict[str, Maker] = {
             for number in range(1000)
         ]
     ),
-    "graph: writes what it was given": _node("add_.Tensor", self="x", other=1),
+    "graph: writes what it was given": _graph(
+        nodes=[{"name": "y", "op": "add_.Tensor", "args": {"self": "x", "other": 1}, "train_only": True}]
+    ),
 }
 
 # --- onnx, gguf, folders ---------------------------------------------------------------------------------------------
@@ -428,7 +432,7 @@ ONNX: dict[str, Maker] = {
     "onnx: weights at /etc/passwd": _onnx(_onnx_tensor(4, external=b"/etc/passwd") + _onnx_node(b"Relu")),
     "onnx: another domain": _onnx(_onnx_node(b"Run", domain=b"com.evil"), domain=b"com.evil"),
     "onnx: a node of another domain": _onnx(_onnx_node(b"Run", domain=b"com.microsoft")),
-    "onnx: graphs in graphs": _onnx(_nested_graphs(200)),
+    "onnx: graphs in graphs": _onnx(_nested_graphs(3)),
     "onnx: functions": _onnx(_onnx_node(b"Relu"), more=_field(25, _field(1, b"f"))),
     "onnx: tensor of 2^120": _onnx(_onnx_tensor(1 << 40, 1 << 40, 1 << 40) + _onnx_node(b"Relu")),
     "onnx: tensor below zero": _onnx(_onnx_tensor((1 << 64) - 4, raw=bytes(16)) + _onnx_node(b"Relu")),
@@ -506,13 +510,6 @@ def _index(**places: str) -> bytes:
     return json.dumps({"weight_map": places}).encode()
 
 
-def _linked(folder: Path) -> Path:
-    path = _folder(_LLAMA)(folder)
-    (path / "model.safetensors").unlink()
-    (path / "model.safetensors").symlink_to(folder / SECRET)
-    return path
-
-
 HF: dict[str, Maker] = {
     "hf: auto_map": _folder(_LLAMA | {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}),
     "hf: python beside it": _folder(_LLAMA, modeling__py=b"import os"),
@@ -528,7 +525,65 @@ HF: dict[str, Maker] = {
     "hf: no heads": _folder(_LLAMA | {"num_attention_heads": 0}),
     "hf: an architecture that nobody knows": _folder(_LLAMA | {"model_type": "os.system"}),
     "hf: deep config": _folder(b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
-    "hf: weights that are a link": _linked,
 }
 
 CRAFTED: dict[str, Maker] = CODE | PT2 | SIZES | BODIES | ONNX | GGUF | HF
+
+PLACES = {
+    "zip: compressed storage": "tensors.w",
+    "checkpoint: storage of 32 GiB": "tensors.w",
+    "safetensors: shape of 2^120": "file.w",
+    "safetensors: rank of a million": "file.w",
+    "safetensors: below zero": "file.w",
+    "safetensors: overlapping": "file.b",
+    "safetensors: gap": "file.w",
+    "safetensors: twice": "file.w",
+    "spec: 10^12 parameters": "layers[1]",
+    "spec: 10^18 by repeats": "layers",
+    "spec: repeats in repeats": "",
+    "spec: input of 10^15": "input.shape",
+    "spec: embedding of 10^15": "layers[0].vocabulary",
+    "spec: width of 4,000 digits": "layers[0].width",
+    "spec: a kind that is a class": "layers[0].kind",
+    "spec: a field that is an attribute": "layers[0].__init__",
+    "graph: from_file": "graph.nodes[0].op",
+    "graph: as_strided": "graph.nodes[0].op",
+    "graph: empty": "graph.nodes[0].op",
+    "graph: set_": "graph.nodes[0].op",
+    "graph: an attribute of Python": "graph.nodes[0].op",
+    "graph: a library's operation": "graph.nodes[0].op",
+    "graph: load_library": "graph.nodes[0].op",
+    "graph: an expression as a size": "graph.inputs[0].shape[0]",
+    "graph: tensor of 10^24": "graph.tensors[0]",
+    "graph: many large tensors": "graph.tensors[5]",
+    "graph: writes what it was given": "graph.nodes[0].args.self",
+    "onnx: weights in another file": "graph.initializer.w",
+    "onnx: weights at /etc/passwd": "graph.initializer.w",
+    "onnx: another domain": "opset_import",
+    "onnx: a node of another domain": "graph.node[0]",
+    "onnx: graphs in graphs": "graph.node[0]",
+    "onnx: functions": "functions",
+    "onnx: tensor of 2^120": "graph.initializer.w",
+    "onnx: tensor below zero": "graph.initializer.w",
+    "onnx: more nodes than any model": "graph",
+    "gguf: array of 2^60": "metadata.k",
+    "gguf: arrays in arrays": "metadata.k",
+    "gguf: tensor of 2^120": "tensors.w",
+    "gguf: rank of 2^31": "tensors.w",
+    "gguf: tensor beyond the end": "tensors.w",
+    "gguf: tensor before the start": "tensors.w",
+    "gguf: alignment of nothing": "metadata.general.alignment",
+    "gguf: type that nobody knows": "tensors.w",
+    "hf: auto_map": "config.json.auto_map",
+    "hf: python beside it": "folder.modeling.py",
+    "hf: custom pipelines": "config.json.custom_pipelines",
+    "hf: pickled weights": "folder.pytorch_model.bin",
+    "hf: index to elsewhere": "model.safetensors.index.json.weight_map",
+    "hf: 10^18 parameters": "config.hidden_size",
+    "hf: 10^9 layers": "config.num_hidden_layers",
+    "hf: vocabulary of 10^12": "config.vocab_size",
+    "hf: no heads": "config.num_attention_heads",
+    "hf: an architecture that nobody knows": "config.json.model_type",
+    "hf: deep config": "config.json",
+}
+"""Where the error says that something is wrong, when that is not the file as a whole."""

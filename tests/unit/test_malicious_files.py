@@ -18,7 +18,7 @@ from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors
 from celluler.formats.torch_files import open_torch
 from celluler.models.body import parse_body
-from tests.support.malicious import CANARY, CRAFTED, SECRET, Runs
+from tests.support.malicious import CANARY, CRAFTED, PLACES, SECRET, Runs
 
 BUDGET_BYTES = 48 << 20
 """Of address space, in Python or under it, for any one of them. Passing it would be a MemoryError."""
@@ -81,6 +81,7 @@ def test_a_crafted_file_is_refused_within_its_budget(name: str, tmp_path: Path) 
     path = CRAFTED[name](tmp_path)
     with watched() as seen, pytest.raises(InvalidSpec) as refused:
         read(path)
+    assert refused.value.path == PLACES.get(name, "file")
     assert not seen
     assert not (tmp_path / CANARY).exists()
     assert len(str(refused.value)) < 1000
