@@ -108,8 +108,9 @@ def remove_model(ref: str) -> Call[views.Collected]:
     return Call("DELETE", _model_path(ref), record(views.Collected), timeout_s=LOOKUP_S)
 
 
-def predict(ref: str, inputs: Any, dtype: str | None) -> Call[views.Prediction]:
-    body = {"model": ref, "inputs": tensor_to_json(tensor_of(inputs, dtype))}
+def predict(ref: str, inputs: Any, dtype: str | None, output: str) -> Call[views.Prediction]:
+    dtype = dtype or ("int64" if output == "sample" else None)  # seeds are whole numbers
+    body = {"model": ref, "inputs": tensor_to_json(tensor_of(inputs, dtype)), "output": output}
     return Call("POST", "/api/v1/predict", record(views.Prediction), json=body, timeout_s=LONG_S)
 
 

@@ -51,12 +51,13 @@ class Client:
         """Peers that broke a protocol."""
         return self._link.send(calls.violations())
 
-    def predict(self, model: str, inputs: Any, *, dtype: str | None = None) -> views.Prediction:
+    def predict(self, model: str, inputs: Any, *, dtype: str | None = None, output: str = "raw") -> views.Prediction:
         """Run a model on a batch, first axis samples. inputs: nested lists or an array (see `tensors.tensor_of`).
 
+        output: what of it, such as `labels` or `embedding`; for `sample` the inputs are seeds, one a sample.
         The answer's `outputs` give `.lists()` and `.numpy()`.
         """
-        return self._link.send(calls_models.predict(model, inputs, dtype))
+        return self._link.send(calls_models.predict(model, inputs, dtype, output))
 
     def transfers(self) -> tuple[views.Transfer, ...]:
         """Contents on their way to the node."""

@@ -170,6 +170,7 @@ def test_a_model_is_published_shown_and_run(celluler: Run, tmp_path: Path) -> No
     code, out, err = celluler("run", "alice/d", "[[1, 5], [7, 2]]")
     assert (code, [line.split("\t")[1] for line in out.splitlines()]) == (0, ["one", "zero"])
     assert "alice/d:1.0.0 at" in err
+    assert celluler("run", "alice/d", "[1, 2]", "--output", "sample")[1].split() == ["3", "6"]
     (tmp_path / "in.json").write_text("[[1.5]]")
     assert json.loads(celluler("run", "alice/d", str(tmp_path / "in.json"), "--json")[1])["outputs"] == [[3.0]]
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY no")

@@ -83,6 +83,8 @@ async def test_a_model_is_added_with_its_weights_and_predicts(client: AsyncClien
     from_numpy = await client.predict("alice/d", np.array([[1, 2], [3, 4]], dtype=np.float64))
     assert from_numpy.outputs.dtype == "float32"
     assert from_numpy.outputs.numpy().tolist() == from_lists.outputs.lists()
+    sampled = await client.predict("alice/d", [1, 2], output="sample")
+    assert (sampled.outputs.dtype, sampled.outputs.lists()) == ("int64", [3, 6])
 
 
 async def test_what_a_name_means_is_changed_and_told(client: AsyncClient, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from celluler.errors import CellulerError, NotFound, Unavailable
 from celluler.identity import PeerId, Signed
 from celluler.models.access import SealedKey, encrypt_file, new_key, seal_key
 from celluler.models.body import Body, format_body, read_body
+from celluler.models.calls import check_call
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
 from celluler.models.names import ModelName, parse_reference
 from celluler.models.search import Entry, Query, entry_of, find
@@ -206,11 +207,12 @@ class ModelAnswers(Answers):
 
     # --- predicting --------------------------------------------------------------------------------------------
 
-    async def predict(self, ref: str, inputs: Tensor) -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "raw") -> Prediction:
         began = trio.current_time()
         opened = await self._core.repository.resolve(ref, hints=self._hints())
         reference = cid_of(opened.digest, Codec.MANIFEST)
-        request = Predict(reference, "raw", inputs.dtype, inputs.shape, inputs.data)
+        check_call(opened.architecture, inputs.dtype, inputs.shape, output)
+        request = Predict(reference, output, inputs.dtype, inputs.shape, inputs.data)
         server = self._of.server
         if server is not None and "serve" in self._core.config.roles:
             peer, answer = self._core.identity.peer_id, await server.predict(request)

@@ -23,6 +23,13 @@ def predict(
         str, typer.Argument(help="Batch as nested lists in JSON, or a .json or .npy file; - for JSON on stdin.")
     ],
     dtype: Annotated[str, typer.Option(help="float32 or int64; by default what the input looks like.")] = "",
+    output: Annotated[
+        str,
+        typer.Option(
+            help="What of it: raw, probabilities, labels, next_token, reconstruction, embedding; or sample, of seeds "
+            "in place of inputs. Which of them a model has depends on its objective."
+        ),
+    ] = "raw",
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
@@ -31,17 +38,19 @@ def predict(
 
     async def main() -> None:
         async with open_session(join) as client:
-            _show(Output(as_json=json), await client.predict(model, inputs, dtype=dtype or None))
+            prediction = await client.predict(model, inputs, dtype=dtype or None, output=output)
+            _show(Output(as_json=json), prediction, scores=output in ("raw", "probabilities"))
 
     run(main)
 
 
-def _show(output: Output, prediction: Prediction) -> None:
+def _show(output: Output, prediction: Prediction, *, scores: bool) -> None:
+    """scores: it may be one a class."""
     rows = prediction.outputs.lists()
     if output.as_json:
         output.document({**to_json(prediction), "outputs": rows})
         return
-    if len(prediction.outputs.shape) == 2 and prediction.labels:
+    if scores and len(prediction.outputs.shape) == 2 and prediction.labels:
         best = [max(range(len(row)), key=row.__getitem__) for row in rows]
         lines = [(n, prediction.labels[k], rows[n][k]) for n, k in enumerate(best)]
         output.table(("sample", "label", "score"), lines)
