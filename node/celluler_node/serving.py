@@ -19,7 +19,7 @@ import trio
 from celluler.content.digest import Digest
 from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.identity import PeerId
-from celluler.models.calls import check_call
+from celluler.models.calls import answer_of, check_call
 from celluler.models.manifest import OpenedManifest
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.supervisor import Child, open_process
@@ -27,13 +27,15 @@ from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import LoadModel
 from celluler_node.processes.worker_words import Predict as PredictCall
 from celluler_node.repository import Repository
-from celluler_protocols.inference import Predict, Predicted
+from celluler_protocols.inference import MAX_DATA_BYTES, Predict, Predicted
 
 MAX_LOADED = 4
 IDLE_S = 300.0
 CALL_S = 60
 """To load a model, and to predict once. A worker that takes longer is ended, and the next request gets a fresh one."""
 MAX_BATCH_ITEMS = 1 << 22
+MAX_ANSWER_BYTES = 1 << 28
+"""For our own user; for other peers what the protocol carries. A seed of 8 bytes may ask for a large sample."""
 
 log = structlog.get_logger()
 
@@ -95,6 +97,9 @@ class ModelServer:
             raise Denied("this model is encrypted, and its author has not named you among its readers")
         self._confinement.require(opened.record.body, own=opened.signed.signer == self._own)
         check_call(opened.architecture, request.dtype, request.shape, request.output)
+        answer_bytes = answer_of(opened.architecture, request.shape[0], request.output)[2]
+        if answer_bytes > (limit := MAX_ANSWER_BYTES if asker is None else MAX_DATA_BYTES):
+            raise InvalidSpec("input.shape", f"asks for an answer of {answer_bytes} bytes, limit {limit}")
         loaded = await self._load(opened, hints)
         assert loaded.child is not None
         loaded.in_flight += 1
