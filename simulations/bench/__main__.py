@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
-BENCHMARKS = ("node", "channel", "content", "rounds")
+BENCHMARKS = ("node", "channel", "models", "content", "rounds")
 
 
 def main() -> int:
