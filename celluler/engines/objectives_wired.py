@@ -133,8 +133,8 @@ def _taken_for_data(objective: Adversarial, run: Run, x: Tensor, draws: Draws) -
 
 
 def energy_distance(one: Tensor, other: Tensor) -> float:
-    """Between two sets of samples, (n, …) and (m, …): not negative, and 0 for equal ones. Székely and Rizzo 2013,
-    equation 6, over all pairs."""
+    """Between two sets of samples, (n, …) and (m, …), over all pairs: not negative, and 0 for equal ones. Székely and
+    Rizzo 2013."""
     one, other = one.flatten(1), other.flatten(1)
     between, within, beyond = (_mean_distance(a, b) for a, b in ((one, other), (one, one), (other, other)))
     return max(0.0, 2 * between - within - beyond)

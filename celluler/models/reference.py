@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 
 from celluler.models.fields import rule_of
 from celluler.models.layers import KINDS
-from celluler.models.objectives import OBJECTIVES
+from celluler.models.objectives import OBJECTIVES, Objective
 from celluler.models.spec import DEFAULT_BUDGET, DOCUMENT, MAX_SPEC_BYTES, Input, parse_spec
 from celluler.models.templates import TEMPLATES, Template
 
@@ -20,6 +20,13 @@ _INTRODUCTION = f"""\
 A model's architecture is a JSON document of at most {MAX_SPEC_BYTES} bytes: data that is checked, never code that is
 run. Unknown kinds, unknown fields and shapes that do not fit are refused with their place
 (`layers[2].width: must be an integer in 1…1048576`). Weights are a safetensors file beside it.
+"""
+
+_OBJECTIVES = """\
+## Objectives
+
+What a model is for says which nets it is made of: one list, `layers`, or several with names, `nets`. How each is
+trained, asked and judged: [objectives](../explanation/objectives.md).
 """
 
 _BUDGET = f"""\
@@ -40,8 +47,9 @@ _WEIGHTS = """\
 
 All tensors are float32 and named by the place of their layer: `0.weight` of the first; `3.0.bias` of the first layer in
 a `residual` that stands fourth; `4.1.0.bias` of the first layer in the second repetition of a `repeat` that stands
-fifth. The file holds exactly these tensors, and no NaN or infinity. The flat vector that a training round moves is all
-of them in the order of the document: weight before bias, a batch norm's running mean and variance last.
+fifth; of named nets with the name before, `encoder.0.weight`. The file holds exactly these tensors, and no NaN or
+infinity. The flat vector that a training round moves is all of them in the order of the document, and nets in the order
+in which their objective names them: weight before bias, a batch norm's running mean and variance last.
 
 Untrained weights come from a 32-byte seed, the same on every machine: weights uniform within ±√(6 / inputs) (embeddings
 ±√3, positions ±√3 / 10, an LSTM ±1 / √hidden), offsets zero, norms one.
@@ -59,11 +67,16 @@ the path that errors name it with.
 def render() -> str:
     """The whole page."""
     parts = [_INTRODUCTION, "## Document\n\n" + _table(DOCUMENT), "### `input`\n\n" + _table(Input)]
-    parts += ["## Objectives\n", *(_section(kind, cls) for kind, cls in OBJECTIVES.items())]
+    parts += [_OBJECTIVES, *(_objective(kind, cls) for kind, cls in OBJECTIVES.items())]
     parts += ["## Layers\n\nShapes are of one sample: the batch axis is never written.\n"]
     parts += [_section(kind, cls) for kind, cls in KINDS.items()]
     parts += [_BUDGET, _WEIGHTS, _TEMPLATES, *(_example(name, one) for name, one in TEMPLATES.items())]
     return "\n".join(parts)
+
+
+def _objective(kind: str, cls: type[Objective]) -> str:
+    sets = (f"`nets` {' and '.join(f'`{name}`' for name in names)}" if names else "`layers`" for names in cls.NETS)
+    return f"{_section(kind, cls)}\nTakes {', or '.join(sets)}. Judged by `{cls.METRIC}`.\n"
 
 
 def _section(kind: str, cls: type) -> str:

@@ -16,9 +16,11 @@ from celluler.models.layers import Budget
 from celluler.models.manifest import open_manifest
 from celluler.models.names import parse_reference
 from celluler.models.spec import Architecture, format_spec, parse_spec
+from celluler.models.templates import TEMPLATES
 from tests.support.specs import CNN, TINY, WORDS, regression
 
 torch.set_num_threads(1)  # many threads on tiny tensors only wait for one another
+NETS = ("vae", "gan", "diffusion", "contrastive")
 SMALL = Budget(parameter_bytes=1 << 20, activation_bytes=1 << 18, multiply_adds=1 << 22, layers=64)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -120,7 +122,7 @@ def test_random_json_is_refused_as_an_invalid_spec_and_nothing_else(document: An
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from([TINY, CNN, WORDS]), st.data())
+@given(st.sampled_from([TINY, CNN, WORDS, *(TEMPLATES[name].document for name in NETS)]), st.data())
 def test_a_document_with_one_value_replaced_is_valid_or_refused(document: dict[str, Any], data: st.DataObject) -> None:
     document = copy.deepcopy(document)
     *way, last = data.draw(st.sampled_from([place for place in paths(document) if place]))
