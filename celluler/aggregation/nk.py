@@ -22,7 +22,7 @@ from celluler.aggregation.gram import (
     weighted_mean,
 )
 from celluler.aggregation.q16 import Mantissas
-from celluler.aggregation.rule import Reduced, check_inputs, pack, weights_of
+from celluler.aggregation.rule import Aggregate, Aligned, Reduced, check_inputs, pack, weights_of
 
 
 def nk(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Reduced:
@@ -31,10 +31,15 @@ def nk(exponents: npt.NDArray[np.int16], mantissas: Mantissas, f: int) -> Reduce
     kept = align_to_median(exponents, mantissas)
     trusted = trusted_of(kept, f)
     products = gram(kept)
-    weights = nk_weights(products, trusted)
-    values = weighted_mean(kept, weights, trusted * trusted)
+    values, weights = mixed(kept, trusted, products)
     squares = squares_in(products, kept, exponents, mantissas)
     return pack(values, kept.base, weights_of(kept.rows, weights, len(exponents)), squares)
+
+
+def mixed(kept: Aligned, trusted: int, products: ExactMatrix | None = None) -> tuple[Aggregate, list[int]]:
+    """The result in units of 2^base, and the weights of the kept rows. products: `gram` of them."""
+    weights = nk_weights(gram(kept) if products is None else products, trusted)
+    return weighted_mean(kept, weights, trusted * trusted), weights
 
 
 def nk_weights(products: ExactMatrix, trusted: int) -> list[int]:

@@ -13,11 +13,13 @@ from celluler.aggregation.median import median
 from celluler.aggregation.nk import nk
 from celluler.aggregation.rule import Rule
 from celluler.aggregation.trimmed_mean import trimmed_mean
+from celluler.aggregation.winsorising import winsorised_nk
 from celluler.errors import LocalError
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "nk": nk,
+        "winsorised-nk": winsorised_nk,
         "nnm-cc": nnm_cc,
         "multi-krum": multi_krum,
         "krum": krum,

@@ -144,7 +144,16 @@ class Train(_Part):
     learning_rate: Number = Field(default=0.001, gt=0, le=100, description="of the local steps")
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of the local steps, fresh in every round")
     aggregator: Literal[
-        "nk", "nnm-cc", "multi-krum", "krum", "geometric-median", "median", "trimmed-mean", "clipping", "mean"
+        "nk",
+        "winsorised-nk",
+        "nnm-cc",
+        "multi-krum",
+        "krum",
+        "geometric-median",
+        "median",
+        "trimmed-mean",
+        "clipping",
+        "mean",
     ] = Field(default="nk", description="rule for the average; `mean` bears no liar, and what the others bear differs")
     parts: int | None = Field(
         default=None, ge=1, le=64, description="pieces an update is cut into; by default one a member"

@@ -172,7 +172,7 @@ def test_f_colluders_of_a_plausible_size_get_no_weight_either(name: str, seed: i
     assert all(reduced.weights[liar] == 0 for liar in liars)
 
 
-@pytest.mark.parametrize("name", ["nnm-cc", "geometric-median", "median", "trimmed-mean"])
+@pytest.mark.parametrize("name", ["winsorised-nk", "nnm-cc", "geometric-median", "median", "trimmed-mean"])
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(7, 15), factor=st.sampled_from([-3.0, 5.0, -20.0]))
 def test_a_third_of_liars_moves_a_robust_rule_little(name: str, seed: int, count: int, factor: float) -> None:

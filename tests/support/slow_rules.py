@@ -29,6 +29,28 @@ def slow_nk(exponents: list[int], rows: list[Row], f: int) -> Answer:
     return (*shortened([(2 * value + m * m) // (2 * m * m) for value in mixed], base), tuple(weights))
 
 
+def slow_winsorised_nk(exponents: list[int], rows: list[Row], f: int) -> Answer:
+    """NK of rows that were drawn in and are all written in one unit; rows that are not kept are no rows to it."""
+    kept, base = near_the_median(exponents)
+    units = [in_units(exponents[row], rows[row], base) for row in kept]
+    tail = min(f, (len(kept) - 1) // 2)
+    above = sorted(0 if exponents[row] == ZERO else max(0, exponents[row] - base) for row in kept)[len(kept) - 1 - tail]
+    columns = [sorted(column) for column in zip(*units, strict=True)]
+    bounds = [(column[tail], column[len(kept) - 1 - tail]) for column in columns]
+    drawn = [[min(max(value, low), high) for value, (low, high) in zip(row, bounds, strict=True)] for row in units]
+    half = 2**above // 2
+    whole = {place: [(value + half) // 2**above * 2**above for value in row] for place, row in enumerate(drawn)}
+    m = len(kept) - tail
+    near = {place: nearest(whole[place], whole, m) for place in whole}
+    sums = {place: [sum(column) for column in zip(*(whole[k] for k in near[place]), strict=True)] for place in whole}
+    scores = {place: sum(sorted(distance(sums[place], sums[other]) for other in whole)[:m]) for place in whole}
+    chosen = sorted(whole, key=lambda place: (scores[place], place))[:m]
+    counts = [sum(place in near[one] for one in chosen) for place in whole]
+    mixed = [sum(counts[place] * whole[place][at] for place in whole) for at in range(len(rows[0]))]
+    weights = tuple(counts[kept.index(row)] if row in kept else 0 for row in range(len(rows)))
+    return (*shortened([(2 * value + m * m) // (2 * m * m) for value in mixed], base), weights)
+
+
 def has_tie(exponents: list[int], rows: list[Row], f: int) -> bool:
     """Whether NK gives two rows of different neighbourhoods the same score."""
     kept, base = near_the_median(exponents)
@@ -131,6 +153,7 @@ def slow_nnm_cc(exponents: list[int], rows: list[Row], f: int) -> Answer:
 
 SLOW_RULES = {
     "nk": slow_nk,
+    "winsorised-nk": slow_winsorised_nk,
     "nnm-cc": slow_nnm_cc,
     "multi-krum": slow_multi_krum,
     "krum": slow_krum,

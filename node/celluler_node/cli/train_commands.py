@@ -13,6 +13,8 @@ import typer
 
 from celluler.errors import LocalError, NotFound
 from celluler_node.cli.calibrate_command import calibrate
+from celluler_node.cli.invite_commands import invite
+from celluler_node.cli.invite_commands import join as join_by_invite
 from celluler_node.cli.job_output import show_job
 from celluler_node.cli.output import Output, ending, say
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
@@ -50,8 +52,8 @@ def start(
     aggregator: Annotated[
         str | None,
         typer.Option(
-            help="nk, nnm-cc, multi-krum, krum, geometric-median, median, trimmed-mean, clipping, or mean, "
-            "which bears no liar."
+            help="nk, winsorised-nk, nnm-cc, multi-krum, krum, geometric-median, median, trimmed-mean, clipping, or "
+            "mean, which bears no liar."
         ),
     ] = None,
     consensus: Annotated[str | None, typer.Option(help="proof-of-learning, byzantine or gossip.")] = None,
@@ -213,7 +215,7 @@ def update(
     """Change deadline, priority or peers while it goes on."""
     from celluler_node.cli.train_spec import seconds  # noqa: PLC0415
 
-    deadline_s = seconds(deadline)
+    deadline_s = None if deadline is None else seconds(deadline, "deadline")
 
     async def main() -> None:
         async with open_session(join) as client:
@@ -224,6 +226,8 @@ def update(
     run(main)
 
 
+app.command()(invite)
+app.command("join")(join_by_invite)
 app.command()(calibrate)
 
 
