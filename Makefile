@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test check quick lint bench simulate test-large clean help
+.PHONY: setup demo test check quick lint bench simulate fuzz test-large clean help
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ simulate: $(READY) ## the machines under a virtual clock, many seeded schedules
 	$(BIN)/python -m simulations.audited_rounds
 	$(BIN)/python -m simulations.membership --peers 1000
 	$(BIN)/python -m simulations.replication --peers 50
+
+fuzz: $(READY)   ## what strangers' bytes reach first, fed with garbage for two minutes: make fuzz SECONDS=600 for longer
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),120)
 
 test-large: $(READY) ## tests that need large assets, or minutes of a whole machine
 	$(BIN)/python -m pytest -m large

@@ -18,7 +18,8 @@ from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors
 from celluler.formats.torch_files import open_torch
 from celluler.models.body import parse_body
-from tests.support.malicious import CANARY, CRAFTED, PLACES, SECRET, Runs
+from tests.support.malicious import CRAFTED, PLACES
+from tests.support.malicious_containers import CANARY, SECRET, Runs
 
 BUDGET_BYTES = 48 << 20
 """Of address space, in Python or under it, for any one of them. Passing it would be a MemoryError."""

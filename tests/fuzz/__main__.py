@@ -1,0 +1,118 @@
+"""`python -m tests.fuzz [TARGET…] [--seconds N]`: feed mutated bytes to the parsers, each for its share of the time.
+
+By atheris, which sees which lines were reached, where it is installed; else by hypothesis. A parser may refuse by the
+errors of `targets.REFUSALS`; anything else is a failure, printed with the smallest input found for it. Memory is
+limited to a gigabyte above what the program takes. Exit code 1 when something failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.fuzz.mutations import inputs
+from tests.fuzz.targets import TARGETS, Target
+
+EXAMPLES_A_TURN = 500
+SPARE_BYTES = 1 << 30
+MAX_INPUT_BYTES = 1 << 16
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="fuzz")
+    parser.add_argument("target", nargs="*", choices=[[], *TARGETS], default=[])
+    parser.add_argument("--seconds", type=float, default=120.0, help="in all")
+    parser.add_argument("--with-atheris", action="store_true", help=argparse.SUPPRESS)
+    given_here = sys.argv[1:]  # behind "--" come the options of libFuzzer
+    asked = parser.parse_args(given_here[: given_here.index("--")] if "--" in given_here else given_here)
+    names = asked.target or list(TARGETS)
+    if asked.with_atheris:
+        return _guided(names[0])
+    _bound_memory()
+    share_s = asked.seconds / len(names)
+    guided = importlib.util.find_spec("atheris") is not None
+    print(f"{len(names)} targets, {share_s:.1f} s each, by {'atheris' if guided else 'hypothesis'}", flush=True)
+    failed = [name for name in names if not (_run_guided(name, share_s) if guided else _run(name, share_s))]
+    print(f"failed: {', '.join(failed)}" if failed else "nothing was let through")
+    return 1 if failed else 0
+
+
+def _run(name: str, seconds: float) -> bool:
+    """Turns of `EXAMPLES_A_TURN`, each from a seed that is printed when it finds something."""
+    target, until, fed = TARGETS[name], time.monotonic() + seconds, [0, 0]
+    while time.monotonic() < until:
+        seed = random.getrandbits(32)
+        try:
+            hypothesis.seed(seed)(_turn(target, fed, until))()
+        except Exception as error:  # whatever it is, a stranger's bytes must not raise it
+            print(f"{name}: seed {seed}: {type(error).__name__}: {error}", flush=True)
+            print("\n".join(getattr(error, "__notes__", [])), flush=True)
+            return False
+    print(f"{name}: {fed[0]} inputs, {fed[1]} taken", flush=True)
+    return True
+
+
+def _turn(target: Target, fed: list[int], until: float):  # type: ignore[no-untyped-def]
+    @settings(
+        max_examples=EXAMPLES_A_TURN,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+        print_blob=False,
+    )
+    @given(inputs(target))
+    def feed(data: bytes) -> None:
+        if time.monotonic() > until + 5:
+            return
+        fed[0] += 1
+        fed[1] += target.feed(data)
+
+    return feed
+
+
+def _run_guided(name: str, seconds: float) -> bool:
+    """In a process of its own: libFuzzer ends its process."""
+    with tempfile.TemporaryDirectory(prefix="celluler-fuzz-") as folder:
+        for number, seed in enumerate(TARGETS[name].seeds()):
+            Path(folder, f"seed-{number}").write_bytes(seed)
+        command = [sys.executable, "-m", "tests.fuzz", name, "--with-atheris"]
+        options = [f"-max_total_time={max(1, int(seconds))}", f"-max_len={MAX_INPUT_BYTES}", folder]
+        done = subprocess.run([*command, "--", *options], check=False, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{name}:\n{(done.stdout + done.stderr)[-4000:]}", flush=True)
+    else:
+        print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+    return done.returncode == 0
+
+
+def _guided(name: str) -> int:
+    import atheris  # noqa: PLC0415  not everywhere
+
+    target = TARGETS[name]
+    options = sys.argv[sys.argv.index("--") + 1 :]
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], *options], lambda data: target.feed(data) and None)
+    atheris.Fuzz()
+    return 0
+
+
+def _bound_memory() -> None:
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
