@@ -158,6 +158,10 @@ class AsyncJobs:
     async def ls(self) -> tuple[views.Job, ...]:
         return await self._link.send(calls.list_jobs())
 
+    async def join(self, invite: str) -> AsyncJob:
+        """Have this node come late into the training to which somebody invites it."""
+        return AsyncJob(self._link, await self._link.send(calls.join_job(invite)))
+
     async def transcripts(self, job: str, peers: Sequence[str]) -> tuple[views.TranscriptNote, ...]:
         """What these peers signed to be their transcript of a job's run. job: its whole id. peers: ids, 64 at most."""
         return await self._link.send(calls.transcripts(job, peers))
@@ -228,6 +232,10 @@ class AsyncJob:
         stopped = await self._link.send(calls.stop_job(self.id))
         self.info = stopped.job
         return stopped.checkpoint
+
+    async def invite(self, peer: str, *, for_s: int = 3600) -> views.JobInvite:
+        """Sign that a peer, by its id, may come late for so many seconds. Submitter and coordinator only."""
+        return await self._link.send(calls.invite_to_job(self.id, peer, for_s))
 
     async def update(
         self, *, deadline_s: int | None = None, priority: int | None = None, max_peers: int | None = None

@@ -213,6 +213,15 @@ def update_job(job: str, change: views.JobChange) -> Call[views.Job]:
     return Call("PATCH", f"/api/v1/jobs/{step(job)}", record(views.Job), json=told)
 
 
+def invite_to_job(job: str, peer: str, for_s: int) -> Call[views.JobInvite]:
+    body = {"peer": peer, "for_s": for_s}
+    return Call("POST", f"/api/v1/jobs/{step(job)}/invites", record(views.JobInvite), json=body)
+
+
+def join_job(invite: str) -> Call[views.Job]:
+    return Call("POST", "/api/v1/jobs/join", record(views.Job), json={"invite": invite}, timeout_s=LONG_S)
+
+
 def result_of(job: views.Job) -> views.JobResult:
     """What a job left. Raises WorkerFailed when it failed, LocalError when it has not ended or was cancelled."""
     if job.state == "Succeeded" and job.result is not None:

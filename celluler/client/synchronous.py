@@ -156,6 +156,10 @@ class Jobs:
     def ls(self) -> tuple[views.Job, ...]:
         return self._link.send(calls.list_jobs())
 
+    def join(self, invite: str) -> Job:
+        """Have this node come late into the training to which somebody invites it."""
+        return Job(self._link, self._link.send(calls.join_job(invite)))
+
     def transcripts(self, job: str, peers: Sequence[str]) -> tuple[views.TranscriptNote, ...]:
         """What these peers signed to be their transcript of a job's run. job: its whole id. peers: ids, 64 at most."""
         return self._link.send(calls.transcripts(job, peers))
@@ -225,6 +229,10 @@ class Job:
         stopped = self._link.send(calls.stop_job(self.id))
         self.info = stopped.job
         return stopped.checkpoint
+
+    def invite(self, peer: str, *, for_s: int = 3600) -> views.JobInvite:
+        """Sign that a peer, by its id, may come late for so many seconds. Submitter and coordinator only."""
+        return self._link.send(calls.invite_to_job(self.id, peer, for_s))
 
     def update(
         self, *, deadline_s: int | None = None, priority: int | None = None, max_peers: int | None = None

@@ -119,6 +119,16 @@ class StoppedJob:
 
 
 @dataclass(frozen=True, slots=True)
+class JobInvite:
+    """invite: what its node shows to join the job's run late. job and peer: ids. expires_s: Unix time."""
+
+    invite: str
+    job: str
+    peer: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobReport:
     """A job and its events after the cursor asked for. cursor: what to ask with next."""
 

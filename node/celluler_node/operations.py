@@ -25,6 +25,7 @@ from celluler.views import (
     Job,
     JobChange,
     JobCheckpoint,
+    JobInvite,
     JobReport,
     JobSpec,
     Lineage,
@@ -311,4 +312,16 @@ class Operations(Protocol):
     async def update_job(self, job: str, change: JobChange) -> Job:
         """Change what may be changed of a job that goes on. Raises NotFound, Denied, InvalidSpec, LocalError when it
         has ended."""
+        ...
+
+    async def invite_to_job(self, job: str, peer: str, for_s: int) -> JobInvite:
+        """Sign that a peer (by id) may come late into a job's run, for so many seconds, whoever the job lists.
+
+        Raises NotFound, InvalidSpec, Denied unless we submitted or coordinate it, or when it takes nobody late.
+        """
+        ...
+
+    async def join_job(self, invite: str) -> Job:
+        """Come late into the run to which somebody invites this node. Raises InvalidSpec for a damaged invite, Denied
+        for one that is of no use here, NotFound for a job that nobody knows of."""
         ...

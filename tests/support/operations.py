@@ -12,12 +12,13 @@ from pathlib import Path
 
 import trio
 
-from celluler.content.digest import cid_of, digest_of, parse_cid
+from celluler.content.digest import Digest, cid_of, digest_of, parse_cid
 from celluler.errors import BlockAbsent, LocalError, NoPeers, NotFound, QuotaExceeded
 from celluler.jobs.checkpoints import checkpoint_name, checkpoint_version
 from celluler.jobs.spec import TrainJob, parse_job
 from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
 from celluler.jobs.telemetry import RoundFigures
+from celluler.learning.invites import check_invite, invite_text, open_invite, seal_invite
 from celluler.views import (
     Blob,
     Check,
@@ -27,6 +28,7 @@ from celluler.views import (
     Job,
     JobChange,
     JobCheckpoint,
+    JobInvite,
     JobLine,
     JobReport,
     JobResult,
@@ -241,6 +243,18 @@ class MemoryNode(MemoryModels):
     async def update_job(self, job: str, change: JobChange) -> Job:
         self.changes.append(change)
         return (await self.job(job)).job
+
+    async def invite_to_job(self, job: str, peer: str, for_s: int) -> JobInvite:
+        found = (await self.job(job)).job.id
+        expires_s = NOW_S + for_s
+        return JobInvite(
+            invite_text(seal_invite(ALICE, parse_cid(found), peer, expires_s)), found, peer, float(expires_s)
+        )
+
+    async def join_job(self, invite: str) -> Job:
+        opened = open_invite(invite)
+        check_invite(opened, peer=BOB.peer_id, now=NOW_S)
+        return (await self.job(cid_of(Digest(opened.run)))).job
 
     def _note(self, job: str, event: JobEvent) -> None:
         life = self.lives[job]

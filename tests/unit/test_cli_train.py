@@ -23,10 +23,10 @@ from celluler.jobs.checkpoints import checkpoint_version
 from celluler.jobs.spec import TrainJob, check_job
 from celluler.jobs.states import JobState
 from celluler.views import JobChange, Model
-from celluler_node.cli import job_commands, live, submitting, train_commands, train_spec
+from celluler_node.cli import invite_commands, job_commands, live, submitting, train_commands, train_spec
 from celluler_node.cli.root import run
 from celluler_node.gateway.app import gateway_app
-from tests.support.jobs import ALICE, DATA_CID, JOB_YAML
+from tests.support.jobs import ALICE, BOB, DATA_CID, JOB_YAML, NOW_S
 from tests.support.operations import MemoryNode
 from tests.support.trainings import MEMBERS, figures
 
@@ -50,7 +50,7 @@ async def session_with(node: MemoryNode) -> AsyncIterator[AsyncClient]:
 @pytest.fixture
 def celluler(node: MemoryNode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process against the node in memory: (exit code, stdout, stderr)."""
-    for module in (job_commands, train_commands):
+    for module in (invite_commands, job_commands, train_commands):
         monkeypatch.setattr(module, "open_session", lambda _join: session_with(node))
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -346,6 +346,21 @@ def test_what_may_change_is_changed(celluler: Run, node: MemoryNode, tmp_path: P
     assert node.changes == [JobChange(14400, None, 5)]
     assert celluler("train", "update", job)[0] == 2
     assert celluler("train", "update", job, "--deadline", "soon")[0] == 2
+
+
+def test_a_peer_is_invited_and_joins(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:
+    job = started(celluler, tmp_path)
+    code, out, err = celluler("train", "invite", job[-8:], BOB.peer_id, "--for", "30m")
+    assert (code, out.startswith("invite-"), "train join" in err) == (0, True, True)
+    told = json.loads(celluler("train", "join", out.strip(), "--json")[1])
+    assert told["id"] == job
+    told = json.loads(celluler("train", "invite", job, BOB.peer_id, "--json")[1])
+    assert (told["peer"], told["expires_s"]) == (BOB.peer_id, NOW_S + 3600)
+    assert celluler("train", "invite", job, BOB.peer_id, "--for", "soon")[0] == 2
+    for_alice = celluler("train", "invite", job, ALICE.peer_id)[1]
+    assert celluler("train", "join", for_alice.strip())[0] == 5
+    code, _, err = celluler("train", "join", out.strip()[:-9])
+    assert (code, "is damaged" in err) == (2, True)
 
 
 def test_the_help_imports_nothing_heavy() -> None:

@@ -19,6 +19,7 @@ import trio.testing
 
 from celluler.client import AsyncClient, Client, asynchronous, synchronous
 from celluler.errors import (
+    Denied,
     InvalidSpec,
     LocalError,
     NodeNotRunning,
@@ -231,6 +232,17 @@ async def test_a_training_tells_its_rounds_by_the_names_of_peers(client: AsyncCl
     assert (first.round, first.loss, first.seconds, first.contributed) == (1, 2.0, 1.0, ())
     assert second.contributed == (ALICE.peer_id, BOB.peer_id)
     assert (second.absent, dict(second.norms)) == (("member 2",), {BOB.peer_id: 3.0})
+
+
+async def test_an_invited_peer_joins(client: AsyncClient, node: MemoryNode) -> None:
+    job = await client.jobs.submit(JOB_YAML)
+    invite = await job.invite(BOB.peer_id, for_s=60)
+    assert (invite.job, invite.peer) == (job.id, BOB.peer_id)
+    assert (await client.jobs.join(invite.invite)).id == job.id
+    with pytest.raises(InvalidSpec, match="no peer id"):
+        await job.invite("bob")
+    with pytest.raises(Denied, match="is for"):
+        await client.jobs.join((await job.invite(ALICE.peer_id)).invite)
 
 
 async def test_a_training_is_stopped_at_a_checkpoint_and_changed_as_it_goes(

@@ -6,14 +6,17 @@ import time
 from contextlib import suppress
 
 from celluler.content.digest import Codec, Digest, cid_of
-from celluler.errors import CellulerError, Denied, NoPeers, NotFound
+from celluler.errors import CellulerError, Denied, InvalidSpec, LocalError, NoPeers, NotFound
 from celluler.identity import PeerId
 from celluler.jobs.spec import TrainJob, parse_job, with_data
-from celluler.views import Job, JobChange, JobCheckpoint, JobReport, JobSpec, NewJob, StoppedJob
+from celluler.jobs.states import JobState
+from celluler.learning.invites import invite_text, open_invite, seal_invite
+from celluler.views import Job, JobChange, JobCheckpoint, JobInvite, JobReport, JobSpec, NewJob, StoppedJob
 from celluler_node.answers.services import Answers
 from celluler_node.job_views import checkpoint_view, job_report, job_spec, job_view
+from celluler_node.training.desk import check_takes_late
 from celluler_node.training.record import JobRecord
-from celluler_protocols.jobs_messages import ChangeOrder, open_order
+from celluler_protocols.jobs_messages import MAX_LIFE_S, ChangeOrder, OpenedOrder, open_order
 
 
 class JobAnswers(Answers):
@@ -58,10 +61,7 @@ class JobAnswers(Answers):
         return job_view(record.order, record.life.events, record.facts())
 
     async def job_spec(self, job: str) -> JobSpec:
-        record = self._record(job)
-        if record is not None:
-            return job_spec(record.order)
-        return job_spec((await self._of.jobs.follow(job, since=0, wait_s=0.0)).order)
+        return job_spec(await self._order(job))
 
     async def checkpoint_job(self, job: str) -> JobCheckpoint:
         record, own = self._record(job), self._core.identity.peer_id
@@ -76,7 +76,7 @@ class JobAnswers(Answers):
 
     async def update_job(self, job: str, change: JobChange) -> Job:
         record = self._record(job)
-        order = (await self._of.jobs.follow(job, since=0, wait_s=0.0)).order if record is None else record.order
+        order = await self._order(job)
         created_s = order.signed.record.created_s
         expires_s = None if change.deadline_s is None else created_s + change.deadline_s
         wanted = {"expires_s": expires_s, "max_peers": change.max_peers, "priority": change.priority}
@@ -89,6 +89,32 @@ class JobAnswers(Answers):
         else:
             await self._of.jobs.change(job, **wanted)
         return (await self.job(job)).job
+
+    async def invite_to_job(self, job: str, peer: str, for_s: int) -> JobInvite:
+        order, identity = await self._order(job), self._core.identity
+        if identity.peer_id not in (order.submitter, order.signed.record.coordinator):
+            raise Denied("only the submitter and the coordinator of a job may invite to it")
+        if not 1 <= for_s <= MAX_LIFE_S:
+            raise InvalidSpec("for_s", f"an invite is good for 1 to {MAX_LIFE_S} s")
+        check_takes_late(order)
+        told = (await self.job(order.id)).job
+        if JobState(told.state).ended:
+            raise LocalError(f"the job has ended as {told.state}")
+        expires_s = int(time.time()) + for_s
+        raw = seal_invite(identity, bytes(order.job), peer, expires_s)
+        return JobInvite(invite_text(raw), order.id, peer, float(expires_s))
+
+    async def join_job(self, invite: str) -> Job:
+        opened = open_invite(invite)
+        if self._of.desk is None:
+            raise Denied("a light peer trains nothing", hint="celluler up")
+        record = await self._of.desk.join(opened)
+        return job_view(record.order, record.life.events, record.facts())
+
+    async def _order(self, job: str) -> OpenedOrder:
+        """Raises NotFound."""
+        record = self._record(job)
+        return (await self._of.jobs.follow(job, since=0, wait_s=0.0)).order if record is None else record.order
 
     async def _with_data(self, spec: TrainJob) -> TrainJob:
         """The job with its dataset looked up, when it names one. Raises as a look-up does."""

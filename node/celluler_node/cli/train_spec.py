@@ -72,12 +72,12 @@ def take_data(document: dict[str, Any], data: str | None) -> Path | None:
     return None
 
 
-def seconds(duration: str | None) -> int | None:
-    """`4h` in seconds. Raises InvalidSpec."""
+def seconds(duration: str, path: str) -> int:
+    """`4h` in seconds. Raises InvalidSpec, naming the path."""
     try:
-        return None if duration is None else parse_duration(duration)
+        return parse_duration(duration)
     except ValueError as error:
-        raise InvalidSpec("deadline", str(error)) from None
+        raise InvalidSpec(path, str(error)) from None
 
 
 def _name_of(model: Any) -> str | None:

@@ -17,6 +17,7 @@ MAX_SUBMISSION_BYTES = 1 << 18
 MAX_WAIT_S = 30.0
 MAX_ATTACHMENTS = 64
 MAX_CHANGE_BYTES = 1 << 12
+INVITE_S = 3600
 
 
 def job_routes(operations: Operations) -> list[Route]:
@@ -62,9 +63,21 @@ def job_routes(operations: Operations) -> list[Route]:
             raise InvalidSpec("", "nothing to change: deadline_s, priority or max_peers")
         return document(await operations.update_job(request.path_params["job"], change))
 
+    async def invite(request: Request) -> Response:
+        body = await read_json(request, limit=MAX_CHANGE_BYTES)
+        check_keys(body, {"peer": str, "for_s": int}, "peer")
+        told = await operations.invite_to_job(request.path_params["job"], body["peer"], body.get("for_s", INVITE_S))
+        return document(told, status=201)
+
+    async def join(request: Request) -> Response:
+        body = await read_json(request, limit=MAX_CHANGE_BYTES)
+        check_keys(body, {"invite": str}, "invite")
+        return document(await operations.join_job(body["invite"]), status=201)
+
     return [
         Route("/api/v1/jobs", jobs),
         Route("/api/v1/jobs", submit, methods=["POST"]),
+        Route("/api/v1/jobs/join", join, methods=["POST"]),
         Route("/api/v1/jobs/{job}", show),
         Route("/api/v1/jobs/{job}", update, methods=["PATCH"]),
         Route("/api/v1/jobs/{job}/spec", spec),
@@ -72,4 +85,5 @@ def job_routes(operations: Operations) -> list[Route]:
         Route("/api/v1/jobs/{job}/stop", stop, methods=["POST"]),
         Route("/api/v1/jobs/{job}/events", events),
         Route("/api/v1/jobs/{job}/cancel", cancel, methods=["POST"]),
+        Route("/api/v1/jobs/{job}/invites", invite, methods=["POST"]),
     ]

@@ -5,8 +5,6 @@ It remembers its jobs over a restart, and goes on with those that had not ended.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import structlog
 import trio
 
@@ -14,6 +12,7 @@ from celluler.content.digest import Digest, cid_of
 from celluler.errors import Busy, CellulerError, Denied, LocalError, NotFound, PeerViolation, Unavailable
 from celluler.identity import PeerId, Signed, open_envelope, seal, short
 from celluler.jobs.states import JobEvent, JobLife, JobState, match_job
+from celluler.learning.invites import OpenedInvite, check_invite
 from celluler.learning.messages import Vouch
 from celluler.learning.roster import MAX_ENTRY_BYTES, RosterEntry, open_roster
 from celluler_node.bounded import bounded
@@ -21,7 +20,7 @@ from celluler_node.training.archive import JobArchive
 from celluler_node.training.coordinate import Gathering, gather
 from celluler_node.training.live import LiveRun
 from celluler_node.training.material import fetch_material
-from celluler_node.training.member import check_roster, come_back, take_part
+from celluler_node.training.member import Offer, check_roster, come_back, take_part
 from celluler_node.training.record import JobRecord
 from celluler_node.training.remembering import Remembering
 from celluler_node.training.site import Site
@@ -140,14 +139,19 @@ class TrainingDesk:
         record, live = self._record(job), self._live(job)
         admission = record.order.spec.admission
         open_envelope(RosterEntry, entry, limit=MAX_ENTRY_BYTES, signer=peer)
-        if not admission.late or not admission.admits(peer):
-            raise Denied("this job takes nobody who comes late" if not admission.late else "this peer is not listed")
+        check_takes_late(record.order)
+        if not admission.admits(peer):
+            raise Denied("this peer is not listed")
         if len(live.run.standing.roster) >= record.max_peers:
             raise Unavailable(f"the job has its {record.max_peers} members")
         return seal(self._site.identity, Vouch(bytes(job), peer))
 
     async def apply(self, peer: PeerId, job: Digest, admission: bytes) -> None:
-        self._live(job).admit(admission)
+        record, live = self._record(job), self._live(job)
+        check_takes_late(record.order)
+        if len(live.run.standing.roster) >= record.max_peers:
+            raise Unavailable(f"the job has its {record.max_peers} members")
+        live.admit(admission)
 
     async def state(self, peer: PeerId, job: Digest) -> StateTold:
         return await self._live(job).state(peer)
@@ -173,13 +177,47 @@ class TrainingDesk:
             raise NotFound(f"job {text}", hint="celluler job ls")
         return ids[found]
 
+    async def join(self, invite: OpenedInvite) -> JobRecord:
+        """Come late into the run to which we are invited, once this node has nothing else to train.
+
+        The job as it is here by now; how it went on stands in its events. Raises Denied for an invite that is of no
+        use here, NotFound for a job that nobody knows of, Unavailable.
+        """
+        check_invite(invite, peer=self._site.peer_id, now=self._site.clock())
+        if not self._trains:
+            raise Denied("this node does not train")
+        job = Digest(invite.run)
+        known = self.records.get(job)
+        order = await self._fetch_order(job, invite.signer) if known is None else known.order
+        coordinator = PeerId(order.signed.record.coordinator)
+        check_invite(invite, peer=self._site.peer_id, now=self._site.clock(), inviters=(coordinator, order.submitter))
+        if known is not None and not known.life.ended:
+            known.invite = invite
+            return known
+        check_order(order, coordinator=coordinator, now=self._site.clock())
+        check_takes_late(order)
+        self._check_fit(order)
+        if known is not None:
+            self._forget(order)
+        self._make_room()
+        record = JobRecord(order, JobLife(self._site.clock()), invite=invite)
+        self.records[job] = record
+        self._tried.add(job)
+        self._site.nursery.start_soon(self._come_invited, record, self._offer_to(coordinator, job))
+        return record
+
     # --- inside --------------------------------------------------------------------------------------------------
+
+    async def _come_invited(self, record: JobRecord, offer: Offer) -> None:
+        with record.scope:
+            await self._join_when_free(record, offer)
+        self._end(record)
 
     async def _coordinate(self, record: JobRecord) -> None:
         gathering = self._gatherings[record.job]
         with record.scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._join_own, record, self._own_offer(gathering, record))
+                nursery.start_soon(self._join_when_free, record, self._own_offer(gathering, record))
                 try:
                     await gather(self._site, record, gathering)
                 except CellulerError as error:
@@ -187,26 +225,26 @@ class TrainingDesk:
                     nursery.cancel_scope.cancel()
         self._end(record)
 
-    def _own_offer(self, gathering: Gathering, record: JobRecord) -> Callable[[bytes], Awaitable[None]]:
+    def _own_offer(self, gathering: Gathering, record: JobRecord) -> Offer:
         async def offer(entry: bytes) -> None:
             gathering.add(record, self._site.peer_id, entry)
 
         return offer
 
-    async def _join_own(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
-        """The coordinator is a member too, once this node has nothing else to train."""
+    async def _join_when_free(self, record: JobRecord, offer: Offer) -> None:
+        """Once this node has nothing else to train. The coordinator is a member too."""
         if not self._slot.available_tokens:
             record.move(JobState.QUEUED, self._site.clock(), "this node is training for another job")
         await self._slot.acquire_on_behalf_of(record.job)
         await self._participate(record, offer)
 
-    async def _take_part(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _take_part(self, record: JobRecord, offer: Offer) -> None:
         """Volunteered: the slot is held already. Where the roster is closed, we may still come late."""
         with record.scope:
             await self._participate(record, offer)
         self._end(record)
 
-    async def _participate(self, record: JobRecord, offer: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _participate(self, record: JobRecord, offer: Offer) -> None:
         self._tried.add(record.job)
         try:
             await take_part(self._site, record, offer)
@@ -231,8 +269,7 @@ class TrainingDesk:
         """Offer to take part in another's job. What is wrong with it is logged, and it is not tried again."""
         self._tried.add(job)
         try:
-            with bounded(ORDER_S, "fetching the order", peer=coordinator):
-                order = open_order(await self._site.fetcher.block(job, hints=(coordinator,)))
+            order = await self._fetch_order(job, coordinator)
             check_order(order, coordinator=coordinator, now=self._site.clock())
             self._check_fit(order)
             self._make_room()
@@ -248,7 +285,11 @@ class TrainingDesk:
         self._slot.acquire_on_behalf_of_nowait(job)
         self._site.nursery.start_soon(self._take_part, record, self._offer_to(coordinator, job))
 
-    def _offer_to(self, coordinator: PeerId, job: Digest) -> Callable[[bytes], Awaitable[None]]:
+    async def _fetch_order(self, job: Digest, holder: PeerId) -> OpenedOrder:
+        with bounded(ORDER_S, "fetching the order", peer=holder):
+            return open_order(await self._site.fetcher.block(job, hints=(holder,)))
+
+    def _offer_to(self, coordinator: PeerId, job: Digest) -> Offer:
         async def offer(entry: bytes) -> None:
             with bounded(OFFER_S, "offering to take part", peer=coordinator):
                 stream = await self._site.host.open_stream(coordinator, jobs.PROTOCOL_ID)
@@ -316,3 +357,11 @@ class TrainingDesk:
         self.records.pop(order.job, None)
         self._gatherings.pop(order.job, None)
         self._by_client.pop((order.submitter, order.signed.record.client_id), None)
+
+
+def check_takes_late(order: OpenedOrder) -> None:
+    """Raises Denied for a job whose run nobody may join once it has begun."""
+    if order.spec.train.consensus == "gossip":
+        raise Denied("neighbours without certificates take nobody who comes late")
+    if not order.spec.admission.late:
+        raise Denied("this job takes nobody who comes late")

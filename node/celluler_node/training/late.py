@@ -18,6 +18,7 @@ from celluler.content.digest import Digest
 from celluler.errors import CellulerError, Denied, PeerViolation, ProtocolViolation, Unavailable
 from celluler.identity import PeerId, short
 from celluler.learning.admission import make_admission
+from celluler.learning.invites import check_invite
 from celluler.learning.messages import Certificate, places
 from celluler.learning.roster import RosterView, open_roster
 from celluler.learning.standing import Standing
@@ -138,20 +139,27 @@ async def _members(site: Site, record: JobRecord) -> list[PeerId]:
 
 
 async def be_admitted(site: Site, record: JobRecord, entry: bytes) -> Chain:
-    """Collect vouches, hand them in, and wait until a certified body admits us. Returns the chain so far.
+    """Show our invite, or collect vouches, and wait until a certified body admits us. Returns the chain so far.
 
-    entry: our sealed RosterEntry. Raises Denied when too many members will not vouch, Unavailable.
+    entry: our sealed RosterEntry. Raises Denied when too many members will not vouch or the invite has expired,
+    Unavailable.
     """
-    chain = await find_run(site, record, patience_s=0.0)
+    invite = record.invite
+    chain = await find_run(site, record, patience_s=0.0 if invite is None else FIND_S)
     standing = chain.standing
     if standing.roster.index_of(site.peer_id) is not None:
         return chain  # admitted before
     electorate = standing.electorate
     voters = [standing.roster.members[place].peer for place in electorate.places]
-    vouches = await _collect(site, record, voters, entry, electorate.b + 1)
-    admission = make_admission(standing.roster, site.identity, entry, vouches=vouches)
+    if invite is None:
+        vouches = await _collect(site, record, voters, entry, electorate.b + 1)
+        admission = make_admission(standing.roster, site.identity, entry, vouches=vouches)
+    else:
+        admission = make_admission(standing.roster, site.identity, entry, invite=invite.raw)
     with trio.move_on_after(ADMISSION_S):
         while True:
+            if invite is not None:  # members take one that has expired for a lie
+                check_invite(invite, peer=site.peer_id, now=site.clock())
             for peer in voters[: electorate.b + 1]:
                 await _hand_in(site, record, peer, admission)
             for _ in range(ATTEMPTS):

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from celluler.content.digest import Codec, Digest, cid_of
-from celluler.errors import CellulerError, NotFound, ProtocolViolation, TimedOut, Unavailable
+from celluler.errors import CellulerError, Denied, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import PeerId, seal
 from celluler.jobs.states import JobState
 from celluler.learning.checks import checks_for
@@ -76,9 +76,11 @@ async def take_part(site: Site, record: JobRecord, offer: Offer) -> None:
             _before_roster(site, record, JobState.QUEUED, "waiting for other members")
             await offer(entry)
             return await _await_roster(site, record), True
-        except (Unavailable, NotFound) as refused:
-            spec = record.order.spec
+        except (Unavailable, Denied) as refused:
+            spec, unlisted = record.order.spec, isinstance(refused, Denied)
             if record.coordinated or not spec.admission.late or spec.train.consensus == "gossip":
+                raise
+            if unlisted and record.invite is None:
                 raise
             return await _come_late(site, record, entry, refused), False
 
@@ -91,6 +93,8 @@ async def _come_late(site: Site, record: JobRecord, entry: bytes, refused: Cellu
     try:
         chain = await be_admitted(site, record, entry)
     except RunOver:
+        if record.invite is not None:
+            raise
         raise refused from None
     check_roster(site, record, chain.standing.roster)
     record.take_roster(chain.standing.roster)

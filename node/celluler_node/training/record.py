@@ -15,6 +15,7 @@ from celluler.errors import LocalError
 from celluler.identity import PeerId
 from celluler.jobs.states import JobEvent, JobLife, JobState
 from celluler.jobs.telemetry import RoundFigures
+from celluler.learning.invites import OpenedInvite
 from celluler.learning.report import RunReport
 from celluler.learning.roster import RosterView, open_roster
 from celluler_node.training.archive import Kept
@@ -53,6 +54,8 @@ class JobRecord:
     told: Facts = field(default_factory=Facts)
     live: LiveRun | None = None
     changed_to: ChangeOrder = field(default_factory=lambda: ChangeOrder(bytes(32), 0, None, None, None))
+    invite: OpenedInvite | None = None
+    """With which we may join its run late, whoever the job lists."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     limited: list[trio.CancelScope] = field(default_factory=list)
     """Scopes that end with the job's deadline."""
