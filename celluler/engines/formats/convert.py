@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from celluler.errors import InvalidSpec, LocalError
+from celluler.errors import InvalidSpec
 from celluler.formats.decoder_configs import config_of
 from celluler.formats.decoder_tensors import export_hf
 from celluler.formats.decoders import decoder_of_spec
@@ -46,17 +46,17 @@ def convert(source: Path, weights: Path | None, to: str, wishes: Wishes, folder:
     """
     if to not in _WRITERS:
         raise InvalidSpec("to", f"is {to[:32]!r}, must be one of {', '.join(TARGETS)}")
-    form, imported = read_model(source, weights, wishes)
+    form, imported, deviation = read_model(source, weights, wishes)
     body = parse_body(imported.kind, imported.document)
     files = _WRITERS[to](body, imported, folder)
-    return Converted(form, body, files, imported.notes)
+    return Converted(form, body, files, imported.notes, deviation)
 
 
-def read_model(source: Path, weights: Path | None, wishes: Wishes) -> tuple[str, Imported]:
-    """(format, what is in it)"""
+def read_model(source: Path, weights: Path | None, wishes: Wishes) -> tuple[str, Imported, float | None]:
+    """(format, what is in it, deviation where it was compared)"""
     form = recognise(source)
     if form in ("spec", "graph"):
-        return form, _read_ours(form, source, weights, wishes)
+        return form, _read_ours(form, source, weights, wishes), None
     if form in ("torch", "safetensors"):
         raise InvalidSpec(
             "file",
@@ -66,10 +66,13 @@ def read_model(source: Path, weights: Path | None, wishes: Wishes) -> tuple[str,
     if weights is not None:
         raise InvalidSpec("weights", f"are in the {form} already")
     if form == "hf":
-        return form, import_hf_folder(source, wishes)
+        return form, import_hf_folder(source, wishes), None
     if form == "gguf":
-        return form, import_gguf(source, wishes)
-    raise LocalError(f"{form} cannot be read")
+        return form, import_gguf(source, wishes), None
+    from celluler.engines.formats.onnx_import import import_onnx  # noqa: PLC0415  torch.export takes seconds to load
+
+    imported, _, deviation = import_onnx(source, wishes)
+    return form, imported, deviation
 
 
 def _read_ours(form: str, source: Path, weights: Path | None, wishes: Wishes) -> Imported:

@@ -1,0 +1,131 @@
+"""ONNX to a graph of ours, with onnxruntime as the judge of what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from celluler.engines.formats.onnx_module import Given, OnnxModule
+from celluler.engines.graph.export import Exported, NotExportable, export_graph
+from celluler.engines.graph.interpret import GraphModule
+from celluler.engines.graph.measure import measured_body
+from celluler.errors import InvalidSpec
+from celluler.formats.imported import Imported, ordered
+from celluler.formats.importing import Wishes
+from celluler.formats.onnx_files import read_onnx
+from celluler.formats.stored import Stored
+from celluler.models.graph_body import GraphBody, format_graph_body
+from celluler.models.graph_ops import DTYPES
+
+MOST_BATCH = 1024
+LONGEST_SEQUENCE = 512
+"""Unless more is asked for."""
+TOLERANCE = 1e-3
+"""Of the largest answer: beyond it the model is not what its file says, and is refused."""
+_TRIED = 3
+
+
+def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float | None]:
+    """(body and tensors, the body read, largest difference to onnxruntime's answers relative to the largest answer).
+
+    The last is None where onnxruntime has no answers. Raises InvalidSpec.
+    """
+    model = read_onnx(path)
+    module = OnnxModule(model)
+    exported = _traced(module, wishes)
+    body = measured_body(exported.graph, {"kind": wishes.objective or "regression"})
+    found = {name: _stored(name, value) for name, value in exported.tensors.items()}
+    notes = ["onnxruntime is not installed, or cannot load the file: the answers were not compared"]
+    deviation = difference(path, module, exported.module().eval())
+    if deviation is not None:
+        notes = []
+        if not deviation <= TOLERANCE:
+            raise InvalidSpec(
+                "file", f"as a graph it answers otherwise than onnxruntime, by {deviation:.2g} of the answer"
+            )
+    if not wishes.objective:
+        notes.append("its objective is regression, since the file does not say; give --objective for another")
+    document = format_graph_body(body)
+    return Imported(body.kind, document, ordered(body, found), tuple(notes)), body, deviation
+
+
+def _traced(module: OnnxModule, wishes: Wishes) -> Exported:
+    if len(module.inputs) != 1:
+        raise InvalidSpec("graph.input", f"are {len(module.inputs)}; a model of ours takes one")
+    given = module.inputs[0]
+    if given.dtype not in (torch.float32, torch.int64) or not 2 <= len(given.sides) <= 5:
+        raise InvalidSpec("graph.input", f"is {given.dtype} of {len(given.sides)} axes, must be float32 or int64, 2…5")
+    for axis, side in enumerate(given.sides[2:], 2):
+        if isinstance(side, str):
+            raise InvalidSpec(
+                "graph.input",
+                f"varies along axis {axis} ({side[:32]}); only the batch and the axis behind it may",
+                hint="export it with a fixed size",
+            )
+    dynamic = {"batch": (1, MOST_BATCH)}
+    sides = [3, *given.sides[1:]]
+    if isinstance(sides[1], str):
+        longest = wishes.context or LONGEST_SEQUENCE
+        dynamic["sequence"] = (1, longest)
+        sides[1] = min(7, longest)
+    try:
+        return export_graph(module, (_example(module, given, sides),), dynamic=dynamic)
+    except NotExportable as error:
+        fixed = "" if isinstance(given.sides[0], str) else "; it was exported for a fixed batch"
+        raise InvalidSpec(
+            "graph",
+            f"cannot be traced{fixed}: {error}"[:600],
+            hint="export it with a batch that varies (dynamic_axes), and --context for a shorter sequence",
+        ) from error
+
+
+def _example(module: OnnxModule, given: Given, sides: list[Any], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if given.dtype == torch.int64:
+        return torch.randint(0, module.vocabulary(given.name) or 2, sides, generator=generator)
+    return torch.randn(sides, generator=generator)
+
+
+def difference(path: Path, module: OnnxModule, graph: GraphModule) -> float | None:
+    """The largest difference between answers of the file, by onnxruntime, and of the graph; relative to the largest
+    answer. None where onnxruntime is not installed, or does not load the file."""
+    try:
+        import onnxruntime  # noqa: PLC0415
+    except ImportError:
+        return None
+    try:
+        session = runtime(onnxruntime, path)
+    except Exception:  # whatever it raises for a file newer than itself: then there is no judge
+        return None
+    given = module.inputs[0]
+    worst = 0.0
+    for seed in range(_TRIED):
+        sides = [1 + seed if isinstance(given.sides[0], str) else given.sides[0], *given.sides[1:]]
+        if len(sides) > 1 and isinstance(sides[1], str):
+            sides[1] = 5
+        x = _example(module, given, sides, seed)
+        with torch.inference_mode():
+            ours = graph(x).numpy()
+        theirs = session.run([module.output], {given.name: x.numpy()})[0]
+        if ours.shape != theirs.shape:
+            raise InvalidSpec("file", f"as a graph it gives {ours.shape}, by onnxruntime {theirs.shape}")
+        if ours.size:
+            worst = max(worst, float(np.abs(ours - theirs).max() / max(1e-6, np.abs(theirs).max())))
+    return worst
+
+
+def runtime(onnxruntime: Any, path: Path) -> Any:
+    """A session that computes as the file says, on one thread, and without a library of anybody's."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _stored(name: str, value: Tensor) -> Stored:
+    dtype = DTYPES[str(value.dtype).removeprefix("torch.")][0]
+    return Stored(name, dtype, tuple(value.shape), lambda: value.detach().numpy())
