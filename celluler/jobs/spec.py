@@ -144,6 +144,7 @@ class Train(_Part):
     learning_rate: Number = Field(default=0.001, gt=0, le=100, description="of the local steps")
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of the local steps, fresh in every round")
     aggregator: Literal[
+        "auto",
         "nk",
         "winsorised-nk",
         "nnm-cc",
@@ -154,7 +155,11 @@ class Train(_Part):
         "trimmed-mean",
         "clipping",
         "mean",
-    ] = Field(default="nk", description="rule for the average; `mean` bears no liar, and what the others bear differs")
+    ] = Field(
+        default="auto",
+        description="rule for the average; `auto` is `nk` where all draw from the same data, else `winsorised-nk`; "
+        "`mean` bears no liar, and what the others bear differs",
+    )
     parts: int | None = Field(
         default=None, ge=1, le=64, description="pieces an update is cut into; by default one a member"
     )
@@ -272,6 +277,13 @@ class TrainJob(_Part):
     admission: Admission = Field(default_factory=Admission)
     policy: Policy = Field(default_factory=Policy)
     result: Result = Field(default_factory=Result)
+
+    @property
+    def rule(self) -> str:
+        """The rule that averages."""
+        if self.train.aggregator != "auto":
+            return self.train.aggregator
+        return "nk" if self.data.partition == "iid" else "winsorised-nk"
 
     @property
     def result_name(self) -> str:

@@ -12,7 +12,8 @@ from celluler.aggregation.digests import part_hash, reduced_digest
 from celluler.aggregation.q16 import Quantised, decode, encode
 from celluler.aggregation.rules import RULES, rule_named
 from celluler.errors import LocalError
-from celluler.jobs.spec import Train
+from celluler.jobs.spec import Train, parse_job
+from tests.support.jobs import JOB_YAML
 
 
 def reduce_floats(name: str, rows: list[list[float]], f: int) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -87,7 +88,14 @@ def test_an_unknown_rule_is_refused_by_name() -> None:
 
 
 def test_a_job_may_name_every_rule_and_no_other() -> None:
-    assert get_args(Train.model_fields["aggregator"].annotation) == tuple(RULES)
+    assert get_args(Train.model_fields["aggregator"].annotation) == ("auto", *RULES)
+
+
+@pytest.mark.parametrize(("partition", "rule"), [("iid", "nk"), ("by-label", "winsorised-nk")])
+def test_who_trains_on_data_of_its_own_gets_the_rule_for_that(partition: str, rule: str) -> None:
+    job = parse_job(JOB_YAML.replace("aggregator: nk", "aggregator: auto"))
+    data = job.data.model_copy(update={"partition": partition})
+    assert job.model_copy(update={"data": data}).rule == rule
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -52,8 +52,8 @@ def start(
     aggregator: Annotated[
         str | None,
         typer.Option(
-            help="nk, winsorised-nk, nnm-cc, multi-krum, krum, geometric-median, median, trimmed-mean, clipping, or "
-            "mean, which bears no liar."
+            help="auto, nk, winsorised-nk, nnm-cc, multi-krum, krum, geometric-median, median, trimmed-mean, "
+            "clipping, or mean, which bears no liar."
         ),
     ] = None,
     consensus: Annotated[str | None, typer.Option(help="proof-of-learning, byzantine or gossip.")] = None,

@@ -30,7 +30,7 @@ def rules_of(
         members,
         voters=voters,
         rounds=train.rounds,
-        rule=train.aggregator,
+        rule=spec.rule,
         iid=spec.data.partition == "iid",
         parts=train.parts,
         topology="mesh" if train.consensus == "gossip" else train.topology,
