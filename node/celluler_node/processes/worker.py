@@ -23,6 +23,7 @@ from celluler.engines.data import load_dataset
 from celluler.engines.evaluate import Evaluation
 from celluler.engines.load import load_model
 from celluler.engines.predict import Predictor
+from celluler.engines.prepare import prepare
 from celluler.engines.summarise import summarise
 from celluler.engines.train import Trainer, weights_of
 from celluler.errors import InvalidSpec, LocalError
@@ -51,6 +52,8 @@ from celluler_node.processes.worker_words import (
     LoadModel,
     Predict,
     Predicted,
+    Prepare,
+    Prepared,
     Replay,
     Replayed,
     Replaying,
@@ -107,6 +110,7 @@ class Worker:
             Replay: self.replay,
             GoOn: self.go_on,
             Describe: self.describe,
+            Prepare: self.prepare,
             **self._mixer.handlers,
         }
 
@@ -222,6 +226,10 @@ class Worker:
 
     def describe(self, request: Describe, _: Blobs) -> Described:
         return Described(audit_class(request.precision), torch.__version__[:32])
+
+    def prepare(self, _: Prepare, __: Blobs) -> Prepared:
+        prepare()
+        return Prepared()
 
     def _kept(self, round_number: int) -> bytes:
         state = self._states.find(round_number)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from celluler.wire import I16, U8, U64, Bytes32, Length, Name
+from celluler_node.processes.words import Answer
 
 MAX_ROWS = 63
 _Exponents = Annotated[tuple[I16, ...], Length(1, 64)]
@@ -77,3 +78,8 @@ class Compared:
 
 MIX_REQUESTS = (StepOwn, MixOwn, CompareOwn)
 MIX_REPLIES = (Stepped, MixedOwn, Compared)
+MIX_ANSWERS = {
+    StepOwn: Answer((Stepped,), blobs=1),
+    MixOwn: Answer((MixedOwn,)),
+    CompareOwn: Answer((Compared,)),
+}

@@ -14,8 +14,8 @@ from celluler.datasets.schema import MAX_NAME_BYTES, USUAL, Selection, Summary
 from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
 from celluler.models.body import MAX_BODY_BYTES
 from celluler.wire import I16, U8, U16, U32, U64, Bytes32, Length, Name, Range
-from celluler_node.processes.words import PathText, Program
-from celluler_node.processes.worker_mix_words import MIX_REPLIES, MIX_REQUESTS
+from celluler_node.processes.words import Answer, PathText, Program
+from celluler_node.processes.worker_mix_words import MIX_ANSWERS, MIX_REPLIES, MIX_REQUESTS
 
 MAX_PARTS = 64
 MAX_CLASS_BYTES = 64
@@ -272,17 +272,50 @@ class Summarised:
     summary: Summary
 
 
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Load and compute what the first model would wait for, with nothing of anybody's. → Prepared"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The first model waits for nothing but itself."""
+
+
 REQUESTS = (
     *(LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState),
-    *(Summarise, Replay, GoOn, Describe),
+    *(Summarise, Replay, GoOn, Describe, Prepare),
     *MIX_REQUESTS,
 )
 REPLIES = (
     *(Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised, Replayed),
-    *(Replaying, Described),
+    *(Replaying, Described, Prepared),
     *MIX_REPLIES,
 )
 
+ANSWERS = {
+    LoadModel: Answer((Loaded,)),
+    Predict: Answer((Predicted,), blobs=1),
+    StartRun: Answer((RunReady,)),
+    TrainRound: Answer((Trained,), blobs=1),
+    ApplyRound: Answer((Applied,)),
+    Evaluate: Answer((Evaluated,)),
+    Export: Answer((Exported,)),
+    GetState: Answer((State,), blobs=1),
+    SetState: Answer((Applied,)),
+    Summarise: Answer((Summarised,)),
+    Replay: Answer((Replaying, Replayed)),
+    GoOn: Answer((Replaying, Replayed)),
+    Describe: Answer((Described,)),
+    Prepare: Answer((Prepared,)),
+    **MIX_ANSWERS,
+}
+
 WORKER = Program(
-    name="worker", module="celluler_node.processes.worker", requests=REQUESTS, replies=REPLIES, confined=True
+    name="worker",
+    module="celluler_node.processes.worker",
+    requests=REQUESTS,
+    replies=REPLIES,
+    confined=True,
+    answers=ANSWERS,
 )
