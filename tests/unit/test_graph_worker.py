@@ -297,3 +297,24 @@ def test_a_weights_file_holds_exactly_the_tensors_of_the_graph(tmp_path: Path) -
         save_file(good | change, path)
         with pytest.raises(InvalidSpec, match="weights"):
             load_vector(body, path)
+
+
+def test_cells_without_states_or_weights_are_refused() -> None:
+    """The operations themselves do not count them: with too few of either they read memory that is not theirs."""
+    document = json.loads(format_graph_body(body_of("lstm", kind="next_token")))
+    nodes = document["graph"]["nodes"]
+    (recurrent,) = (node for node in nodes if node["op"] == "lstm.input")
+    states = [node for node in nodes if node["op"] == "zeros.default"]
+    for change in (
+        lambda: states[0]["args"]["size"].__setitem__(0, 7),
+        lambda: recurrent["args"].__setitem__("num_layers", 9),
+        lambda: recurrent["args"]["params"].pop(),
+        lambda: recurrent["args"].__setitem__("hx", recurrent["args"]["hx"][:1]),
+    ):
+        kept = copy.deepcopy((states[0], recurrent))
+        change()
+        with pytest.raises(InvalidSpec, match="cells|states"):
+            check_measured(parse_graph_body(document))
+        for node, before in zip((states[0], recurrent), kept, strict=True):
+            node.update(before)
+    check_measured(parse_graph_body(document))

@@ -131,6 +131,7 @@ class _Step:
             IndexError,
             NotImplementedError,
             ArithmeticError,
+            AssertionError,
         ) as error:
             raise InvalidSpec(f"nodes[{self.place}]", f"{self.name} cannot be computed: {str(error)[:256]}") from error
 

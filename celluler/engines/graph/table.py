@@ -48,6 +48,33 @@ def _split(x: Tensor, split_size: int, dim: int = 0) -> Any:
     return _aten.split.Tensor(x, split_size, dim)
 
 
+def _lstm(input: Tensor, hx: Any, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool,
+          bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
+    if len(hx) != 2:
+        raise LocalError(f"an lstm begins with 2 states, not {len(hx)}")
+    projected = hx[0].shape[-1:] != hx[1].shape[-1:]
+    _fits(hx, params, (4 if has_biases else 2) + projected, num_layers, bidirectional)
+    return _aten.lstm.input(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+
+
+def _recurrent(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(input: Tensor, hx: Tensor, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool,
+            bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
+        _fits([hx], params, 4 if has_biases else 2, num_layers, bidirectional)
+        return function(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+
+    return run
+
+
+def _fits(states: Any, params: Any, each: int, num_layers: int, bidirectional: bool) -> None:
+    """The operations themselves count neither states nor weights, and read beyond their ends."""
+    cells = num_layers * (2 if bidirectional else 1)
+    if cells < 1 or len(params) != cells * each:
+        raise LocalError(f"{len(params)} weights for {cells} cells, {each} each")
+    if any(state.dim() != 3 or state.shape[0] != cells for state in states):
+        raise LocalError(f"states of {[tuple(state.shape) for state in states]} for {cells} cells")
+
+
 def _few(pieces: int) -> None:
     if pieces > MAX_PIECES:
         raise LocalError(f"a tensor is taken apart into {pieces} pieces; at most {MAX_PIECES}")
@@ -70,10 +97,10 @@ FUNCTIONS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
         "layer_norm.default": _aten.layer_norm.default,
         "group_norm.default": _aten.group_norm.default,
         "rms_norm.default": _aten.rms_norm.default,
-        "lstm.input": _aten.lstm.input,
-        "gru.input": _aten.gru.input,
-        "rnn_tanh.input": _aten.rnn_tanh.input,
-        "rnn_relu.input": _aten.rnn_relu.input,
+        "lstm.input": _lstm,
+        "gru.input": _recurrent(_aten.gru.input),
+        "rnn_tanh.input": _recurrent(_aten.rnn_tanh.input),
+        "rnn_relu.input": _recurrent(_aten.rnn_relu.input),
         "scaled_dot_product_attention.default": _aten.scaled_dot_product_attention.default,
         "dropout.default": _aten.dropout.default,
         "feature_dropout.default": _aten.feature_dropout.default,
