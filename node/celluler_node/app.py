@@ -92,6 +92,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
                 nursery,
                 own=core.identity.peer_id,
                 confinement=core.confinement,
+                spares=config.worker_spares,
                 on_start=isolation.note,
             )
             archive = JobArchive(config.jobs_folder)

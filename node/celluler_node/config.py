@@ -55,6 +55,7 @@ class NodeConfig:
     worker_memory_bytes: int
     worker_threads: int
     worker_disk_bytes: int
+    worker_spares: int
     sandbox: bool
     run_foreign: bool
     log_format: str
@@ -345,6 +346,13 @@ SETTINGS: tuple[Setting, ...] = (
         parse_bytes,
         "32GiB",
         "the most that one worker's working files may take",
+    ),
+    Setting(
+        "worker.spares",
+        "worker_spares",
+        _between(0, 8),
+        1,
+        "workers that wait for the next model, from the first prediction on; each takes some 310 MB",
     ),
     Setting(
         "worker.sandbox",

@@ -1,17 +1,15 @@
 """Models at work: one confined worker a loaded model, loaded when it is first asked for and let go when idle.
 
 Resolve, fetch, verify, load, predict: every byte of the weights is hashed again before a worker reads them. A worker
-serves one model only, so nothing of one author's model ever shares a process with another's. A worker that dies fails
-the requests it had and is started anew by the next one.
+serves one model only, so nothing of one author's model ever shares a process with another's; one may wait, prepared,
+before there is a model for it (`spares`). A worker that dies fails the requests it had and is started anew by the next.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import structlog
 import trio
@@ -22,11 +20,13 @@ from celluler.identity import PeerId
 from celluler.models.calls import answer_of, check_call
 from celluler.models.manifest import OpenedManifest
 from celluler_node.processes.confinement import Confinement
-from celluler_node.processes.supervisor import Child, open_process
+from celluler_node.processes.supervisor import Child
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import LoadModel
 from celluler_node.processes.worker_words import Predict as PredictCall
 from celluler_node.repository import Repository
+from celluler_node.scratch import ScratchRoot
+from celluler_node.spares import Spares
 from celluler_protocols.inference import MAX_DATA_BYTES, Predict, Predicted
 
 MAX_LOADED = 4
@@ -61,20 +61,22 @@ class ModelServer:
         repository: Repository,
         program: Program,
         limits: Limits,
-        scratch: Callable[[str], AbstractAsyncContextManager[Path]],
+        scratch: ScratchRoot,
         nursery: trio.Nursery,
         *,
         own: PeerId,
         confinement: Confinement,
+        spares: int,
         on_start: Callable[[bool, tuple[str, ...]], None],
     ) -> None:
         """program: the worker, confined or not. confinement: which models of others than `own` may run here.
 
-        on_start: told of every worker whether it is fully isolated, and what is missing.
+        spares: workers that wait for the next model. on_start: told of every worker whether it is fully isolated, and
+        what is missing.
         """
-        self._program, self._on_start, self._own, self._confinement = program, on_start, own, confinement
-        self._repository, self._scratch, self._nursery = repository, scratch, nursery
-        self._limits = replace(limits, call_s=CALL_S)
+        self._on_start, self._own, self._confinement = on_start, own, confinement
+        self._repository, self._nursery = repository, nursery
+        self._workers = Spares(program, replace(limits, call_s=CALL_S), scratch, nursery, spares)
         self._loaded: dict[Digest, _Loaded] = {}
 
     @property
@@ -147,12 +149,9 @@ class ModelServer:
         try:
             with loaded.scope, self._repository.hold(loaded.opened):
                 weights = await self._repository.sound(loaded.opened, hints=hints)
-                async with (
-                    self._scratch("serve") as scratch,
-                    open_process(self._program, limits=self._limits, readable=(weights,), scratch=scratch) as child,
-                ):
+                async with self._workers.open(weights) as (child, path):
                     record = loaded.opened.record
-                    await child.call(LoadModel(record.spec, str(weights), record.body))
+                    await child.call(LoadModel(record.spec, str(path), record.body))
                     self._on_start(child.isolation.full, child.isolation.missing)
                     loaded.child = child
                     loaded.ready.set()
