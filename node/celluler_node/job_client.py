@@ -22,13 +22,9 @@ from celluler_node.bounded import bounded
 from celluler_node.fetching import Fetcher
 from celluler_protocols import jobs
 from celluler_protocols.host import Host
-from celluler_protocols.jobs_messages import (
-    MAX_EVENTS_AN_ANSWER,
-    MAX_WAIT_MS,
+from celluler_protocols.jobs_messages import MAX_EVENTS_AN_ANSWER, MAX_WAIT_MS, Checkpointed, Facts, Listed
+from celluler_protocols.jobs_orders import (
     ChangeOrder,
-    Checkpointed,
-    Facts,
-    Listed,
     OpenedOrder,
     open_order,
     seal_cancel,

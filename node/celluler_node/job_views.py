@@ -20,7 +20,8 @@ from celluler.views import (
     Suspected,
     TrainingRound,
 )
-from celluler_protocols.jobs_messages import Checkpointed, Facts, OpenedOrder, Outcome, from_figures
+from celluler_protocols.jobs_messages import Checkpointed, Facts, Outcome, from_figures
+from celluler_protocols.jobs_orders import OpenedOrder
 
 
 def job_view(order: OpenedOrder, events: Sequence[JobEvent], facts: Facts) -> Job:

@@ -17,7 +17,7 @@ from celluler.learning.transcript import Opening
 from celluler.models.manifest import OpenedManifest, open_manifest
 from celluler_node.training.rules import rules_of
 from celluler_node.verify_arithmetic import IntegerArithmetic
-from celluler_protocols.jobs_messages import OpenedOrder, open_order
+from celluler_protocols.jobs_orders import OpenedOrder, open_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 One request and one answer a stream. Participants: a *submitter* (any peer), the *coordinator* (the node it submits to,
 named in the signed order), *members* (nodes that offer to take part). Whoever asks writes first; the answering side
-decides nothing here: it parses, verifies signatures, and hands over to its desk. The words are in `jobs_messages.py`.
+decides nothing here: it parses, verifies signatures, and hands over to its desk. The words are in `jobs_messages.py`
+and `jobs_orders.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from celluler.jobs.states import MAX_REASON_BYTES, JobEvent, JobState
 from celluler.wire import Frames
 from celluler_protocols.jobs_messages import (
     ANSWERS,
-    MAX_CANCEL_BYTES,
     MAX_EVENTS_AN_ANSWER,
     MAX_LISTED,
     MAX_WAIT_MS,
@@ -44,14 +44,11 @@ from celluler_protocols.jobs_messages import (
     AskVouch,
     Cancel,
     Cancelled,
-    CancelOrder,
     ChainTold,
     Change,
     Changed,
-    ChangeOrder,
     Checkpoint,
     Checkpointed,
-    CheckpointOrder,
     Events,
     Facts,
     Listed,
@@ -59,7 +56,6 @@ from celluler_protocols.jobs_messages import (
     ListJobs,
     Offer,
     Offered,
-    OpenedOrder,
     Refused,
     Request,
     RosterReady,
@@ -70,11 +66,18 @@ from celluler_protocols.jobs_messages import (
     Watch,
     frames,
     from_event,
-    open_change,
-    open_order,
     place_of,
     state_of,
     to_event,
+)
+from celluler_protocols.jobs_orders import (
+    MAX_CANCEL_BYTES,
+    CancelOrder,
+    ChangeOrder,
+    CheckpointOrder,
+    OpenedOrder,
+    open_change,
+    open_order,
 )
 
 __all__ = [

@@ -34,7 +34,8 @@ from celluler_protocols import catalogue, content, inference, jobs
 from celluler_protocols.directory import Head, head_key
 from celluler_protocols.gossip import TOPIC, HeadAnnouncement, JobAnnouncement, ModelAnnouncement
 from celluler_protocols.host import Host, HostLimits
-from celluler_protocols.jobs_messages import CancelOrder, JobOrder, Offered
+from celluler_protocols.jobs_messages import Offered
+from celluler_protocols.jobs_orders import CancelOrder, JobOrder
 from simulations.swarm import NodeProcess, Swarm, open_swarm
 from tests.support.hostile import (
     LIBP2P_PROTOCOLS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from celluler.content.digest import cid_of, digest_of
 from celluler.identity import Identity
 from celluler.jobs.spec import parse_job
-from celluler_protocols.jobs_messages import seal_order
+from celluler_protocols.jobs_orders import seal_order
 
 DATA_CID = cid_of(digest_of(b"digits"))
 ALICE, BOB = Identity(b"a" * 32), Identity(b"b" * 32)

@@ -32,7 +32,7 @@ from celluler.models.spec import parse_spec
 from celluler.models.weights import initial_weights, load_vector
 from celluler_node.processes.worker_wire import encode_update
 from celluler_node.training.rules import rules_of
-from celluler_protocols.jobs_messages import open_order, seal_order
+from celluler_protocols.jobs_orders import open_order, seal_order
 from simulations.rounds import identity
 from tests.support.specs import RELU, as_bytes, dense, digits, save_tensors
 

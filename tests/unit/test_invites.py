@@ -29,7 +29,8 @@ from celluler_node.training.desk import TrainingDesk
 from celluler_node.training.late import be_admitted
 from celluler_node.training.record import JobRecord
 from celluler_protocols import jobs
-from celluler_protocols.jobs_messages import ChainTold, OpenedOrder, open_order, seal_order
+from celluler_protocols.jobs_messages import ChainTold
+from celluler_protocols.jobs_orders import OpenedOrder, open_order, seal_order
 from simulations.rounds import identity
 from simulations.rounds.cast import COORDINATOR, entry_of
 from tests.support.chains import Chain

@@ -9,7 +9,8 @@ import pytest
 from celluler.content.digest import Digest, digest_of
 from celluler.jobs.states import JobLife, JobState
 from celluler_node.training.archive import JobArchive, Kept
-from celluler_protocols.jobs_messages import ChangeOrder, Facts, to_event
+from celluler_protocols.jobs_messages import Facts, to_event
+from celluler_protocols.jobs_orders import ChangeOrder
 from tests.support.jobs import ALICE, NOW_S, sealed_order
 
 

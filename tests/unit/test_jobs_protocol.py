@@ -26,30 +26,32 @@ from celluler.identity import PeerId, Signed, seal
 from celluler.jobs.states import JobEvent, JobLife, JobState
 from celluler_protocols import jobs
 from celluler_protocols.jobs_messages import (
-    CLOCK_SKEW_S,
     MAX_EVENTS_AN_ANSWER,
-    MAX_LIFE_S,
     Accepted,
     AskChain,
     ChainTold,
-    ChangeOrder,
     Checkpointed,
     Event,
     Events,
     Facts,
-    JobOrder,
     Listed,
-    OpenedOrder,
     Outcome,
     Refused,
     StateTold,
     Watch,
-    check_order,
     frames,
+    to_listed,
+)
+from celluler_protocols.jobs_orders import (
+    CLOCK_SKEW_S,
+    MAX_LIFE_S,
+    ChangeOrder,
+    JobOrder,
+    OpenedOrder,
+    check_order,
     open_order,
     seal_cancel,
     seal_checkpoint,
-    to_listed,
 )
 from tests.support.jobs import ALICE, BOB, NOW_S, sealed_order
 

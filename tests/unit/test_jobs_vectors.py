@@ -6,6 +6,7 @@ from celluler.content.digest import digest_of
 from celluler.identity import seal
 from celluler.jobs.telemetry import RoundFigures, amounts
 from celluler_protocols import jobs_messages as m
+from celluler_protocols.jobs_orders import ChangeOrder, seal_cancel, seal_checkpoint
 from tests.support.jobs import ALICE, BOB, NOW_S, sealed_order
 from tests.support.vectors import check_vectors
 
@@ -37,7 +38,7 @@ def test_every_message_has_its_golden_bytes() -> None:
             m.Watch(job, 7, 1500),
             m.Events((), m.Facts()),
             m.Events(events, facts),
-            m.Cancel(m.seal_cancel(ALICE, job, issued_s=NOW_S)),
+            m.Cancel(seal_cancel(ALICE, job, issued_s=NOW_S)),
             m.Cancelled(7),
             m.ListJobs(2**63),
             m.Listing((listed,)),
@@ -50,9 +51,9 @@ def test_every_message_has_its_golden_bytes() -> None:
             m.Applied(),
             m.AskState(job),
             m.StateTold(7, digest_of(b"s")),
-            m.Checkpoint(m.seal_checkpoint(ALICE, job, issued_s=NOW_S)),
+            m.Checkpoint(seal_checkpoint(ALICE, job, issued_s=NOW_S)),
             m.Checkpointed(7, outcome),
-            m.Change(seal(ALICE, m.ChangeOrder(job, NOW_S, NOW_S + 60, 8, None))),
+            m.Change(seal(ALICE, ChangeOrder(job, NOW_S, NOW_S + 60, 8, None))),
             m.Changed(),
         ],
     )

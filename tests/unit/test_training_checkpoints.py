@@ -34,7 +34,7 @@ from celluler_node.training.checkpoints import Checkpoints, turn
 from celluler_node.training.chronicle import Chronicle
 from celluler_node.training.exports import Exports
 from celluler_node.training.record import JobRecord
-from celluler_protocols.jobs_messages import open_order, seal_order
+from celluler_protocols.jobs_orders import open_order, seal_order
 from simulations.rounds import roster_of
 from tests.support.chains import Chain
 from tests.support.jobs import ALICE, BOB, JOB_YAML, NOW_S

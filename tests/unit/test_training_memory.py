@@ -15,7 +15,7 @@ from celluler_node.training.archive import JobArchive
 from celluler_node.training.drive import LEAST_KEPT, Reductions
 from celluler_node.training.record import JobRecord
 from celluler_node.training.remembering import FIGURES_S, Remembering
-from celluler_protocols.jobs_messages import ChangeOrder, open_order
+from celluler_protocols.jobs_orders import ChangeOrder, open_order
 from tests.support.jobs import NOW_S, sealed_order
 
 

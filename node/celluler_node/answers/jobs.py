@@ -16,7 +16,7 @@ from celluler_node.answers.services import Answers
 from celluler_node.job_views import checkpoint_view, job_report, job_spec, job_view
 from celluler_node.training.desk import check_takes_late
 from celluler_node.training.record import JobRecord
-from celluler_protocols.jobs_messages import MAX_LIFE_S, ChangeOrder, OpenedOrder, open_order
+from celluler_protocols.jobs_orders import MAX_LIFE_S, ChangeOrder, OpenedOrder, open_order
 
 
 class JobAnswers(Answers):

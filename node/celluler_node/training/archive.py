@@ -18,7 +18,8 @@ from celluler.errors import CellulerError
 from celluler.jobs.states import MAX_EVENTS
 from celluler.learning.roster import MAX_ROSTER_BYTES
 from celluler.wire import Length, pack, unpack
-from celluler_protocols.jobs_messages import MAX_ORDER_BYTES, ChangeOrder, Event, Facts
+from celluler_protocols.jobs_messages import Event, Facts
+from celluler_protocols.jobs_orders import MAX_ORDER_BYTES, ChangeOrder
 
 MAX_FILE_BYTES = 1 << 26
 _SUFFIX = ".job"
@@ -34,7 +35,7 @@ class Kept:
     """
 
     order: Annotated[bytes, Length(1, MAX_ORDER_BYTES)]
-    roster: Annotated[bytes, Length(1, MAX_ROSTER_BYTES + 512)] | None
+    roster: Annotated[bytes, Length(1, MAX_ROSTER_BYTES)] | None
     coordinated: bool
     events: Annotated[tuple[Event, ...], Length(1, MAX_EVENTS)]
     facts: Facts

@@ -26,19 +26,8 @@ from celluler_node.training.remembering import Remembering
 from celluler_node.training.site import Site
 from celluler_protocols import jobs
 from celluler_protocols.gossip import JobAnnouncement
-from celluler_protocols.jobs_messages import (
-    MAX_LISTED,
-    ChainTold,
-    ChangeOrder,
-    Checkpointed,
-    Facts,
-    Listed,
-    OpenedOrder,
-    StateTold,
-    check_order,
-    open_order,
-    to_listed,
-)
+from celluler_protocols.jobs_messages import MAX_LISTED, ChainTold, Checkpointed, Facts, Listed, StateTold, to_listed
+from celluler_protocols.jobs_orders import ChangeOrder, OpenedOrder, check_order, open_order
 
 MAX_RECORDS = 256
 OFFER_S = 20.0

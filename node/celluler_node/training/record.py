@@ -20,18 +20,8 @@ from celluler.learning.report import RunReport
 from celluler.learning.roster import RosterView, open_roster
 from celluler_node.training.archive import Kept
 from celluler_node.training.live import LiveRun
-from celluler_protocols.jobs_messages import (
-    MAX_LIFE_S,
-    ChangeOrder,
-    Excluded,
-    Facts,
-    Moved,
-    OpenedOrder,
-    Outcome,
-    from_event,
-    open_order,
-    to_event,
-)
+from celluler_protocols.jobs_messages import Excluded, Facts, Moved, Outcome, from_event, to_event
+from celluler_protocols.jobs_orders import MAX_LIFE_S, ChangeOrder, OpenedOrder, open_order
 
 MAX_EXCLUDED = 64
 PICKING = frozenset({"krum", "multi-krum"})

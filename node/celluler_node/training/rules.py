@@ -6,7 +6,7 @@ The clocks are the coordinator's to choose; everything else follows from the ord
 from __future__ import annotations
 
 from celluler.learning.roster import RoundRules, rules_for
-from celluler_protocols.jobs_messages import OpenedOrder
+from celluler_protocols.jobs_orders import OpenedOrder
 
 DELTA_MS = 5_000
 EXCHANGE_MS = 15_000
