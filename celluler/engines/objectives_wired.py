@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from celluler.engines.build import net_of
 from celluler.engines.draws import Draws
@@ -124,7 +125,18 @@ def _told_apart(objective: Adversarial, run: Run, x: Tensor, draws: Draws) -> Te
     with torch.no_grad():
         made = run(draws.normal("false", (objective.latent,)), "generator")
     softplus = nn.functional.softplus  # of a logit with the other sign: the cross-entropy of a sure answer
-    return softplus(-run(x, "discriminator")).mean() + softplus(run(made, "discriminator")).mean()
+    told, steepness = _steepness(run, x) if objective.penalty else (run(x, "discriminator"), torch.zeros(()))
+    apart = softplus(-told).mean() + softplus(run(made, "discriminator")).mean()
+    return apart + objective.penalty / 2 * steepness
+
+
+def _steepness(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(what the discriminator tells of x, mean squared length of its gradient there)."""
+    x = x.detach().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):  # the only kind of attention whose gradient has a gradient
+        told = run(x, "discriminator")
+    (gradient,) = torch.autograd.grad(told.sum(), x, create_graph=True)
+    return told, gradient.square().flatten(1).sum(dim=1).mean()
 
 
 def _taken_for_data(objective: Adversarial, run: Run, x: Tensor, draws: Draws) -> Tensor:

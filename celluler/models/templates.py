@@ -245,14 +245,11 @@ TEMPLATES: dict[str, Template] = {
     ),
     "gan": _template(
         "makes rows of figures between 0 and 1 like those it has seen, by two nets against each other; learns best by "
-        "plain SGD, at a rate of 0.1 or 0.2",
+        "plain SGD, at a rate of 0.2 or 0.3",
         [64],
         {
             "generator": [_dense(128), _RELU, _dense(64), {"kind": "activation", "function": "sigmoid"}],
-            "discriminator": [
-                *(_dense(128), _LEAKY, {"kind": "dropout", "rate": 0.3}),
-                *(_dense(64), _LEAKY, {"kind": "dropout", "rate": 0.3}, _dense(1)),
-            ],
+            "discriminator": [_dense(128), _LEAKY, _dense(64), _LEAKY, _dense(1)],
         },
         "adversarial",
         latent=16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from celluler.aggregation.q16 import decode_parts, encode_parts
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import Dataset
 from celluler.engines.objectives_wired import energy_distance
 from celluler.engines.predict import Predictor
 from celluler.engines.steps import LocalSteps
+from celluler.engines.train import Trainer
 from celluler.errors import InvalidSpec
 from celluler.models.spec import Architecture, format_spec, parse_spec
 from celluler.models.templates import TEMPLATES
@@ -58,7 +61,7 @@ def images(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def trained(name: str) -> tuple[Predictor, Predictor]:
     changes: dict[str, dict[str, Any]] = {
         "vae": {"inner_steps": 300},
-        "gan": {"learning_rate": 0.2, "optimizer": "sgd"},
+        "gan": {"learning_rate": 0.3, "optimizer": "sgd", "inner_steps": 300},
         "diffusion": {"inner_steps": 140, "batch": 16},
         "contrastive": {"inner_steps": 60, "learning_rate": 0.003},
     }
@@ -110,6 +113,25 @@ def test_a_generator_is_judged_by_how_far_its_samples_are_from_the_data() -> Non
     one, other = (model.evaluate(Dataset(held_out, held_out)) for model in (before, after))
     assert other.metric == "energy_distance"
     assert other.value == other.loss < one.loss / 5
+
+
+def test_a_generator_learns_in_rounds_too_where_momentum_would_turn_it_in_circles() -> None:
+    body = parse_spec(TEMPLATES["gan"].document)
+    x, held_out = images((64,))
+    config = TrainConfig(bytes(32), 0, 2, inner_steps=5, batch=32, learning_rate=0.2, optimizer="sgd")
+    start, data = initial_vector(body, bytes(32)), Dataset(x, x)
+    members = [Trainer(body, start, data, replace(config, index=index)) for index in (0, 1)]
+    before = members[0].evaluate(Dataset(held_out, held_out)).value
+    for number in range(50):
+        wires = []
+        for member in members:
+            wire = decode_parts(*encode_parts(member.train(number)[0], 4))
+            member.sent(number, wire)
+            wires.append(wire)
+        for member in members:
+            member.apply(number, np.mean(wires, axis=0, dtype=np.float32))
+    assert members[0].state_root() == members[1].state_root()
+    assert members[0].evaluate(Dataset(held_out, held_out)).value < before / 4
 
 
 def test_a_denoiser_tells_noise_from_digits() -> None:

@@ -23,6 +23,7 @@ from celluler.engines.steps import LocalSteps, Vector
 from celluler.engines.train import Trainer
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.calls import answer_of, check_call, outputs_of
+from celluler.models.layers.elements import FUNCTIONS
 from celluler.models.manifest import describe_model
 from celluler.models.memory import micro_batch
 from celluler.models.objectives import Contrastive, Denoising, Variational
@@ -253,11 +254,7 @@ def test_a_round_done_again_gives_the_same_bits_and_another_one_others(name: str
 
 @pytest.mark.parametrize("name", ["vae", "gan", "diffusion"])
 def test_what_is_drawn_for_a_sample_does_not_depend_on_how_the_batch_is_cut(name: str) -> None:
-    found = document(name)
-    if name == "gan":  # dropout draws for whatever is held at once
-        layers = found["nets"]["discriminator"]
-        found["nets"]["discriminator"] = [layer for layer in layers if layer["kind"] != "dropout"]
-    body = parse_spec(found)
+    body = architecture(name)
     whole, pieces = (walked(body, micro_batch=micro, optimizer="sgd") for micro in (0, 3))
     assert np.allclose(whole, pieces, atol=1e-5)
     assert not np.array_equal(whole, initial_vector(body, bytes(32)))
@@ -287,7 +284,7 @@ def test_a_contrastive_batch_is_taken_whole() -> None:
 
 
 def test_a_step_moves_the_discriminator_first_and_then_the_generator_against_it() -> None:
-    found = document("gan", generator=[dense(64)], discriminator=[dense(1)])
+    found = document("gan", generator=[dense(64)], discriminator=[dense(1)], penalty=3)
     body = parse_spec(found)
     start, data = initial_vector(body, bytes(32)), samples(body)
     steps = LocalSteps(body, replace(CONFIG, optimizer="sgd", inner_steps=1), data)
@@ -303,13 +300,45 @@ def test_a_step_moves_the_discriminator_first_and_then_the_generator_against_it(
         made = generator(draws.normal("false", (16,)))
     sure = nn.functional.binary_cross_entropy_with_logits
     real, false = discriminator(data.x[rows]), discriminator(made)
-    first = sure(real, torch.ones_like(real)) + sure(false, torch.zeros_like(false))
+    steepness = next(discriminator.parameters()).square().sum()  # of a linear one, the same everywhere
+    first = sure(real, torch.ones_like(real)) + sure(false, torch.zeros_like(false)) + 1.5 * steepness
     step(list(discriminator.parameters()), first)
     taken = discriminator(generator(draws.normal("made", (16,))))
     step(list(generator.parameters()), sure(taken, torch.ones_like(taken)))
     assert np.allclose(steps.vector, vector.numpy(), atol=1e-6)
     total = (first + sure(taken, torch.ones_like(taken))).detach()
     assert steps.loss == pytest.approx(float(total), rel=1e-5)
+
+
+STEEP: dict[str, list[dict[str, Any]]] = {
+    "dense": [{"kind": "feed_forward", "hidden": 4}, {"kind": "swiglu", "hidden": 4}, {"kind": "dropout", "rate": 0.5}],
+    "norms": [{"kind": "layer_norm"}, {"kind": "rms_norm"}, NORM],
+    "images": [
+        {"kind": "reshape", "shape": [1, 8, 8]},
+        {"kind": "conv2d", "channels": 4, "kernel": 3, "padding": 1},
+        *(NORM, {"kind": "group_norm", "groups": 2}, {"kind": "max_pool2d", "size": 2}, {"kind": "upsample2d"}),
+        {"kind": "conv_transpose2d", "channels": 2, "kernel": 2},
+        *({"kind": "avg_pool2d", "size": 2}, {"kind": "residual", "join": "concat", "layers": [{"kind": "dropout",
+          "rate": 0.1}]}, {"kind": "global_avg_pool"}),
+    ],
+    "attention": [
+        *({"kind": "reshape", "shape": [8, 8]}, {"kind": "positions"}),
+        {"kind": "attention", "heads": 2, "kv_heads": 1, "causal": True, "rope_base": 100, "bias": True},
+        {"kind": "mean_pool"},
+    ],
+    "lstm": [{"kind": "reshape", "shape": [8, 8]}, {"kind": "lstm", "hidden": 4}, {"kind": "last"}],
+    **{name: [{"kind": "activation", "function": name}] for name in FUNCTIONS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", STEEP)
+def test_whatever_a_discriminator_is_made_of_its_steepness_has_a_gradient(layers: str) -> None:
+    body = parse_spec(document("gan", discriminator=[*STEEP[layers], dense(1)]))
+    steep = parse_spec(document("gan", discriminator=[*STEEP[layers], dense(1)], penalty=1.1))
+    for precision in ("fp32", "bf16"):
+        vectors = [walked(one, optimizer="sgd", learning_rate=0.01, precision=precision) for one in (body, steep)]
+        assert all(np.isfinite(vector).all() for vector in vectors)
+        assert not np.array_equal(vectors[0], vectors[1])
 
 
 def step(parameters: list[nn.Parameter], loss: Tensor) -> None:
