@@ -171,7 +171,7 @@ class Train(_Part):
     topology: Literal["mesh", "star", "ring", "hierarchical"] = Field(
         default="mesh",
         description="who averages with whom: everybody reduces a part; one member reduces all; with `gossip` also a "
-        "ring, or one aggregator a region",
+        "ring, or one aggregator a region, as the members' `network.region` says",
     )
     audits_per_round: Number | None = Field(
         default=None,

@@ -50,7 +50,7 @@ class RosterEntry:
     """One member's offer to take part, signed by its node's key: it introduces the averager, which has its own key.
 
     roles: of `Role`. audit_class: members of one class compute alike to the last bit that an audit looks at; "" for
-    unknown.
+    unknown. region: where it says it stands; "" when it does not say.
     """
 
     KIND: ClassVar[str] = "celluler/rounds/roster-entry/1"
@@ -60,6 +60,7 @@ class RosterEntry:
     nickname: Annotated[str, Length(0, 64)]
     roles: U8 = ALL_ROLES
     audit_class: Annotated[str, Length(0, 64)] = ""
+    region: Annotated[str, Length(0, 32)] = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", int(self.roles))  # a record holds plain integers
@@ -118,6 +119,7 @@ class RosterMember:
     nickname: str
     roles: Role = ALL_ROLES
     audit_class: str = ""
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +375,7 @@ def open_entry(raw: bytes, run: bytes, index: int = 0) -> RosterMember:
         entry.nickname,
         Role(entry.roles),
         entry.audit_class,
+        entry.region,
     )
 
 

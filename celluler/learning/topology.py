@@ -84,6 +84,14 @@ def dealt_regions(members: int) -> tuple[str, ...]:
     return tuple(f"region-{place // size}" for place in range(members))
 
 
+def told_regions(told: Sequence[str]) -> tuple[str, ...]:
+    """Regions from what each member says of itself; those that say nothing, "", are dealt among themselves."""
+    names, silent = list(told), [place for place, region in enumerate(told) if not region]
+    for place, dealt in zip(silent, dealt_regions(len(silent)), strict=True):
+        names[place] = f"?{dealt}"  # as no region is called
+    return tuple(names)
+
+
 def _cycle(live: Sequence[int]) -> list[Edge]:
     if len(live) < 2:
         return []

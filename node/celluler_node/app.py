@@ -167,6 +167,7 @@ def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:
         averager_listen=(AVERAGER_LISTEN.format(host=_averager_host(core.config), port=core.config.training_port),),
         scratch=core.scratch,
         roles=_training_roles(core.config.training_roles),
+        region=core.config.region,
         nursery=nursery,
         describe=describer(core.worker, core.limits, core.scratch),
     )

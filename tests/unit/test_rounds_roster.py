@@ -135,6 +135,21 @@ def test_b_and_q_follow_from_those_who_vote() -> None:
         seal_roster(COORDINATOR, run=RUN, job=JOB, entries=tuple(entries), rules=rules_for(4, rounds=1))
 
 
+def test_members_stand_where_they_say_themselves() -> None:
+    entries = [
+        seal(identity(n), RosterEntry(RUN, identity(1000 + n).peer_id, (), "", region=region))
+        for n, region in enumerate(("eu-west", "", "us-east"))
+    ]
+    view = open_roster(
+        seal_roster(COORDINATOR, run=RUN, job=JOB, entries=tuple(entries), rules=rules_for(3, rounds=1)),
+        COORDINATOR.peer_id,
+    )
+    told = {member.peer: member.region for member in view.members}
+    assert [told[identity(n).peer_id] for n in range(3)] == ["eu-west", "", "us-east"]
+    with pytest.raises(ProtocolViolation, match="region"):
+        seal(identity(0), RosterEntry(RUN, identity(1000).peer_id, (), "", region="r" * 33))
+
+
 @pytest.mark.parametrize("roles", [0, 8, 255, Role.AGGREGATOR])
 def test_an_entry_of_a_role_that_nobody_has_is_refused(roles: int) -> None:
     raw = seal(identity(0), RosterEntry(RUN, identity(1000).peer_id, (), "", roles))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from celluler.errors import LocalError
-from celluler.learning.topology import Graph, Topology, dealt_regions, graph
+from celluler.learning.topology import Graph, Topology, dealt_regions, graph, told_regions
 
 GROUPS = st.integers(1, 24).flatmap(
     lambda members: st.tuples(
@@ -68,3 +68,16 @@ def test_regions_that_nobody_named_are_dealt_and_a_wrong_number_is_refused() -> 
     assert dealt_regions(1) == ("region-0",)
     with pytest.raises(LocalError):
         graph(Topology.HIERARCHICAL, 3, regions=("one",))
+
+
+def test_regions_are_as_members_tell_them_and_those_that_say_nothing_are_dealt_among_themselves() -> None:
+    told = told_regions(["oslo", "", "rome", "oslo", "", "region-0"])
+    assert (told[0], told[2], told[3], told[5]) == ("oslo", "rome", "oslo", "region-0")
+    assert len({told[1], told[4], *told}) == 5
+    assert told_regions(["oslo"] * 3) == ("oslo",) * 3
+
+
+@given(st.integers(1, 64))
+def test_where_nobody_says_where_it_is_the_graph_is_as_dealt(members: int) -> None:
+    told = graph(Topology.HIERARCHICAL, members, regions=told_regions([""] * members))
+    assert told == graph(Topology.HIERARCHICAL, members)

@@ -357,6 +357,7 @@ async def _entry(site: Site, record: JobRecord, averaging: Averaging, material: 
         site.nickname,
         roles=site.roles,
         audit_class=audit_class[:MAX_CLASS_BYTES],
+        region=site.region,
     )
 
 

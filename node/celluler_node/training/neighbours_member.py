@@ -7,7 +7,7 @@ under its name alone; the others take it when it is no farther from theirs than 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -19,7 +19,7 @@ from celluler.identity import PeerId, short
 from celluler.jobs.states import JobState
 from celluler.learning.neighbours import SETTLING_ROUNDS, Neighbours
 from celluler.learning.roster import RosterView
-from celluler.learning.topology import Topology
+from celluler.learning.topology import Topology, told_regions
 from celluler.models.manifest import Metric, OpenedManifest
 from celluler_node.training.averaging import Averaging
 from celluler_node.training.figures import Progress
@@ -52,17 +52,16 @@ async def run_neighbours(
     *,
     on_progress: Callable[[Progress], None],
     moved: Callable[[], tuple[int, int]],
-    regions: Sequence[str] = (),
 ) -> None:
     """Train, publish or fetch the result, linger. The averager has admitted the roster.
 
     base: of the model that all began with. on_progress: told of each training round. moved: bytes sent and received
-    so far. regions: one name a roster place, for `hierarchical`; dealt by place unless given. Raises WorkerFailed,
-    Unavailable, LocalError.
+    so far. Raises WorkerFailed, Unavailable, LocalError.
     """
     if not isinstance(trainer, NeighboursTrainer):
         raise LocalError("this trainer keeps no model of its own")
     train = record.order.spec.train
+    regions = told_regions([member.region for member in roster.members])
     run = Neighbours(
         roster, site.identity, topology=Topology(train.topology), regions=regions, settling=SETTLING_ROUNDS
     )

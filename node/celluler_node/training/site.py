@@ -37,7 +37,8 @@ RunMaker = Callable[..., Run]
 class Site:
     """averager_listen: where averagers of this node listen. scratch: opens a folder that is gone afterwards.
 
-    roles: that this node takes in a run. describe: from a precision to the audit class of its workers.
+    roles: that this node takes in a run. region: where it stands; "" when it does not say. describe: from a precision
+    to the audit class of its workers.
     """
 
     identity: Identity
@@ -60,6 +61,7 @@ class Site:
     describe: Describer
     clock: Callable[[], float] = time.time
     roles: Role = ALL_ROLES
+    region: str = ""
     make_run: RunMaker = Run
     averager: Program = AVERAGER
 
