@@ -40,11 +40,16 @@ def build(architecture: Architecture, vector: Tensor) -> nn.Module:
     (batch, *input.shape) → (batch, *output); of a model for denoising, with (batch,) float32 besides, the shares of its
     steps. Of named nets, one through the other; see `net_of` for each.
     """
-    with torch.device("meta"):
-        nets = {net.name: _sequence(net.layers, net.given)[0] for net in architecture.nets}
-        module: nn.Module = nets[""] if "" in nets else _Nets(nets)
+    module = skeleton(architecture)
     attach(module, architecture, vector)
     return module
+
+
+def skeleton(architecture: Architecture) -> nn.Module:
+    """The same on the meta device: nothing of it is allocated."""
+    with torch.device("meta"):
+        nets = {net.name: _sequence(net.layers, net.given)[0] for net in architecture.nets}
+        return nets[""] if "" in nets else _Nets(nets)
 
 
 def net_of(module: nn.Module, name: str) -> nn.Module:
@@ -60,7 +65,7 @@ def attach(module: nn.Module, architecture: Architecture, vector: Tensor) -> Non
     if vector.shape != (architecture.dimension,) or vector.dtype != torch.float32:
         raise LocalError(f"{vector.dtype} of shape {tuple(vector.shape)} is no vector of {architecture.dimension}")
     views = views_of(architecture, vector)
-    assert set(module.state_dict()) == set(views)
+    assert set(module.state_dict()) == {tensor.name for tensor in architecture.planned}
     for tensor in architecture.tensors:
         place, _, name = tensor.name.rpartition(".")
         view = views[tensor.name]

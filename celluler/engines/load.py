@@ -16,7 +16,7 @@ from celluler.engines.predict import Predictor
 from celluler.models.body import Body
 from celluler.models.graph_body import GraphBody, check_trainable
 from celluler.models.memory import check_room
-from celluler.models.weights import Still, Vector, load_still, load_vector
+from celluler.models.weights import Still, Vector, load_still, load_vector, need_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ def load_model(body: Body, weights: Path, *, memory_bytes: int | None = None, mi
     file that does not fit, or holds values that are not finite.
     """
     check_room(body, memory_bytes, training=micro is not None)
+    if micro is not None:
+        need_float32(body, "trained")
     if isinstance(body, GraphBody):
         check_measured(body)
         if micro is not None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from celluler.engines.build import build, idle_biases
 from celluler.engines.graph.net import GraphNet
+from celluler.engines.narrow import build_narrow
 from celluler.models import graph_body
 from celluler.models.body import Body
 from celluler.models.graph_body import GraphBody
@@ -20,6 +21,8 @@ def module_of(body: Body, vector: Tensor, still: Still = NOTHING_STILL) -> nn.Mo
     still: the rest of the weights file; copied. (batch, *input.shape) → (batch, *output).
     """
     match body:
+        case Architecture() if body.narrow:
+            return build_narrow(body, vector, still)
         case Architecture():
             return build(body, vector)
         case GraphBody():

@@ -17,6 +17,7 @@ from celluler.formats.safetensors_files import open_safetensors
 from celluler.formats.stored import Stored
 from celluler.formats.torch_files import open_torch
 from celluler.models.spec import parse_spec
+from celluler.models.weights import need_float32
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 """What wrappers put in front of the names of a state dict."""
@@ -68,7 +69,9 @@ def import_state(document: bytes, tensors: Mapping[str, Stored], wishes: Wishes)
 
     Raises InvalidSpec.
     """
-    wanted = {tensor.name: tensor for tensor in parse_spec(document).tensors}
+    architecture = parse_spec(document)
+    need_float32(architecture, "converted")
+    wanted = {tensor.name: tensor for tensor in architecture.tensors}
     held = {name: one for name, one in tensors.items() if not name.endswith(_COUNTERS) or name in wanted}
     while wanted.keys() - held.keys():
         prefix = next((one for one in PREFIXES if held and all(name.startswith(one) for name in held)), None)

@@ -16,7 +16,8 @@ from celluler.errors import InvalidSpec
 from celluler.models.graph_body import MAX_GRAPH_BODY_BYTES, GraphBody, format_graph_body, parse_graph_body
 from celluler.models.layers import Shape, TensorSpec
 from celluler.models.objectives import Objective
-from celluler.models.spec import MAX_SPEC_BYTES, Architecture, Input, Stored, format_spec, parse_spec
+from celluler.models.spec import MAX_SPEC_BYTES, Architecture, Input, format_spec, parse_spec
+from celluler.models.stored import Stored
 
 MAX_BODY_BYTES = max(MAX_SPEC_BYTES, MAX_GRAPH_BODY_BYTES)
 SPEC, GRAPH = "spec", "graph"

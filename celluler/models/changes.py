@@ -16,7 +16,7 @@ import numpy.typing as npt
 from celluler.content.manifest import Layout
 from celluler.models.body import Body
 from celluler.models.graph_ops import DTYPES
-from celluler.models.spec import Stored
+from celluler.models.stored import Stored
 from celluler.models.weights import check_weights
 
 _BLOCK_ELEMENTS = 1 << 18  # compared at once: 2 MiB a side in double precision

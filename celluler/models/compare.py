@@ -1,7 +1,7 @@
 """Two versions of a model side by side: what differs, and how large a step of the version that is.
 
     major   architecture, input, output, task or the names of classes: who calls the model must look
-    minor   the same function with other weights
+    minor   the same function with other weights, or with the same in another dtype
     patch   the same weights, other words about them, or other readers
 
 Naming classes that had no names is a patch: nobody can have relied on them. Below 1.0.0 every step counts one place
@@ -17,9 +17,10 @@ from typing import Any
 
 from celluler.content.digest import cid_of
 from celluler.content.manifest import Layout
-from celluler.models.body import format_body, parse_body
+from celluler.models.body import Body, format_body, parse_body
 from celluler.models.changes import FieldChange, TensorChange, Weights, field_changes, tensor_changes
 from celluler.models.manifest import ModelManifest
+from celluler.models.spec import Architecture
 from celluler.models.version import check_step
 
 
@@ -45,7 +46,7 @@ def required_bump(old: ModelManifest, new: ModelManifest) -> str:
     """`major`, `minor` or `patch`: the least step from `old` to `new` that does not deceive anybody."""
     if (old.task, old.input, old.output) != (new.task, new.input, new.output):
         return "major"
-    if (old.labels and old.labels != new.labels) or parse_body(old.body, old.spec) != parse_body(new.body, new.spec):
+    if (old.labels and old.labels != new.labels) or _function(old) != _function(new):
         return "major"
     return "patch" if _same_weights(old, new) else "minor"
 
@@ -90,6 +91,12 @@ def new_bytes(old: Layout, new: Layout) -> int:
     """What must be fetched of the new content by whoever has the old: chunks are the same when their digests are."""
     here = {piece.digest for piece in old}
     return sum({piece.digest: piece.length for piece in new if piece.digest not in here}.values())
+
+
+def _function(manifest: ModelManifest) -> Body:
+    """What it computes, however precisely its weights are stored."""
+    body = parse_body(manifest.body, manifest.spec)
+    return body.wide if isinstance(body, Architecture) else body
 
 
 def _same_weights(old: ModelManifest, new: ModelManifest) -> bool:

@@ -24,7 +24,8 @@ from celluler.models.graph_arguments import Value, need_keys, one_of, some, whol
 from celluler.models.graph_ops import RANDOM, WRITES
 from celluler.models.layers import Budget, Shape, Signal, TensorSpec
 from celluler.models.objectives import Planned, Straight
-from celluler.models.spec import Input, Stored, plain, read_objective
+from celluler.models.spec import Input, plain, read_objective
+from celluler.models.stored import Stored
 
 FORMAT = 1
 MAX_GRAPH_BODY_BYTES = 1 << 18

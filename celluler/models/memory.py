@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import Body
+from celluler.models.spec import Architecture
 
 RUNTIME_BYTES = 1 << 30
 """Address space that a worker takes with torch and no model."""
@@ -40,10 +41,17 @@ def check_room(body: Body, memory_bytes: int | None, *, training: bool) -> None:
         return
     vectors = LEAST_VECTORS if training else 0
     samples = body.batch[0] * (COPIES if training else 1)
-    needed = body.parameter_bytes + vectors * _FLOAT_BYTES * body.dimension + samples * body.activation_bytes
+    needed = _weights_bytes(body) + vectors * _FLOAT_BYTES * body.dimension + samples * body.activation_bytes
     if needed + RUNTIME_BYTES > memory_bytes:
         what = "training this model" if training else "this model"
         raise DoesNotFit(what, needed + RUNTIME_BYTES, memory_bytes)
+
+
+def _weights_bytes(body: Body) -> int:
+    """Of narrow weights also what they become where nothing computes on them as they are stored."""
+    if isinstance(body, Architecture) and body.narrow:
+        return body.parameter_bytes + body.cost.parameter_bytes
+    return body.parameter_bytes
 
 
 def micro_batch(architecture: Body, batch: int, memory_bytes: int | None) -> int:

@@ -29,7 +29,7 @@ def tensors_of_layers(architecture: Body, layers: str) -> frozenset[str]:
     for part in layers.split(",", 64):
         chosen.update(_places(part.strip(), architecture))
     return frozenset(
-        tensor.name for tensor in architecture.tensors if any(tensor.name.startswith(place) for place in chosen)
+        tensor.name for tensor in architecture.stored if any(tensor.name.startswith(place) for place in chosen)
     )
 
 

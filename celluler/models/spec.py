@@ -7,7 +7,7 @@ writes is either an architecture within the budget or InvalidSpec with the place
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from celluler.documents import read_json
@@ -26,7 +26,9 @@ from celluler.models.layers import (
     count_layers,
     plan_layers,
 )
+from celluler.models.narrow import DTYPES, is_narrow, stored_as
 from celluler.models.objectives import NET_NAMES, OBJECTIVES, Contrastive, Denoising, Objective
+from celluler.models.stored import Stored
 
 FORMAT = 1
 MAX_SPEC_BYTES = 1 << 16
@@ -44,15 +46,6 @@ class Input:
 
     dtype: str = declare(Choice(("float32", "int64")), "of its elements; int64 is for an embedding")
     shape: Shape = declare(Sizes(), "without the batch axis")  # noqa: RUF009
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One tensor of a weights file. dtype: `float32`, `int64` and so on."""
-
-    name: str
-    dtype: str
-    shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +75,9 @@ class Architecture:
     """A checked architecture, the body of kind `spec`. Equal documents give equal architectures.
 
     nets: in the order in which its objective names them.
-    tensors: every float32 tensor of the weights, in the order in which they make up the flat vector.
+    planned: every tensor of the weights, in the order in which they make up the flat vector of a float32 model.
     vocabulary: integers that may come in are below it (int64 input only).
+    cost: of a float32 model. dtype: of the weights file, see `celluler.models.narrow`.
     """
 
     kind: ClassVar[str] = "spec"
@@ -92,9 +86,10 @@ class Architecture:
     nets: tuple[Net, ...]
     objective: Objective
     output: Shape
-    tensors: tuple[TensorSpec, ...]
+    planned: tuple[TensorSpec, ...]
     vocabulary: int
     cost: Cost
+    dtype: str = "float32"
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -106,9 +101,28 @@ class Architecture:
         return next((net for net in self.nets if net.name == name), None)
 
     @property
+    def wide(self) -> Architecture:
+        """The same with float32 weights."""
+        return self if self.dtype == "float32" else replace(self, dtype="float32")
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Those that the file holds as float32: all of them, or what is no matrix."""
+        if self.dtype == "float32":
+            return self.planned
+        return tuple(tensor for tensor in self.planned if not is_narrow(tensor.shape))
+
+    @property
+    def narrow(self) -> tuple[TensorSpec, ...]:
+        """Those that the file holds in `dtype`."""
+        return () if self.dtype == "float32" else tuple(one for one in self.planned if is_narrow(one.shape))
+
+    @property
     def dimension(self) -> int:
-        """Length of the flat vector of all tensors, running statistics included."""
-        return self.cost.parameter_bytes // FLOAT_BYTES
+        """Length of the flat vector of all float32 tensors, running statistics included."""
+        if self.dtype == "float32":
+            return self.cost.parameter_bytes // FLOAT_BYTES
+        return sum(tensor.elements for tensor in self.tensors)
 
     @property
     def parameter_count(self) -> int:
@@ -118,16 +132,15 @@ class Architecture:
     @property
     def parameter_bytes(self) -> int:
         """Of all tensors, running statistics included: the tensor bytes of the weights file."""
-        return self.cost.parameter_bytes
+        if self.dtype == "float32":
+            return self.cost.parameter_bytes
+        return sum(one.byte_count for one in self.stored)
 
     @property
     def stored(self) -> tuple[Stored, ...]:
-        """The weights file holds what makes up the flat vector."""
-        return tuple(Stored(tensor.name, self.dtype, tensor.shape) for tensor in self.tensors)
-
-    @property
-    def dtype(self) -> str:
-        return "float32"
+        """The weights file holds what makes up the flat vector, and behind it what is narrower."""
+        wide = tuple(Stored(tensor.name, "float32", tensor.shape) for tensor in self.tensors)
+        return (*wide, *(one for tensor in self.narrow for one in stored_as(self.dtype, tensor.name, tensor.shape)))
 
     @property
     def activation_bytes(self) -> int:
@@ -142,7 +155,7 @@ class Architecture:
     @property
     def whole_batch(self) -> bool:
         """The batch is part of what a batch norm computes, and of what samples are told apart from."""
-        return isinstance(self.objective, Contrastive) or any(tensor.role == "mean" for tensor in self.tensors)
+        return isinstance(self.objective, Contrastive) or any(tensor.role == "mean" for tensor in self.planned)
 
     def answer_shape(self, sample: Shape) -> Shape:
         """What comes of a sample of this shape. Raises InvalidSpec (`input.shape`) for one that does not fit."""
@@ -158,7 +171,7 @@ def parse_spec(document: bytes | dict[str, Any], *, budget: Budget = DEFAULT_BUD
     _bound_nesting(root)
     values = read_fields(_Document, root, "")
     bodies = _bodies(values["objective"], values.get("layers"), values.get("nets"))
-    return _plan(values["input"], bodies, values["objective"], budget)
+    return replace(_plan(values["input"], bodies, values["objective"], budget), dtype=values.get("dtype", "float32"))
 
 
 def format_spec(architecture: Architecture) -> bytes:
@@ -169,6 +182,7 @@ def format_spec(architecture: Architecture) -> bytes:
         "input": plain(architecture.input),
         **({"layers": bodies[""]} if "" in bodies else {"nets": bodies}),
         "objective": plain(architecture.objective),
+        **({} if architecture.dtype == "float32" else {"dtype": architecture.dtype}),
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")
 
@@ -234,6 +248,7 @@ class _Document:
     nets: Bodies | None = declare(  # noqa: RUF009
         _NetsRule(), "in place of `layers`: those that its objective joins", default=None
     )
+    dtype: str = declare(Choice(DTYPES), "of the weights file; only float32 ones are trained", default="float32")
 
 
 DOCUMENT: type = _Document

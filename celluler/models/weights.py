@@ -3,7 +3,8 @@
 The flat vector of a model is what training moves, each tensor in row-major order, one after another in the order of
 `Body.tensors`; of a spec that is layer by layer as they are written, weight before bias, a batch norm's running mean
 and variance behind its weight and bias, and there is nothing else in the file. What training leaves alone lies behind
-it, in any dtype. Knows no torch: a node checks and makes weights without an engine.
+it, in any dtype; of a spec stored in less than float32 all that is (`celluler.models.narrow`). Knows no torch: a node
+checks and makes weights without an engine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import Body
 from celluler.models.graph_ops import DTYPES
 from celluler.models.layers import FLOAT_BYTES, TensorSpec
-from celluler.models.spec import Architecture, Stored
+from celluler.models.spec import Architecture
+from celluler.models.stored import Stored
 
 Vector = npt.NDArray[np.float32]
 Still = Mapping[str, npt.NDArray[np.uint8]]
@@ -57,6 +59,7 @@ def initial_vector(architecture: Body, seed: bytes) -> Vector:
     """
     if not isinstance(architecture, Architecture):
         raise InvalidSpec("weights", f"of a {architecture.kind} are its author's: there are none to begin with")
+    need_float32(architecture, "untrained")
     if len(seed) != SEED_BYTES:
         raise LocalError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
     vector = np.empty(architecture.dimension, dtype=np.float32)
@@ -65,6 +68,14 @@ def initial_vector(architecture: Body, seed: bytes) -> Vector:
         vector[start : start + tensor.elements] = _initial(tensor, seed)
         start += tensor.elements
     return vector
+
+
+def need_float32(body: Body, what: str) -> None:
+    """What trains, or begins to, has float32 weights. Raises InvalidSpec (`dtype`)."""
+    if isinstance(body, Architecture) and body.narrow:
+        raise InvalidSpec(
+            "dtype", f"is {body.dtype}: {what} weights are float32", hint="start from the model it was made from"
+        )
 
 
 def initial_weights(architecture: Body, seed: bytes, path: Path) -> None:
