@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from celluler.aggregation.rules import RULES
 from simulations.accuracy import Plan, Results, measure, tables
 from simulations.attacks.catalogue import EVERY
 from simulations.federation import HONEST, LEAST_SAMPLES, Federation, Outcome, Setting, dirichlet
@@ -20,8 +21,8 @@ def one_thread() -> None:
 
 def test_the_plan_is_everything_against_everything_and_begins_with_nk_under_the_most_liars() -> None:
     settings = Plan().settings()
-    under_attack = 2 * 2 * 3 * len(EVERY) * 9 * 3
-    assert len(settings) == len(set(settings)) == under_attack + 2 * 2 * 9 * 3
+    under_attack = 2 * 2 * 3 * len(EVERY) * len(RULES) * 3
+    assert len(settings) == len(set(settings)) == under_attack + 2 * 2 * len(RULES) * 3
     assert (settings[0].rule, settings[0].data, settings[0].seed) == ("nk", "digits", 0)
     assert {(one.partition, one.liars) for one in settings[: 2 * len(EVERY)]} == {("iid", 7), ("dirichlet", 3)}
 
