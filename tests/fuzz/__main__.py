@@ -8,6 +8,7 @@ limited to a gigabyte above what the program takes. Exit code 1 when something f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import random
 import resource
@@ -15,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +30,8 @@ from tests.fuzz.targets import TARGETS, Target
 
 EXAMPLES_A_TURN = 500
 SPARE_BYTES = 1 << 30
+SHRINK_S = 10.0
+"""To make an input smaller that was let through, beyond its target's share of the time."""
 MAX_INPUT_BYTES = 1 << 16
 GUIDED = ("celluler.formats", "celluler.models", "celluler.documents", "celluler.wire", "celluler.jobs.spec")
 
@@ -50,38 +55,52 @@ def main() -> int:
     return 1 if failed else 0
 
 
+@dataclass
+class _Progress:
+    """fed, taken: inputs. failure: the smallest input that was let through, and what came of it."""
+
+    until: float
+    fed: int = 0
+    taken: int = 0
+    failure: tuple[bytes, BaseException] | None = None
+
+
 def _run(name: str, seconds: float) -> bool:
-    """Turns of `EXAMPLES_A_TURN`, each from a seed that is printed when it finds something."""
-    target, until, fed = TARGETS[name], time.monotonic() + seconds, [0, 0]
-    while time.monotonic() < until:
-        seed = random.getrandbits(32)
-        try:
-            hypothesis.seed(seed)(_turn(target, fed, until))()
-        except Exception as error:  # whatever it is, a stranger's bytes must not raise it
-            print(f"{name}: seed {seed}: {type(error).__name__}: {error}", flush=True)
-            print("\n".join(getattr(error, "__notes__", [])), flush=True)
-            return False
-    print(f"{name}: {fed[0]} inputs, {fed[1]} taken", flush=True)
-    return True
+    """Turns of `EXAMPLES_A_TURN`, until the time is over or something was let through."""
+    target, progress = TARGETS[name], _Progress(time.monotonic() + seconds)
+    while time.monotonic() < progress.until and progress.failure is None:
+        with contextlib.suppress(Exception):  # told below, from the smallest input
+            _turn(target, progress)
+    if progress.failure is None:
+        print(f"{name}: {progress.fed} inputs, {progress.taken} taken", flush=True)
+        return True
+    data, error = progress.failure
+    print(f"{name}: {type(error).__name__}: {str(error)[:500]}\n  from {data!r}", flush=True)
+    traceback.print_exception(error, limit=-6)
+    return False
 
 
-def _turn(target: Target, fed: list[int], until: float):  # type: ignore[no-untyped-def]
+def _turn(target: Target, progress: _Progress) -> None:
     @settings(
         max_examples=EXAMPLES_A_TURN,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
-        print_blob=False,
     )
     @given(inputs(target))
     def feed(data: bytes) -> None:
-        if time.monotonic() > until + 5:
+        if time.monotonic() > progress.until + SHRINK_S:
             return
-        fed[0] += 1
-        fed[1] += target.feed(data)
+        progress.fed += 1
+        try:
+            progress.taken += target.feed(data)
+        except Exception as error:
+            if progress.failure is None or len(data) < len(progress.failure[0]):
+                progress.failure = data, error
+            raise
 
-    return feed
+    hypothesis.seed(random.getrandbits(32))(feed)()
 
 
 def _run_guided(name: str, seconds: float) -> bool:

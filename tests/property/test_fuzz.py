@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutations import inputs
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, Target
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -24,3 +25,8 @@ def test_bytes_of_a_stranger_are_taken_or_refused(name: str, data: Any) -> None:
 def test_a_target_begins_with_something_that_it_takes(name: str) -> None:
     target = TARGETS[name]
     assert any(target.feed(seed) for seed in target.seeds())
+
+
+def test_an_error_of_ours_is_no_refusal() -> None:
+    with pytest.raises(ValueError):
+        Target(json.loads, lambda: [b"{}"], "json").feed(b"[")
