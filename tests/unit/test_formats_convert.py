@@ -91,6 +91,17 @@ def test_what_cannot_be_converted_is_refused_in_words(make: Any, to: str, said: 
     assert said in refused.problem
 
 
+def test_a_spec_goes_to_onnx_and_says_how_far_it_is_off(spec: Path, tmp_path: Path) -> None:
+    done = ask(tmp_path, spec, weights=str(a_checkpoint(tmp_path)), to="onnx")
+    assert isinstance(done, Converted)
+    assert done.files == ("model.onnx",)
+    assert done.compared
+    assert done.deviation < 1e-5
+    back = ask(tmp_path, tmp_path / "out" / "model.onnx", out="back")
+    assert isinstance(back, Converted)
+    assert (back.form, back.body, back.parameters) == ("onnx", "graph", done.parameters)
+
+
 def test_a_net_that_no_folder_can_say_is_not_exported_as_one(spec: Path, tmp_path: Path) -> None:
     refused = ask(tmp_path, spec, weights=str(a_checkpoint(tmp_path)), to="hf")
     assert isinstance(refused, Refused)

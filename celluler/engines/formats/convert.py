@@ -24,7 +24,8 @@ from celluler.models.body import MAX_BODY_BYTES, Body, parse_body
 from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.spec import Architecture
 
-TARGETS = ("celluler", "safetensors", "hf")
+TARGETS = ("celluler", "safetensors", "onnx", "hf")
+ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,13 @@ def convert(source: Path, weights: Path | None, to: str, wishes: Wishes, folder:
 
     weights: of a source that says only what to compute.
     """
-    if to not in _WRITERS:
+    if to not in TARGETS:
         raise InvalidSpec("to", f"is {to[:32]!r}, must be one of {', '.join(TARGETS)}")
     form, imported, deviation = read_model(source, weights, wishes)
     body = parse_body(imported.kind, imported.document)
+    if to == "onnx":
+        found = _write_onnx(body, imported, folder)
+        return Converted(form, body, (ONNX_FILE,), imported.notes, found if deviation is None else deviation)
     files = _WRITERS[to](body, imported, folder)
     return Converted(form, body, files, imported.notes, deviation)
 
@@ -116,6 +120,17 @@ def _write_hf(body: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
         held.unlink()
     (folder / CONFIG_FILE).write_text(json.dumps(config_of(decoder), indent=2) + "\n", encoding="ascii")
     return CONFIG_FILE, HF_WEIGHTS
+
+
+def _write_onnx(body: Body, imported: Imported, folder: Path) -> float | None:
+    from celluler.engines.formats.onnx_export import export_onnx  # noqa: PLC0415  as above
+
+    held = folder / ".own"
+    write_safetensors(held, imported.tensors)
+    try:
+        return export_onnx(body, held, folder / ONNX_FILE)
+    finally:
+        held.unlink()
 
 
 _WRITERS: Mapping[str, Callable[[Body, Imported, Path], tuple[str, ...]]] = {

@@ -127,7 +127,7 @@ def tensor_of(value: Value, node: Node, like: Tensor | None = None) -> Tensor:
                 return torch.arange(value.item(), value.item() + 1).reshape(value.shape)
             raise node.refuse("computes with a shape that varies, in a way that cannot be traced")
         return torch.tensor(value.astype(np.int64))
-    made = torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+    made = torch.from_numpy(np.array(value))
     return made.to(like.dtype) if like is not None and like.is_floating_point() else made
 
 
