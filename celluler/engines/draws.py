@@ -18,6 +18,7 @@ from torch import Tensor
 
 Doubles = npt.NDArray[np.float64]
 
+_BLOCK = 1 << 13  # pairs at a time: what is held in double precision stays small
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_TERMS = tuple(2 / n for n in range(19, 0, -2))
 _SINE_TERMS = tuple((-1) ** (n // 2) / math.factorial(n) for n in range(17, 0, -2))
@@ -34,11 +35,16 @@ class Draws:
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """(samples, *shape) float32, from the normal distribution with mean 0 and variance 1."""
         count = math.prod(shape)
-        words = self._words(purpose, 2 * ((count + 1) // 2)).astype(np.float64)
-        length = np.sqrt(-2.0 * _log((words[:, 0::2] + 1.0) * 2.0**-32))  # Box and Muller 1958
-        cosine, sine = _turned(words[:, 1::2] * 2.0**-32)
-        both = np.concatenate((length * cosine, length * sine), axis=1)[:, :count]
-        return torch.from_numpy(both.astype(np.float32)).reshape(-1, *shape)
+        half = (count + 1) // 2
+        words = self._words(purpose, 2 * half).reshape(-1, 2)
+        pairs = np.empty((2, len(words)), dtype=np.float32)
+        for start in range(0, len(words), _BLOCK):
+            block = words[start : start + _BLOCK].astype(np.float64)
+            length = np.sqrt(-2.0 * _log((block[:, 0] + 1.0) * 2.0**-32))  # Box and Muller 1958
+            cosine, sine = _turned(block[:, 1] * 2.0**-32)
+            pairs[:, start : start + _BLOCK] = length * cosine, length * sine
+        drawn = np.concatenate((pairs[0].reshape(-1, half), pairs[1].reshape(-1, half)), axis=1)[:, :count]
+        return torch.from_numpy(drawn).reshape(-1, *shape)
 
     def uniform(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """(samples, *shape) float32 in 0 ≤ x < 1."""
