@@ -302,8 +302,9 @@ class TrainingDesk:
         self._tried.add(job)
         if record.life.ended:
             return
-        if not self._trains or record.expires_s <= now:
-            record.move(JobState.FAILED, now, "its deadline has passed" if self._trains else "this node trains no more")
+        over = self._why_over(record, now)
+        if over:
+            record.move(JobState.FAILED, now, over)
         elif record.roster is not None:
             self._site.nursery.start_soon(self._come_back, record)
         elif record.coordinated:
@@ -312,6 +313,16 @@ class TrainingDesk:
         else:  # an offer that came to nothing: make it again, should the job still be announced
             self._forget(record.order)
             self._tried.discard(job)
+
+    def _why_over(self, record: JobRecord, now: float) -> str:
+        """Why a job that was under way cannot be taken up; empty when it can."""
+        if not self._trains:
+            return "this node trains no more"
+        if record.expires_s <= now:
+            return "its deadline has passed"
+        if record.roster is not None and record.order.spec.train.consensus == "gossip":
+            return "this node was away, and neighbours keep no state that it could come back to"
+        return ""
 
     async def _come_back(self, record: JobRecord) -> None:
         with record.scope:
