@@ -80,6 +80,10 @@ class Spares:
         ):
             yield child, weights
 
+    async def start_one(self) -> bool:
+        """Another spare, now. True when it waits, False when it could not be started."""
+        return bool(await self._nursery.start(self._wait))
+
     async def _take(self, weights: Path) -> _Spare | None:
         """None when none waits, or when no link can be made: on another disk they would be of no use."""
         while self._idle and self._idle[-1].child.ended.is_set():
@@ -100,7 +104,7 @@ class Spares:
         try:
             while trio.current_time() < (quiet_at := self._began_at + QUIET_S):  # noqa: ASYNC110  it moves on
                 await trio.sleep_until(quiet_at)
-            while len(self._idle) < self._wanted and await self._nursery.start(self._wait):
+            while len(self._idle) < self._wanted and await self.start_one():
                 pass
         finally:
             self._starting = False

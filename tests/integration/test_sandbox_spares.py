@@ -76,7 +76,7 @@ async def test_a_spare_serves_one_model_and_is_gone(files):
 @pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
 async def test_a_spare_reads_nothing_but_what_it_is_given_and_does_not_write_that(files):
     async with a_pool(files) as pool:
-        await pool._nursery.start(pool._wait)
+        assert await pool.start_one()
         spare = pool._idle[0]
         (spare.given / "link").symlink_to(files / "second")
         for path in (files / "first", spare.given / "link"):
@@ -87,7 +87,7 @@ async def test_a_spare_reads_nothing_but_what_it_is_given_and_does_not_write_tha
 
 async def test_a_spare_that_dies_while_it_waits_is_not_handed_out(files):
     async with a_pool(files) as pool:
-        await pool._nursery.start(pool._wait)
+        assert await pool.start_one()
         dead = pool._idle[0].child
         os.kill(dead.pid, signal.SIGKILL)
         await dead.ended.wait()
@@ -107,7 +107,7 @@ async def test_where_no_link_can_be_made_and_where_none_is_wanted_a_worker_start
 
     monkeypatch.setattr(module.os, "link", refuse)
     async with a_pool(files) as pool:
-        await pool._nursery.start(pool._wait)
+        assert await pool.start_one()
         assert (await read(pool, files / "first"))[2] == files / "first"
 
 
@@ -115,7 +115,7 @@ async def test_a_real_worker_that_waited_answers_at_once(files):
     initial_weights(parse_spec(SPEC), bytes(32), files / "weights")
     x = np.ones((1, 64), dtype=np.float32)
     async with a_pool(files, WORKER) as pool:
-        await pool._nursery.start(pool._wait)
+        assert await pool.start_one()
         pool._wanted = 0
         began = trio.current_time()
         async with pool.open(files / "weights") as (child, path):
