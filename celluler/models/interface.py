@@ -1,0 +1,119 @@
+"""A model as others meet it: its body, and what stands before and after it. What goes in and comes out, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from celluler.errors import InvalidSpec
+from celluler.models.body import Body
+from celluler.models.calls import SAMPLE, check_call, outputs_of
+from celluler.models.graph_body import GraphBody
+from celluler.models.layers import Shape, Signal
+from celluler.models.transforms.base import ITEM_BYTES, TEXT
+from celluler.models.transforms.document import Answer, Preprocess, parse_postprocess, parse_preprocess
+
+MAX_MODEL_ITEMS = 1 << 22
+"""What a batch may come to before the model: a small raw input may become a large one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """Equal bodies and documents give equal interfaces."""
+
+    body: Body
+    preprocess: Preprocess | None = None
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def outputs(self) -> dict[str, Signal]:
+        """Everything that may be asked for, the usual one first; each for one sample at its longest."""
+        own = {name: Signal(dtype, shape) for name, (dtype, shape) in outputs_of(self.body).items()}
+        return {one.name: one.chain.gives for one in self.answers} | own
+
+    @property
+    def usual(self) -> str:
+        return next(iter(self.outputs))
+
+    @property
+    def takes(self) -> Signal:
+        """One raw sample, where its output is not made from seeds."""
+        if self.preprocess is not None:
+            return self.preprocess.chain.given
+        return Signal(self.body.input.dtype, self.body.input.shape)
+
+    def answer_named(self, output: str) -> Answer | None:
+        """None for one of the model's own."""
+        return next((one for one in self.answers if one.name == output), None)
+
+    def source(self, output: str) -> str:
+        """Which of the model's own outputs this one is made from. Raises InvalidSpec for one there is not."""
+        if output not in (named := self.outputs):
+            raise InvalidSpec("output", f"is {output[:32]!r}; this model gives {', '.join(named)}")
+        found = self.answer_named(output)
+        return output if found is None else found.of
+
+    def check(self, dtype: str, shape: tuple[int, ...], output: str) -> None:
+        """A batch of that dtype and shape may be asked with, for that output. Raises InvalidSpec with the field.
+
+        The values themselves are the worker's to check.
+        """
+        source = self.source(output)
+        if self.preprocess is None or source == SAMPLE:
+            check_call(self.body, dtype, shape, source)
+            return
+        wanted, name = self.takes, self.preprocess.name
+        if dtype != wire_dtype(wanted.dtype):
+            told = "uint8, the bytes of a text" if wanted.dtype == TEXT else wanted.dtype
+            raise InvalidSpec("input.dtype", f"is {dtype[:32]}, must be {told} ({name})")
+        least = self.body.batch[0]
+        fits = len(shape) == len(wanted.shape) + 1 and shape[0] >= least
+        fits = fits and (0 < shape[1] <= wanted.shape[0] if wanted.dtype == TEXT else shape[1:] == wanted.shape)
+        if not fits:
+            sides = "".join(f", {'1…' * (wanted.dtype == TEXT)}{side}" for side in wanted.shape)
+            told = f"is {shape}, must be (n{sides}){f', n at least {least}' * (least > 1)} ({name})"
+            raise InvalidSpec("input.shape", told)
+        if (items := shape[0] * self.preprocess.chain.gives.elements) > MAX_MODEL_ITEMS:
+            raise InvalidSpec("input.shape", f"comes to {items} items before the model, limit {MAX_MODEL_ITEMS}")
+
+    def answer(self, samples: int, output: str) -> tuple[str, Shape, int]:
+        """(dtype on the wire, shape, bytes) of the answer to a call that fits, at most."""
+        one = self.outputs[output]
+        return wire_dtype(one.dtype), (samples, *one.shape), samples * one.elements * ITEM_BYTES[one.dtype]
+
+
+def read_interface(
+    body: Body, preprocess: bytes | dict[str, Any] = b"", postprocess: bytes | dict[str, Any] = b""
+) -> Interface:
+    """Empty documents for none. Raises InvalidSpec where a document is wrong, or does not fit the body."""
+    before = parse_preprocess(preprocess) if preprocess else None
+    sample = body.input.shape if before is None else _fitting(body, before)
+    if not postprocess:
+        return Interface(body, before)
+    if before is None and isinstance(body, GraphBody) and len(set(body.sequence or (1,))) > 1:
+        raise InvalidSpec("postprocess", "needs one length of a sample: a preprocess that gives it")
+    given = {}
+    for name, (dtype, shape) in outputs_of(body).items():
+        varies = name != SAMPLE and shape == body.output
+        given[name] = Signal(dtype, body.answer_shape(sample) if varies else shape)
+    return Interface(body, before, parse_postprocess(postprocess, given))
+
+
+def wire_dtype(dtype: str) -> str:
+    """Texts travel as bytes."""
+    return "uint8" if dtype == TEXT else dtype
+
+
+def _fitting(body: Body, before: Preprocess) -> Shape:
+    """The shape of what comes out, which the body takes. Raises InvalidSpec."""
+    gives = before.chain.gives
+    if set(outputs_of(body)) == {SAMPLE}:
+        raise InvalidSpec("preprocess", "has nothing to do: this model is asked with seeds alone")
+    try:
+        if gives.dtype != body.input.dtype:
+            raise InvalidSpec("input.dtype", f"is {gives.dtype}")
+        body.answer_shape(gives.shape)
+    except InvalidSpec:
+        wanted = f"{body.input.dtype} {body.input.shape}"
+        raise InvalidSpec("preprocess", f"gives {gives.dtype} {gives.shape}, the model takes {wanted}") from None
+    return gives.shape
