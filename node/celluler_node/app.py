@@ -29,7 +29,7 @@ from celluler_node.core import Core, open_core
 from celluler_node.job_client import JobClient
 from celluler_node.node import Node, Services
 from celluler_node.processes.averager_words import AVERAGER
-from celluler_node.processes.confinement import OFF, Confinement
+from celluler_node.processes.confinement import Confinement, Walls
 from celluler_node.processes.words import Program
 from celluler_node.replicas import open_replicas
 from celluler_node.serving import ModelServer
@@ -83,7 +83,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             open_replicas(core, membership, interval_s=parts.replicate_every_s, policy=parts.replication),
             own_nursery() as nursery,
         ):
-            isolation = _Isolation(core.confinement)
+            walls = Walls(core.confinement)
             server = ModelServer(
                 core.repository,
                 core.worker,
@@ -93,7 +93,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
                 own=core.identity.peer_id,
                 confinement=core.confinement,
                 spares=config.worker_spares,
-                on_start=isolation.note,
+                on_start=walls.note,
             )
             archive = JobArchive(config.jobs_folder)
             desk = TrainingDesk(_site(core, parts, nursery), archive, trains="train" in config.roles)
@@ -114,7 +114,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
                     desk=desk,
                     joined_by=None,
                     server=server,
-                    isolation=isolation.text,
+                    isolation=lambda: walls.seen.text,
                     stopping=stop,
                     started_s=started_s,
                 )
@@ -192,22 +192,6 @@ def _peers_of(members: tuple[Member, ...]) -> tuple[PeerId, ...]:
 
 
 # --- life ----------------------------------------------------------------------------------------------------------
-
-
-class _Isolation:
-    """Which walls stand around the workers of this node: as this machine lets expect, then as the last one that
-    started found them."""
-
-    def __init__(self, expected: Confinement) -> None:
-        self._off = expected.level == OFF
-        self._text = expected.text
-
-    def note(self, full: bool, missing: tuple[str, ...]) -> None:
-        if not self._off:
-            self._text = "full" if full else f"reduced: {'; '.join(missing)}"
-
-    def text(self) -> str:
-        return self._text
 
 
 async def _keep_state(core: Core, membership: Membership) -> None:

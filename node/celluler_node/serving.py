@@ -21,7 +21,7 @@ from celluler.models.calls import answer_of, check_call
 from celluler.models.manifest import OpenedManifest
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.supervisor import Child
-from celluler_node.processes.words import Limits, Program
+from celluler_node.processes.words import Isolation, Limits, Program
 from celluler_node.processes.worker_words import LoadModel
 from celluler_node.processes.worker_words import Predict as PredictCall
 from celluler_node.repository import Repository
@@ -67,12 +67,11 @@ class ModelServer:
         own: PeerId,
         confinement: Confinement,
         spares: int,
-        on_start: Callable[[bool, tuple[str, ...]], None],
+        on_start: Callable[[Isolation], None],
     ) -> None:
         """program: the worker, confined or not. confinement: which models of others than `own` may run here.
 
-        spares: workers that wait for the next model. on_start: told of every worker whether it is fully isolated, and
-        what is missing.
+        spares: workers that wait for the next model. on_start: told which walls every worker has found.
         """
         self._on_start, self._own, self._confinement = on_start, own, confinement
         self._repository, self._nursery = repository, nursery
@@ -150,9 +149,11 @@ class ModelServer:
             with loaded.scope, self._repository.hold(loaded.opened):
                 weights = await self._repository.sound(loaded.opened, hints=hints)
                 async with self._workers.open(weights) as (child, path):
+                    self._on_start(child.isolation)
                     record = loaded.opened.record
+                    found = self._confinement.as_found(child.isolation)
+                    found.require(record.body, own=loaded.opened.signed.signer == self._own)
                     await child.call(LoadModel(record.spec, str(path), record.body))
-                    self._on_start(child.isolation.full, child.isolation.missing)
                     loaded.child = child
                     loaded.ready.set()
                     await child.ended.wait()

@@ -9,7 +9,8 @@ import pytest
 from celluler.errors import Denied, InvalidSpec
 from celluler_node.config import load_config
 from celluler_node.processes import landlock, seccomp
-from celluler_node.processes.confinement import FULL, OFF, REDUCED, Confinement, confinement
+from celluler_node.processes.confinement import FULL, OFF, REDUCED, Confinement, Walls, confinement
+from celluler_node.processes.words import Isolation
 
 FOREIGN = ("graph", "onnx", "gguf", "of a kind not known yet")
 
@@ -56,3 +57,18 @@ def test_only_the_configuration_file_may_loosen_the_walls(path: str, tmp_path: P
     assert (load_config(home).sandbox, load_config(home).run_foreign) == (True, False)
     (tmp_path / "config.toml").write_text('[worker]\nsandbox = "off"\nforeign = true\n')
     assert (load_config(home).sandbox, load_config(home).run_foreign) == (False, True)
+
+
+def test_what_a_worker_finds_is_less_than_expected_at_most() -> None:
+    whole, torn = Isolation(True, True, True, 7, True, ()), Isolation(True, True, True, 0, True, ("no Landlock",))
+    walls = Walls(Confinement(FULL))
+    walls.note(whole)
+    assert walls.seen.text == "full"
+    walls.note(torn)
+    assert walls.seen.text == "reduced: no Landlock"
+    assert not walls.seen.may_run("graph", own=False)
+    walls.note(whole)
+    assert walls.seen.text == "full"
+    off = Walls(Confinement(OFF))
+    off.note(Isolation(True, True, False, 0, False, ("not confined: this program is our own",)))
+    assert off.seen.text.startswith("off")

@@ -7,10 +7,11 @@ Known before the first worker starts: what the kernel offers is asked of the ker
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from celluler.errors import Denied
 from celluler_node.processes import landlock, seccomp
+from celluler_node.processes.words import Isolation
 
 FULL, REDUCED, OFF = "full", "reduced", "off"
 
@@ -52,6 +53,22 @@ class Confinement:
                 f"a {body_kind} model of another peer needs the full sandbox, and here it is {self.text}",
                 hint="run it where `celluler status` says isolation: full, or set worker.foreign = true",
             )
+
+    def as_found(self, isolation: Isolation) -> Confinement:
+        """The same as far as a worker that has started found it so; never more than was expected."""
+        if self.level != FULL or isolation.full:
+            return self
+        return replace(self, level=REDUCED, missing=isolation.missing)
+
+
+class Walls:
+    """Around the workers of a node: as its machine lets expect, then as the last one that started found them."""
+
+    def __init__(self, expected: Confinement) -> None:
+        self._expected = self.seen = expected
+
+    def note(self, isolation: Isolation) -> None:
+        self.seen = self._expected.as_found(isolation)
 
 
 def confinement(*, sandbox: bool, foreign: bool) -> Confinement:

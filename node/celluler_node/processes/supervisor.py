@@ -144,7 +144,7 @@ class _Keeper:
                 nursery.start_soon(self._tail.read)
                 nursery.start_soon(self._channel.send)
                 nursery.start_soon(self._receive)
-                if self._program.confined:
+                if self._program.confined or self._limits.disk_bytes is not None:
                     nursery.start_soon(self._watch)
                 await self._exit()
                 for drained in (self._received, self._tail.ended):  # a descendant may hold either open
