@@ -261,7 +261,8 @@ class JobDesk(Protocol):
         ...
 
     async def apply(self, peer: PeerId, job: Digest, admission: bytes) -> None:
-        """Raises NotFound, PeerViolation for an admission that nothing stands behind."""
+        """Raises NotFound, PeerViolation for an admission that nothing stands behind, Denied where nobody may come
+        late, Unavailable where all places are taken."""
         ...
 
     async def state(self, peer: PeerId, job: Digest) -> StateTold:
