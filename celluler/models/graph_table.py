@@ -159,6 +159,7 @@ min.dim(Tensor self, int dim, bool keepdim=false) -> Tensor[]
 argmax.default(Tensor self, int? dim=null, bool keepdim=false) -> Tensor
 logsumexp.default(Tensor self, int[] dim, bool keepdim=false) -> Tensor
 cumsum.default(Tensor self, int dim, dtype? dtype=null) -> Tensor
+diff.default(Tensor self, int n=1, int dim=-1, Tensor? prepend=null, Tensor? append=null) -> Tensor
 linalg_vector_norm.default(Tensor self, Scalar ord=2, int[]? dim=null, bool keepdim=false, dtype? dtype=null) ->
     Tensor
 topk.default(Tensor self, int k, int dim=-1, bool largest=true, bool sorted=true) -> Tensor[]

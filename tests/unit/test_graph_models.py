@@ -87,6 +87,24 @@ def test_ranges_and_vocabularies_of_a_language_model_are_enforced() -> None:
             module(wrong)
 
 
+class Various(nn.Module):
+    """What published modules do on the way: parts without gradient, masks by `&`, writes in place, named outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(4, 4), nn.Dropout(0.5, inplace=True)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.first(x)
+        with torch.no_grad():
+            scale = torch.min(hidden.abs().amax(1, keepdim=True), x.exp().sum(1, keepdim=True)) + 1
+            if self.training:
+                self.mean.mul_(0.9).add_(hidden.mean(0), alpha=0.1)
+        kept = (x > -1) & (hidden < scale)
+        return {"out": self.drop(hidden / scale) - self.mean, "masked": hidden.masked_fill(kept, 0.0)}
+
+
 class Fickle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if self.training else x
@@ -109,6 +127,22 @@ class Lattice(nn.Module):
 class Overwriting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.relu_()
+
+
+def test_parts_without_gradient_are_laid_into_the_graph() -> None:
+    torch.manual_seed(2)
+    original, x = Various(), torch.randn(6, 4)
+    graph = export_graph(original, (x,)).module().train()
+    for _ in range(2):
+        told = []
+        for module in (original, graph):
+            torch.manual_seed(7)
+            outputs = module(x)
+            told.append(tuple(outputs.values()) if isinstance(outputs, dict) else outputs)
+            sum(out.sum() for out in told[-1]).backward()
+        assert all(torch.equal(one, other) for one, other in zip(*told, strict=True))
+        assert_same(original, graph)
+    assert original.mean.abs().sum() > 0
 
 
 @pytest.mark.parametrize(

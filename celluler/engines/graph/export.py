@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from celluler.engines.graph.inline import inline_parts
 from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.table import TORCH_DTYPES
 from celluler.engines.graph.translate import NotExportable, Translation
@@ -66,6 +68,7 @@ def export_graph(
     ranges = dict(dynamic) if dynamic is not None else {"batch": (1, 1024)}
     sides = [_sides(one, given[0], ranges) for one in given]
     program = _trace(module, given, sides, ranges)
+    inline_parts(program.graph_module)
     tensors, named = _tensors(module, program)
     inputs = _inputs(program, given, sides)
     translation = Translation(program, tensors, inputs)
@@ -213,4 +216,5 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def _several(outputs: object) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)  # type: ignore[arg-type]
+    """In the order in which a trace gives them: of tuples, mappings and what else torch can take apart."""
+    return tuple(one for one in tree_leaves(outputs) if isinstance(one, Tensor))

@@ -197,6 +197,7 @@ FUNCTIONS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
         "argmax.default": _aten.argmax.default,
         "logsumexp.default": _aten.logsumexp.default,
         "cumsum.default": _aten.cumsum.default,
+        "diff.default": _aten.diff.default,
         "linalg_vector_norm.default": _aten.linalg_vector_norm.default,
         "topk.default": _aten.topk.default,
         "eq.Tensor": _aten.eq.Tensor,

@@ -31,6 +31,12 @@ _INTEGERS = {
 _SAME = frozenset(("lift_fresh_copy.default", "lift_fresh.default", "detach_.default", "to.device"))
 """They give what they get, as far as a graph is concerned."""
 _RENAMED = {"clone.default": "contiguous.default"}
+_WRITTEN_OTHERWISE = {
+    "__and__.Tensor": "bitwise_and.Tensor",
+    "__or__.Tensor": "bitwise_or.Tensor",
+    "min.other": "minimum.default",
+    "max.other": "maximum.default",
+}
 _VIEWS = frozenset(
     (
         *(name for name, one in OPERATIONS.items() if one.group == "Shapes"),
@@ -83,7 +89,7 @@ class Translation:
             if node.op == "call_function" and node in needed:
                 self._call(node)
             elif node.op == "get_attr":
-                raise NotExportable(_path(node), str(node.target), "a part that is called as a whole, as no_grad makes")
+                raise NotExportable(_path(node), str(node.target), "a part called as a whole, as of a condition")
         return tuple(self._nodes), self._outputs()
 
     def uses(self, name: str) -> bool:
@@ -191,7 +197,9 @@ class Translation:
     def _arguments(self, node: fx.Node, op: str) -> dict[str, Any]:
         kinds = {one.name: one.kind for one in OPERATIONS[op].arguments}
         assert isinstance(node.target, torch._ops.OpOverload)
-        names = [one.name for one in node.target._schema.arguments]
+        # What writes in place may call its first argument otherwise than what does not.
+        first = OPERATIONS[op].arguments[0].name
+        names = [first, *(one.name for one in node.target._schema.arguments[1:])]
         given = dict(zip(names, node.args, strict=False)) | node.kwargs
         return {name: self._argument(node, kinds[name], value, name) for name, value in given.items() if name in kinds}
 
@@ -239,7 +247,8 @@ def _flips(op: str, arguments: dict[str, Any]) -> bool:
 
 def _name(node: fx.Node) -> str:
     """`relu.default`, of an operation of ATen."""
-    return str(node.target).removeprefix("aten.") if isinstance(node.target, torch._ops.OpOverload) else ""
+    name = str(node.target).removeprefix("aten.") if isinstance(node.target, torch._ops.OpOverload) else ""
+    return _WRITTEN_OTHERWISE.get(name, name)
 
 
 def _writes(name: str) -> bool:
