@@ -99,6 +99,10 @@ def _function(manifest: ModelManifest) -> Body:
     return body.wide if isinstance(body, Architecture) else body
 
 
+def _document(data: bytes) -> Any:
+    return json.loads(data) if data else None
+
+
 def _same_weights(old: ModelManifest, new: ModelManifest) -> bool:
     """Encrypted anew they are another content. Between a public and an encrypted model nobody can tell: then no."""
     if old.plain is not None and new.plain is not None:
@@ -126,6 +130,8 @@ def _metadata(manifest: ModelManifest) -> dict[str, Any]:
         "description": manifest.description,
         "card": _cid(manifest.card),
         "copies": manifest.copies,
+        "preprocess": _document(manifest.preprocess),
+        "postprocess": _document(manifest.postprocess),
         "regions": list(manifest.regions),
         "readers": list(manifest.readers),
     }

@@ -17,8 +17,10 @@ from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, PeerId, Signed, open_envelope, peer_id_of, seal
 from celluler.models.access import MAX_READERS, SealedKey
 from celluler.models.body import KINDS, MAX_BODY_BYTES, Body, parse_body
+from celluler.models.interface import Interface, read_interface
 from celluler.models.names import check_licence, check_printable, check_word, check_words
 from celluler.models.objectives import Classification
+from celluler.models.transforms.document import MAX_TRANSFORM_BYTES
 from celluler.models.version import MAX_VERSION_BYTES, parse_version
 from celluler.wire import U64, Bytes32, Length, Range
 
@@ -35,6 +37,7 @@ Word = Annotated[str, Length(1, 64)]
 VersionText = Annotated[str, Length(5, MAX_VERSION_BYTES)]
 Label = Annotated[str, Length(1, 128)]
 RegionWord = Annotated[str, Length(1, 32)]
+TransformBytes = Annotated[bytes, Length(0, MAX_TRANSFORM_BYTES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ class ModelManifest:
 
     sealed: the key of the weights for each reader, ascending by reader; empty for a public model. plain: BLAKE3 of
     the weights file before it was encrypted. `weights` is then the content of the encrypted file.
+
+    preprocess, postprocess: documents of what stands before and after the model, see `celluler.models.transforms`;
+    empty for none.
     """
 
     KIND: ClassVar[str] = "model-manifest"
@@ -102,6 +108,8 @@ class ModelManifest:
     regions: Annotated[tuple[RegionWord, ...], Length(0, MAX_REGIONS)]
     sealed: Annotated[tuple[SealedKey, ...], Length(0, MAX_READERS)]
     plain: Bytes32 | None
+    preprocess: TransformBytes = b""
+    postprocess: TransformBytes = b""
 
     @property
     def encrypted(self) -> bool:
@@ -118,8 +126,12 @@ class OpenedManifest:
     """A manifest whose signature and contents were checked. digest: of the envelope, the model's identity."""
 
     signed: Signed[ModelManifest]
-    architecture: Body
+    interface: Interface
     digest: Digest
+
+    @property
+    def architecture(self) -> Body:
+        return self.interface.body
 
     @property
     def record(self) -> ModelManifest:
@@ -151,6 +163,8 @@ def describe_model(
     regions: Iterable[str] = (),
     sealed: tuple[SealedKey, ...] = (),
     plain: bytes | None = None,
+    preprocess: bytes = b"",
+    postprocess: bytes = b"",
 ) -> ModelManifest:
     """A manifest with everything filled in that follows from the body. Raises InvalidSpec.
 
@@ -187,12 +201,14 @@ def describe_model(
         regions=tuple(sorted(set(regions))),
         sealed=sealed,
         plain=plain,
+        preprocess=preprocess,
+        postprocess=postprocess,
     )
     check_manifest(manifest)
     return manifest
 
 
-def check_manifest(manifest: ModelManifest) -> Body:
+def check_manifest(manifest: ModelManifest) -> Interface:
     """Everything a manifest says about itself is so. Raises InvalidSpec with the field that is wrong."""
     check_word(manifest.name, "name")
     if manifest.nickname:
@@ -217,7 +233,7 @@ def check_manifest(manifest: ModelManifest) -> Body:
     _check_transcripts(manifest)
     _check_metadata(manifest, architecture)
     _check_access(manifest)
-    return architecture
+    return read_interface(architecture, manifest.preprocess, manifest.postprocess)
 
 
 def seal_manifest(identity: Identity, manifest: ModelManifest) -> bytes:
@@ -233,10 +249,10 @@ def open_manifest(data: bytes, *, signer: str | None = None) -> OpenedManifest:
     """A manifest from a peer. Raises ProtocolViolation or BadSignature; nothing half-checked comes out."""
     signed = open_envelope(ModelManifest, data, limit=MAX_MANIFEST_BYTES, signer=signer)
     try:
-        architecture = check_manifest(signed.record)
+        interface = check_manifest(signed.record)
     except InvalidSpec as error:
         raise ProtocolViolation(f"model manifest: {error}", peer=signed.signer) from error
-    return OpenedManifest(signed, architecture, digest_of(data))
+    return OpenedManifest(signed, interface, digest_of(data))
 
 
 # --- one field each -------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ def test_a_manifest_is_signed_and_opened() -> None:
         ({"spec": as_bytes(TINY)}, "weights_bytes"),
         ({"spec": b"{}"}, "spec.spec"),
         ({"task": "regression"}, "task"),
+        ({"preprocess": b"{}"}, "preprocess.transforms"),
+        ({"postprocess": b'{"transforms": 1, "outputs": [{"name": "raw"}]}'}, "postprocess.outputs[0].name"),
         ({"input": TensorSchema("float32", (65,))}, "input"),
         ({"output": TensorSchema("float32", (11,))}, "output"),
         ({"labels": ("one",)}, "labels"),

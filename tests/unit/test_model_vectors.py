@@ -13,6 +13,7 @@ from celluler.models.access import SealedKey, decrypt_file, encrypt_file, open_k
 from celluler.models.index import Alias, VersionEntry, VersionIndex, open_index
 from celluler.models.manifest import Metric, describe_model, open_manifest
 from celluler.models.provenance import LogEntry, open_entry
+from celluler.models.transforms.document import canonical
 from tests.support.specs import TINY, as_bytes
 from tests.support.vectors import FOLDER
 from tests.unit.test_record_vectors import check_records
@@ -41,6 +42,13 @@ PUBLIC = describe_model(
     regions=("eu",),
 )
 PRIVATE = replace(PUBLIC, sealed=(SealedKey(AUTHOR.public_key, b"b" * 80),), plain=digest_of(b"plain"))
+RAW = {"name": "pixels", "dtype": "uint8", "shape": [3]}
+BEFORE = {"transforms": 1, "input": RAW, "steps": [{"kind": "scale", "by": 0.5}]}
+AFTER = {
+    "transforms": 1,
+    "outputs": [{"name": "sure", "of": "probabilities", "steps": [{"kind": "threshold", "at": 0.5}]}],
+}
+TRANSFORMED = replace(PUBLIC, preprocess=canonical(BEFORE), postprocess=canonical(AFTER))
 INDEX = VersionIndex(
     "tiny",
     "model",
@@ -55,8 +63,9 @@ SECOND = LogEntry("tiny", 2, digest_of(seal(AUTHOR, FIRST)), 1_700_000_001, "ali
 
 
 def test_records_of_models_are_sealed_as_documented() -> None:
-    check_records("models", "blocks", AUTHOR, [PUBLIC, PRIVATE, INDEX, FIRST, SECOND])
+    check_records("models", "blocks", AUTHOR, [PUBLIC, PRIVATE, TRANSFORMED, INDEX, FIRST, SECOND])
     assert open_manifest(seal(AUTHOR, PRIVATE)).record == PRIVATE
+    assert open_manifest(seal(AUTHOR, TRANSFORMED)).interface.usual == "sure"
     assert open_index(seal(AUTHOR, INDEX)).record == INDEX
     assert open_entry(seal(AUTHOR, SECOND)).record == SECOND
 

@@ -130,6 +130,8 @@ async def _publish_as(
             dataset=record.order.spec.data.origin,
             job=record.job,
             transcripts=() if transcript is None else (transcript,),
+            preprocess=base.record.preprocess,
+            postprocess=base.record.postprocess,
         )
     )
 
