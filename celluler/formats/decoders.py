@@ -69,14 +69,19 @@ def document_of(decoder: Decoder, context: int | None = None) -> bytes:
         if not 2 <= context <= decoder.context:
             raise InvalidSpec("context", f"is {context}, the model was made for 2…{decoder.context}")
         return _checked(decoder, context)
-    context = min(decoder.context, LONGEST_CONTEXT)
-    while True:
+    high = min(decoder.context, LONGEST_CONTEXT)
+    try:
+        return _checked(decoder, high)
+    except InvalidSpec:
+        low = min(high, _SHORTEST_CONTEXT)
+        found = _checked(decoder, low)
+    while high - low > _SHORTEST_CONTEXT:
+        middle = (low + high) // 2
         try:
-            return _checked(decoder, context)
+            low, found = middle, _checked(decoder, middle)
         except InvalidSpec:
-            if context // 2 < _SHORTEST_CONTEXT:
-                raise
-            context //= 2
+            high = middle
+    return found
 
 
 def _checked(decoder: Decoder, context: int) -> bytes:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from celluler.engines.load import load_model
 from celluler.errors import InvalidSpec
-from celluler.formats.decoder_configs import config_of
+from celluler.formats.decoder_configs import config_of, decoder_of_config
 from celluler.formats.decoder_tensors import export_hf
-from celluler.formats.decoders import decoder_of_spec
+from celluler.formats.decoders import decoder_of_spec, document_of
 from celluler.formats.hf_folders import open_hf
 from celluler.formats.imported import Imported
 from celluler.formats.importing import Wishes, import_gguf, import_hf_folder
@@ -64,6 +64,15 @@ def test_a_llama_folder_says_the_same_as_a_spec(
 def test_a_window_bounds_the_context(tmp_path: Path) -> None:
     config = LLAMA | {"model_type": "mistral", "sliding_window": 8}
     assert length(import_hf_folder(hf_folder(tmp_path, config, llama_state(config)), Wishes())) == 8
+
+
+def test_as_many_places_as_the_budget_allows_are_kept() -> None:
+    decoder = decoder_of_config(LLAMA | {"vocab_size": 1 << 18, "max_position_embeddings": 4096})
+    places = parse_spec(document_of(decoder)).input.shape[0]
+    assert 128 < places < 256  # logits alone take a megabyte a place, of 256
+    with pytest.raises(InvalidSpec, match="budget"):
+        document_of(decoder, 256)
+    assert parse_spec(document_of(decoder, 100)).input.shape == (100,)
 
 
 def test_a_gpt2_folder_says_the_same_as_a_spec(tmp_path: Path) -> None:

@@ -173,6 +173,12 @@ def test_every_operation_is_held_against_onnxruntime() -> None:
     assert set(OPERATIONS) - WITHIN_MODELS == {op for op, _, _ in CASES}
 
 
+def test_every_operation_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text("utf-8")
+    told = page.partition("## Operations of ONNX that are read\n\n")[2].partition(".\n")[0]
+    assert {name.strip() for name in told.replace("\n", " ").split(",")} == set(OPERATIONS)
+
+
 # --- whole models, as PyTorch exports them ---------------------------------------------------------------------------
 
 
