@@ -46,6 +46,7 @@ async def test_few_seeds_cannot_ask_for_an_answer_that_nobody_can_carry() -> Non
             nursery,
             own=ALICE.peer_id,
             confinement=Confinement("full"),
+            spares=0,
             on_start=lambda *_: None,
         )
         for asker, seeds in ((ALICE.peer_id, most + 1), (None, (1 << 28) // (64 * 4) + 1)):
