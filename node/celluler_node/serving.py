@@ -123,7 +123,7 @@ class ModelServer:
 
     async def _load(self, opened: OpenedManifest, hints: tuple[PeerId, ...]) -> _Loaded:
         loaded = self._loaded.get(opened.digest)
-        if loaded is None:
+        if loaded is None or (loaded.child is not None and loaded.child.ended.is_set()):  # its keeper is not done yet
             self._make_room()
             loaded = self._loaded[opened.digest] = _Loaded(opened, used_at=trio.current_time())
             self._nursery.start_soon(self._keep, loaded, hints)

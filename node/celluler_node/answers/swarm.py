@@ -120,5 +120,6 @@ class SwarmAnswers(Answers):
                 hardware=self._core.hardware,
                 roles=self._core.config.roles,
                 region=self._core.config.region,
+                isolation=self._core.confinement.level,
             ),
         )
