@@ -1,0 +1,1 @@
+"""Models made smaller: rounded, pruned, distilled. A worker does it, and judges each result beside its parent."""
