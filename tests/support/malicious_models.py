@@ -37,12 +37,18 @@ def _graph(**changes: Any) -> Maker:
         "nodes": [{"name": "y", "op": "linear.default", "args": {"input": "x", "weight": "@w"}}],
         "outputs": ["y"],
     } | changes
-    body = {"body": 1, "graph": graph, "objective": {"kind": "regression"}, "output": [3], "activation_bytes": 1000}
+    body = {"body": 1, "graph": graph, "objective": {"kind": "regression"}, "output": [3], "activation_bytes": 1 << 30}
     return lambda folder: written(folder, "model.json", json.dumps(body).encode())
 
 
 def _node(op: str, **args: Any) -> Maker:
     return _graph(nodes=[{"name": "y", "op": op, "args": args}])
+
+
+def _nodes(*operations: tuple[str, dict[str, Any]]) -> Maker:
+    """One after the other: the value of the third is `n2`, that of the last is what comes out."""
+    nodes = [{"name": f"n{place}", "op": op, "args": args} for place, (op, args) in enumerate(operations)]
+    return _graph(nodes=nodes, outputs=[nodes[-1]["name"]])
 
 
 BODIES: dict[str, Maker] = {
@@ -75,6 +81,16 @@ BODIES: dict[str, Maker] = {
             {"name": f"w{number}", "role": "parameter", "dtype": "float32", "shape": [10**4, 10**4]}
             for number in range(1000)
         ]
+    ),
+    "graph: a value of 2^60": _nodes(("full.default", {"size": [1 << 20] * 3, "fill_value": 0.0})),
+    "graph: a count to 10^15": _nodes(("arange.default", {"end": 10**15})),
+    "graph: values that double": _nodes(
+        *(("cat.default", {"tensors": [name, name]}) for name in ("x", *(f"n{place}" for place in range(59))))
+    ),
+    "graph: every value with every other": _nodes(
+        ("arange.default", {"end": 1 << 20}),
+        ("view.default", {"self": "n0", "size": [-1, 1]}),
+        ("add.Tensor", {"self": "n0", "other": "n1"}),
     ),
     "graph: writes what it was given": _graph(
         nodes=[{"name": "y", "op": "add_.Tensor", "args": {"self": "x", "other": 1}, "train_only": True}]
