@@ -38,6 +38,8 @@ async def converted(config: NodeConfig, wanted: Convert) -> AsyncIterator[tuple[
                 raise TimedOut(f"{Path(wanted.source).name} was not converted within {CONVERT_S:g} s") from None
         if isinstance(answer, Refused):
             raise InvalidSpec(answer.path, answer.problem, hint=answer.hint or None)
+        if lacking := child.isolation.missing:
+            answer = replace(answer, notes=(*answer.notes, f"read with reduced isolation: {'; '.join(lacking)}"))
         yield scratch / _OUT, answer
 
 

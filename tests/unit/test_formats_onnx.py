@@ -253,6 +253,13 @@ def test_a_model_that_pytorch_exported_is_a_graph_that_answers_the_same(name: st
     assert WHOLE[name][3] == body.objective.KIND
 
 
+def test_a_mask_of_the_file_is_no_parameter(tmp_path: Path) -> None:
+    mask = np.triu(np.full((6, 6), -np.inf, np.float32), 1)
+    module = OnnxModule(read_onnx(one_node(tmp_path, "Add", ["x", mask])))
+    assert not list(module.parameters())
+    assert [tuple(one.shape) for one in module.buffers()] == [(6, 6)]
+
+
 @pytest.mark.parametrize(
     ("op", "inputs", "attributes", "said"),
     [

@@ -1,6 +1,6 @@
 """An ONNX graph as a torch module, by a closed table of operations: to be traced into a graph of ours.
 
-Tensors of the file become parameters (floats with more than one element), running statistics and masks buffers, and
+Tensors of the file become parameters (finite floats, more than one element), running statistics and masks buffers, and
 single numbers and shapes stay numbers. Names of the file are never names of attributes of ours: each tensor gets a
 place under `weights`.
 """
@@ -82,7 +82,7 @@ class OnnxModule(nn.Module):
             if step.op in ("Cast", "Identity") and step.inputs[0] in same:
                 same.add(step.outputs[0])
             if step.op == "Gather" and step.inputs[1] in same and step.inputs[0] in self._places:
-                return int(self.get_parameter(self._places[step.inputs[0]]).shape[0])
+                return int(self.state_dict()[self._places[step.inputs[0]]].shape[0])
         return None
 
     def forward(self, *given: Tensor) -> Tensor:
@@ -121,7 +121,9 @@ class OnnxModule(nn.Module):
             self._hosts[name] = host
             return
         value = torch.from_numpy(np.array(array))  # a copy: it is written to in training
-        place = _attach(self.weights, name, value, trained=not buffer and value.is_floating_point())
+        # What holds infinities is a mask, and no parameter.
+        trained = not buffer and value.is_floating_point() and bool(torch.isfinite(value).all())
+        place = _attach(self.weights, name, value, trained=trained)
         self._places[name] = f"weights.{place}"
 
 
