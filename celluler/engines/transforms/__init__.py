@@ -1,0 +1,1 @@
+"""Transforms at work, in a worker: a model between what stands before and after it."""

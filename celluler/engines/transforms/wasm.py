@@ -1,0 +1,119 @@
+"""A WebAssembly module as a step: compiled once, run in a fresh instance for every call, with nothing to reach out by.
+
+Deterministic: no threads, no relaxed SIMD, one form of NaN, and the fuel says when it ends, not the clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from celluler.errors import InvalidSpec, LocalError
+from celluler.models.layers import Signal
+from celluler.models.transforms.base import ITEM_BYTES, numpy_dtype
+from celluler.models.transforms.programs import Wasm
+from celluler.models.transforms.run import Program
+
+FUEL_A_SAMPLE = 50_000_000
+FUEL_A_CALL = 2_000_000_000
+"""A unit is about one instruction; whichever of the two is less."""
+MEMORY_BYTES = 64 << 20
+STACK_BYTES = 256 << 10
+_EXPORTS = {"alloc": (("i32",), ("i32",)), "run": (("i32", "i32"), ("i32",))}
+
+
+def wasm_program(step: Wasm, given: Signal) -> Program:
+    """Raises InvalidSpec for a module that does not compile or exports other things, LocalError without wasmtime."""
+    try:
+        import wasmtime  # noqa: PLC0415
+    except ImportError as error:
+        hint = "pip install 'celluler[transforms]'"
+        raise LocalError("a wasm step needs the package wasmtime", hint=hint) from error
+    engine = wasmtime.Engine(_config(wasmtime))
+    try:
+        module = wasmtime.Module(engine, step.module)
+    except wasmtime.WasmtimeError as error:
+        raise InvalidSpec("module", f"does not compile: {str(error)[:256]}") from error
+    _check_exports(wasmtime, module)
+    dtype = numpy_dtype(step.dtype).newbyteorder("<")
+    sample_bytes = int(np.prod(step.shape)) * ITEM_BYTES[step.dtype]
+
+    def run(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        data = x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()
+        try:
+            raw = _call(wasmtime, engine, module, data, len(x), len(x) * sample_bytes)
+        except wasmtime.Trap as error:
+            raise InvalidSpec("", _told(wasmtime, error)) from None
+        except wasmtime.WasmtimeError as error:
+            raise InvalidSpec("", str(error).splitlines()[0][:256]) from None
+        return np.frombuffer(raw, dtype).reshape(len(x), *step.shape).astype(step.dtype)
+
+    if given.elements * ITEM_BYTES[given.dtype] + sample_bytes > MEMORY_BYTES // 2:
+        raise InvalidSpec("shape", f"with what is given takes more than half of {MEMORY_BYTES} bytes")
+    return run
+
+
+def _call(wasmtime: Any, engine: Any, module: Any, data: bytes, samples: int, answer_bytes: int) -> bytearray:
+    store = wasmtime.Store(engine)
+    store.set_limits(memory_size=MEMORY_BYTES, table_elements=10_000, instances=1, tables=4, memories=1)
+    store.set_fuel(min(FUEL_A_CALL, samples * FUEL_A_SAMPLE))
+    exports = wasmtime.Instance(store, module, []).exports(store)
+    memory = exports["memory"]
+
+    def room(pointer: int, size: int, what: str) -> int:
+        start = pointer & 0xFFFFFFFF
+        if start + size > memory.data_len(store):
+            raise InvalidSpec("", f"{what} {size} bytes from {start} on, outside its memory")
+        return start
+
+    place = room(exports["alloc"](store, len(data)), len(data), "wants the input in")
+    memory.write(store, data, place)
+    # An i32 is signed here, and a pointer is not.
+    signed = place - (1 << 32) if place >= 1 << 31 else place
+    answer = room(exports["run"](store, samples, signed), answer_bytes, "says that the answer is in")
+    found: bytearray = memory.read(store, answer, answer + answer_bytes)
+    return found
+
+
+def _config(wasmtime: Any) -> Any:
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    config.parallel_compilation = False
+    config.max_wasm_stack = STACK_BYTES
+    # Bounds are checked by the code itself: no signal handlers, and no gigabytes of reserved addresses.
+    config.signals_based_traps = False
+    config.memory_reservation = 0
+    config.memory_guard_size = 0
+    config.memory_reservation_for_growth = 0
+    config.cranelift_nan_canonicalization = True
+    config.wasm_threads = False
+    config.wasm_relaxed_simd = False
+    config.wasm_memory64 = False
+    config.wasm_multi_memory = False
+    return config
+
+
+def _check_exports(wasmtime: Any, module: Any) -> None:
+    if module.imports:
+        raise InvalidSpec("module", "imports something, and is given nothing")
+    exports = {one.name: one.type for one in module.exports}
+    if not isinstance(exports.get("memory"), wasmtime.MemoryType):
+        raise InvalidSpec("module", "exports no memory")
+    for name, wanted in _EXPORTS.items():
+        kind = exports.get(name)
+        found = isinstance(kind, wasmtime.FuncType) and (_names(kind.params), _names(kind.results))
+        if found != wanted:
+            raise InvalidSpec("module", f"exports no {name}({', '.join(wanted[0])}) -> {wanted[1][0]}")
+
+
+def _names(types: Any) -> tuple[str, ...]:
+    return tuple(str(one) for one in types)
+
+
+def _told(wasmtime: Any, trap: Any) -> str:
+    if trap.trap_code == wasmtime.TrapCode.OUT_OF_FUEL:
+        return f"ran for more than {FUEL_A_SAMPLE} units of fuel a sample, or {FUEL_A_CALL} a call"
+    kind = trap.trap_code
+    return f"trapped: {'unknown' if kind is None else kind.name.lower().replace('_', ' ')}"
