@@ -37,7 +37,7 @@ def _graph(**changes: Any) -> Maker:
         "nodes": [{"name": "y", "op": "linear.default", "args": {"input": "x", "weight": "@w"}}],
         "outputs": ["y"],
     } | changes
-    body = {"body": 1, "graph": graph, "objective": {"kind": "regression"}, "output": [3], "activation_bytes": 1 << 30}
+    body = {"body": 1, "graph": graph, "objective": {"kind": "regression"}, "output": [3], "activation_bytes": 1 << 28}
     return lambda folder: written(folder, "model.json", json.dumps(body).encode())
 
 
