@@ -84,6 +84,11 @@ class Standing:
         size = len(roster)
         return cls(roster, 0, roster.digest, 0, (), (0,) * size, (Credit(),) * size, 0, (), None)
 
+    @property
+    def size(self) -> int:
+        """Members that are left: all but the expelled."""
+        return len(self.roster) - self.expelled.bit_count()
+
     @cached_property
     def electorate(self) -> Electorate:
         """Of this round. Should an expulsion leave too few, all suspensions rest: nobody else could go on.

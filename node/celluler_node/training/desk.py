@@ -131,14 +131,14 @@ class TrainingDesk:
         check_takes_late(record.order)
         if not admission.admits(peer):
             raise Denied("this peer is not listed")
-        if len(live.run.standing.roster) >= record.max_peers:
+        if live.run.standing.size >= record.max_peers:
             raise Unavailable(f"the job has its {record.max_peers} members")
         return seal(self._site.identity, Vouch(bytes(job), peer))
 
     async def apply(self, peer: PeerId, job: Digest, admission: bytes) -> None:
         record, live = self._record(job), self._live(job)
         check_takes_late(record.order)
-        if len(live.run.standing.roster) >= record.max_peers:
+        if live.run.standing.size >= record.max_peers:
             raise Unavailable(f"the job has its {record.max_peers} members")
         live.admit(admission)
 
