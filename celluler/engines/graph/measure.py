@@ -78,17 +78,21 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def check_measured(body: GraphBody, samples: int | None = None) -> None:
     """A body gives what it says, and takes no more for it. Raises InvalidSpec.
 
-    samples: of a pass; None for as few as there may be. Of a length that varies both ends are tried.
+    samples: of a pass in training; None for the smallest passes there are, in training and in evaluation. Of a length
+    that varies both ends are tried.
     """
-    count = body.batch[0] if samples is None else samples
-    budget = replace(
-        DEFAULT_BUDGET, activation_bytes=count * body.activation_bytes, operations=count * DEFAULT_BUDGET.operations
-    )
+    passes = _smallest(*body.batch) if samples is None else ((samples, True),)
     for length in sorted(set(body.sequence or (1,))):
-        cost = measure(body.graph, {"batch": count, "sequence": length}, budget=budget)
-        wanted = (count, *body.answer_shape(body.sample_shape(length)))
-        if cost.outputs[0] != ("float32", wanted):
-            raise InvalidSpec("output", f"must be float32 {wanted}, the graph gives {cost.outputs[0]}")
+        for count, training in passes:
+            budget = replace(
+                DEFAULT_BUDGET,
+                activation_bytes=count * body.activation_bytes,
+                operations=count * DEFAULT_BUDGET.operations,
+            )
+            cost = measure(body.graph, {"batch": count, "sequence": length}, training=training, budget=budget)
+            wanted = (count, *body.answer_shape(body.sample_shape(length)))
+            if cost.outputs[0] != ("float32", wanted):
+                raise InvalidSpec("output", f"must be float32 {wanted}, the graph gives {cost.outputs[0]}")
 
 
 def measured_body(graph: Graph, objective: dict[str, Any]) -> GraphBody:
@@ -97,9 +101,12 @@ def measured_body(graph: Graph, objective: dict[str, Any]) -> GraphBody:
     objective: as in a document; a number of classes or a vocabulary that is missing is the last side of the output.
     """
     ranges = {name: (low, high) for name, low, high in graph.dimensions}
-    least, ends = ranges.get("batch", (1, 1))[0], ranges.get("sequence", (1, 1))
-    costs = [measure(graph, {"batch": least, "sequence": length}) for length in ends]
-    shortest, longest = (cost.outputs[0][1][1:] for cost in costs)
+    passes, ends = _smallest(*ranges.get("batch", (1, 1))), ranges.get("sequence", (1, 1))
+    costs = [
+        (count, [measure(graph, {"batch": count, "sequence": length}, training=training) for length in ends])
+        for count, training in passes
+    ]
+    shortest, longest = (cost.outputs[0][1][1:] for cost in costs[0][1])
     sides = [side if side == other else "sequence" for side, other in zip(longest, shortest, strict=True)]
     width = {"classification": "classes", "next_token": "vocabulary"}.get(objective.get("kind", ""))
     body = parse_graph_body(
@@ -108,8 +115,15 @@ def measured_body(graph: Graph, objective: dict[str, Any]) -> GraphBody:
             "graph": plain_graph(graph),
             "objective": ({width: longest[-1]} if width and longest else {}) | objective,
             "output": sides,
-            "activation_bytes": max(1, math.ceil(max(cost.activation_bytes for cost in costs) / least)),
+            "activation_bytes": max(
+                1, *(math.ceil(one.activation_bytes / count) for count, told in costs for one in told)
+            ),
         }
     )
     check_measured(body)
     return body
+
+
+def _smallest(least: int, most: int) -> tuple[tuple[int, bool], ...]:
+    """(samples, training) of the smallest passes: a norm over the batch trains on two at least."""
+    return (min(most, max(2, least)), True), (least, False)
