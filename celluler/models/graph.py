@@ -315,8 +315,11 @@ class _Reader:
         names: tuple[str, ...] = ("self",) if op in WRITES else ()
         if op in ("batch_norm.default", "instance_norm.default"):
             names = ("running_mean", "running_var")
-            if flip and any(arguments[name] is None for name in names):
+            running = all(arguments[name] is not None for name in names)
+            if flip and not running:
                 raise InvalidSpec(f"{path}.flip", "needs running statistics")
+            if running and not flip and arguments[FLIPS[op][0]]:
+                raise InvalidSpec(f"{path}.flip", "must be true: nothing may be written in evaluation")
         for name in names:
             target = arguments[name]
             if target is not None and not (target.tensor and self.known.tensors[target.name] == "buffer"):

@@ -115,6 +115,16 @@ def test_a_graph_of_other_inputs_is_no_model(shape: list[Any]) -> None:
         parse_graph_body(document)
 
 
+def test_a_norm_may_not_write_in_evaluation() -> None:
+    document = changed()
+    node = document["graph"]["nodes"][0]
+    del node["flip"]
+    with pytest.raises(InvalidSpec, match=r"graph\.nodes\[0\]\.flip"):
+        parse_graph_body(document)
+    node["args"]["training"] = False
+    parse_graph_body(document)
+
+
 def test_a_document_is_bounded_and_its_kind_known() -> None:
     assert KINDS == ("spec", "graph")
     with pytest.raises(InvalidSpec, match="limit"):
