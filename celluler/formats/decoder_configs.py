@@ -17,6 +17,12 @@ _FUNCTIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gel
 def decoder_of_config(config: Mapping[str, Any]) -> Decoder:
     """Raises InvalidSpec with the field that a spec cannot say."""
     kind = config.get("model_type")
+    if config.get("quantization_config"):
+        raise InvalidSpec(
+            "config.json.quantization_config",
+            "says that the weights are packed in a way of its own",
+            hint="take the model as it was before, or as GGUF",
+        )
     if kind in ("llama", "mistral", "qwen2"):
         return _llama_of_config(config, str(kind))
     if kind == "gpt2":

@@ -88,6 +88,7 @@ def test_a_gpt2_folder_says_the_same_as_a_spec(tmp_path: Path) -> None:
         {"model_type": "bert"},
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
         {"head_dim": 16},
+        {"quantization_config": {"quant_method": "gptq"}},
         {"hidden_act": "gelu"},
         {"num_hidden_layers": 3},
         {"num_hidden_layers": 10**9},

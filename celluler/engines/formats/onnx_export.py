@@ -22,14 +22,16 @@ from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.table import TORCH_DTYPES
 from celluler.engines.load import load_model
 from celluler.engines.modules import module_of
+from celluler.engines.objectives_wired import Run, answer
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import Body
+from celluler.models.calls import outputs_of
 from celluler.models.graph import Graph
 from celluler.models.graph_ops import FLIPS
-from celluler.models.spec import Architecture
 
 WRITES = LAYERS | MATH | SHAPES
 """Every operation that is written."""
+RAW = "raw"
 MAX_BYTES = (2 << 30) - (1 << 20)
 """Protobuf ends there, and tensors in a second file are what we refuse to read ourselves."""
 _SIZES = ({"batch": 3, "sequence": 5}, {"batch": 4, "sequence": 6})
@@ -48,13 +50,24 @@ def export_onnx(body: Body, weights: Path, path: Path) -> float | None:
 
 
 def as_graph(body: Body, module: nn.Module) -> GraphModule:
-    """A body's own graph, or the one that its module is traced to."""
+    """A body's own graph, or the one that its raw answers are traced to."""
     if isinstance(module, GraphModule):
         return module
-    if not isinstance(body, Architecture) or body.net("") is None:
-        raise InvalidSpec("to", "a spec of named nets is no ONNX graph", hint="keep it in our form")
-    given = (sample(body, 3),)
-    return export_graph(_traceable(module), given, dynamic={"batch": (1, 1024)}, compare=False).module().eval()
+    if RAW not in outputs_of(body):
+        raise InvalidSpec("to", "its answers are drawn at random: that is no ONNX graph", hint="keep it in our form")
+    given, traced = (sample(body, 3),), _Answering(body, _traceable(module))
+    return export_graph(traced, given, dynamic={"batch": (1, 1024)}, compare=False).module().eval()
+
+
+class _Answering(nn.Module):
+    """The nets of a model as they answer: an autoencoder's one through the other, an encoder alone."""
+
+    def __init__(self, body: Body, nets: nn.Module) -> None:
+        super().__init__()
+        self.body, self.nets = body, nets
+
+    def forward(self, x: Tensor) -> Tensor:
+        return answer(self.body, Run(self.nets), x, RAW)
 
 
 class _PlainLstm(nn.Module):
@@ -181,8 +194,7 @@ def _difference(body: Body, module: nn.Module, path: Path) -> float | None:
     for count in (body.batch[0], min(3, body.batch[1])):
         x = sample(body, count, seed=count)
         with torch.inference_mode():
-            out = module(x)
-        ours = (out[0] if isinstance(out, tuple) else out).numpy()
+            ours = answer(body, Run(module), x, RAW).numpy()
         theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
         if ours.shape != theirs.shape:
             raise InvalidSpec("to", f"as ONNX it gives {theirs.shape}, not {ours.shape}")

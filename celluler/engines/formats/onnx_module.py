@@ -24,6 +24,9 @@ from celluler.formats.onnx_files import opset_of
 OPERATIONS = onnx_math.OPERATIONS | onnx_shapes.OPERATIONS | onnx_layers.OPERATIONS
 """Every operation that is read. A test holds each against onnxruntime."""
 
+MOST_NUMBERS = 4096
+"""Of what is computed beside tensors: it could be doubled by every node."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -107,7 +110,10 @@ class OnnxModule(nn.Module):
         arguments = [values[name] for name in step.inputs]
         node = Node(step.op, step.attributes, self.training, self._opset, sum(map(bool, step.outputs)))
         try:
-            return OPERATIONS[step.op](node, *arguments)
+            told = OPERATIONS[step.op](node, *arguments)
+            if isinstance(told, np.ndarray) and told.size > MOST_NUMBERS:
+                raise NotReadable(step.op, f"makes {told.size} numbers of shapes; there may be {MOST_NUMBERS}")
+            return told
         except InvalidSpec:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError) as error:
