@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import trio
 
@@ -27,6 +26,7 @@ from celluler_node.processes.worker_compress_words import (
     Refused,
 )
 from celluler_node.processes.written import written
+from celluler_node.scratch import temporary_folder
 
 COMPRESS_S = 24 * 3600.0
 
@@ -39,8 +39,7 @@ async def compressed(config: NodeConfig, wanted: Quantise | Prune | Distil) -> A
     """
     worker = replace(COMPRESS_WORKER, confined=config.sandbox)
     asked = _resolved(wanted)
-    with TemporaryDirectory(prefix="celluler-compress-") as name:
-        scratch = Path(name)
+    with temporary_folder("compress") as scratch:
         readable = tuple(map(Path, _files(asked)))
         async with open_process(worker, limits=worker_limits(config), readable=readable, scratch=scratch) as child:
             try:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import trio
 
@@ -15,6 +14,8 @@ from celluler_node.config import NodeConfig
 from celluler_node.limits import worker_limits
 from celluler_node.processes.supervisor import open_process
 from celluler_node.processes.worker_formats_words import FORMATS_WORKER, Convert, Converted, Refused
+from celluler_node.processes.written import written
+from celluler_node.scratch import temporary_folder
 
 CONVERT_S = 3600.0
 _OUT = "out"
@@ -28,8 +29,7 @@ async def converted(config: NodeConfig, wanted: Convert) -> AsyncIterator[tuple[
     """
     asked, readable = _resolved(wanted)
     worker = replace(FORMATS_WORKER, confined=config.sandbox)
-    with TemporaryDirectory(prefix="celluler-convert-") as name:
-        scratch = Path(name)
+    with temporary_folder("convert") as scratch:
         async with open_process(worker, limits=worker_limits(config), readable=readable, scratch=scratch) as child:
             try:
                 with trio.fail_after(CONVERT_S):
@@ -40,6 +40,8 @@ async def converted(config: NodeConfig, wanted: Convert) -> AsyncIterator[tuple[
             raise InvalidSpec(answer.path, answer.problem, hint=answer.hint or None)
         if lacking := child.isolation.missing:
             answer = replace(answer, notes=(*answer.notes, f"read with reduced isolation: {'; '.join(lacking)}"))
+        for name in answer.files:
+            written(scratch / _OUT, name)
         yield scratch / _OUT, answer
 
 

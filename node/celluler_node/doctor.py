@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from celluler_node.config import NodeConfig
 from celluler_node.limits import worker_limits
 from celluler_node.processes.supervisor import open_process
 from celluler_node.processes.worker_words import WORKER
+from celluler_node.scratch import temporary_folder
 from celluler_protocols.host import Host
 from celluler_protocols.membership import Member, ask_members
 
@@ -103,9 +103,9 @@ async def _worker(config: NodeConfig) -> Check:
     """Starts one: what the kernel cannot do is seen only from inside."""
     worker = replace(WORKER, confined=config.sandbox)
     limits = worker_limits(config)
-    with tempfile.TemporaryDirectory(prefix="celluler-doctor-") as folder:
+    with temporary_folder("doctor") as folder:
         try:
-            async with open_process(worker, limits=limits, scratch=Path(folder)) as child:
+            async with open_process(worker, limits=limits, scratch=folder) as child:
                 isolation = child.isolation
         except CellulerError as error:
             return Check("worker", False, str(error), "raise worker.memory, or reinstall torch")

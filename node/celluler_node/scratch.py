@@ -10,14 +10,25 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
 
 ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
 """Opens a folder for this purpose."""
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A folder where this system keeps temporary files, for a process of ours to write; gone afterwards, whatever it
+    has made of it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"celluler-{purpose}-"))
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 @asynccontextmanager

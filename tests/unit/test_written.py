@@ -4,6 +4,7 @@ import pytest
 
 from celluler.errors import WorkerFailed
 from celluler_node.processes.written import written
+from celluler_node.scratch import temporary_folder
 
 
 def test_what_a_process_wrote_is_taken_by_the_name_that_it_was_told(tmp_path):
@@ -23,6 +24,25 @@ def test_another_file_under_that_name_is_not_taken(make, tmp_path):
 def test_a_folder_a_pipe_and_nothing_are_no_files(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for name in ("folder", "pipe", "nothing"):
+    (tmp_path / "folder" / "inside").write_bytes(b"x")
+    for name in ("folder", "pipe", "nothing", "folder/inside", "../key", str(tmp_path / "folder" / "inside"), "..", ""):
         with pytest.raises(WorkerFailed):
             written(tmp_path, name)
+
+
+def test_whatever_was_made_of_a_folder_it_goes(tmp_path):
+    with temporary_folder("test") as folder:
+        (folder / "file").write_bytes(b"x")
+        (folder / "link").symlink_to(tmp_path)
+        (folder / "hidden").mkdir(mode=0o300)
+        (folder / "hidden" / "inner").mkdir(mode=0)
+        here = os.getcwd()
+        try:
+            os.chdir(folder)
+            for _ in range(1500):  # beyond what a recursion of Python's bears
+                os.mkdir("n" * 100)
+                os.chdir("n" * 100)
+        finally:
+            os.chdir(here)
+    assert not folder.exists()
+    assert tmp_path.exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from celluler.quantities import parse_bytes
 from celluler.views import to_json
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import NOBODY, Join, Json, log_to, open_session, run
+from celluler_node.scratch import temporary_folder
 
 if TYPE_CHECKING:
     from celluler_node.verify_evidence import EvidenceReport
@@ -87,7 +87,7 @@ def verify(
 
     async def main() -> TrainingReport | ModelReport | EvidenceReport:
         async with AsyncExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celluler-verify-")))
+            folder = stack.enter_context(temporary_folder("verify"))
             return await Verifier(asked, stack, folder, lambda: open_session(join)).verify()
 
     _answer(run(main), json)

@@ -9,10 +9,12 @@ from celluler.errors import WorkerFailed
 
 
 def written(scratch: Path, name: str) -> Path:
-    """The file of this name that a process was told to write into its scratch folder.
+    """The file of this name that a process was told, or says, to have written into its scratch folder.
 
-    Raises WorkerFailed when there is none, or something else than a plain file with one name.
+    Raises WorkerFailed when there is none, for something else than a plain file with one name, and for a path.
     """
+    if Path(name).name != name or name in ("", "..") or scratch.is_symlink():
+        raise WorkerFailed(f"{name!r} is no plain file name")
     path = scratch / name
     try:
         found = path.lstat()
