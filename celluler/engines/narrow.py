@@ -22,7 +22,7 @@ from celluler.models.narrow_weights import bytes_of, wide_tensor
 from celluler.models.spec import Architecture
 from celluler.models.weights import Still
 
-FEW_ROWS = 16
+FEW_ROWS = 12
 """Rows of activations up to which the int8 kernel, which reads the weights once a row, is faster than widening them."""
 _INT4_ROWS = 16
 """The int4 kernel takes matrices whose rows are a multiple of these."""

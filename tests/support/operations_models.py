@@ -65,6 +65,7 @@ class MemoryModels:
             created_s=float(NOW_S),
             labels=model.labels,
             metrics=model.metrics,
+            parents=model.parents,
             spec=model.spec,
             category=model.category,
             framework="celluler",

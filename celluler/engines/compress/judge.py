@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from celluler.models.body import Body
 from celluler.models.calls import SAMPLE, outputs_of
 
 MANY = 64
-CALLS = 21
+CALLS, FEWEST = 31, 3
 CALLS_S = 2.0
-"""Calls are timed until there are so many, or so long; three at least."""
+"""Calls are timed until there are so many, or so long, and never fewer than the fewest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,14 @@ class Figures:
     metric: str
     value: float | None
     accuracy: float | None
-    one_ms: float | None
-    many_ms: float | None
+    one_ms: float | None = None
+    many_ms: float | None = None
 
 
 def judged(body: Body, weights: Path, data: Dataset | None, memory_bytes: int | None) -> tuple[Model, Figures]:
-    """The model, and what it costs. Raises as `load_model`."""
+    """The model, and what it costs but for time. Raises as `load_model`."""
     model = load_model(body, weights, memory_bytes=memory_bytes)
-    predictor = model.predictor()
-    evaluation = None if data is None else predictor.evaluate(data)
+    evaluation = None if data is None else model.predictor().evaluate(data)
     figures = Figures(
         body.dtype,
         body.parameter_count,
@@ -53,10 +53,19 @@ def judged(body: Body, weights: Path, data: Dataset | None, memory_bytes: int | 
         "" if evaluation is None else evaluation.metric,
         None if evaluation is None else evaluation.value,
         None if evaluation is None else evaluation.accuracy,
-        _latency_ms(predictor, _samples(body, data, 1)),
-        _latency_ms(predictor, _samples(body, data, MANY)),
     )
     return model, figures
+
+
+def timed(pair: tuple[Model, Model], figures: tuple[Figures, Figures], data: Dataset | None) -> tuple[Figures, Figures]:
+    """Both with their times. The two are called in turns, so that whatever else the machine does slows both."""
+    predictors = tuple(model.predictor() for model in pair)
+    one = _in_turns(predictors, [_samples(model.body, data, 1) for model in pair])
+    many = _in_turns(predictors, [_samples(model.body, data, MANY) for model in pair])
+    before, after = (
+        replace(told, one_ms=few_ms, many_ms=many_ms) for told, few_ms, many_ms in zip(figures, one, many, strict=True)
+    )
+    return before, after
 
 
 def _samples(body: Body, data: Dataset | None, count: int) -> npt.NDArray[np.generic] | None:
@@ -69,13 +78,19 @@ def _samples(body: Body, data: Dataset | None, count: int) -> npt.NDArray[np.gen
     return np.resize(data.x[: min(count, len(data))].numpy(), (count, *data.x.shape[1:]))
 
 
-def _latency_ms(predictor: Predictor, x: npt.NDArray[np.generic] | None) -> float | None:
-    if x is None:
-        return None
-    predictor.predict(x)
-    took, began = list[float](), time.perf_counter()
-    while len(took) < 3 or (len(took) < CALLS and time.perf_counter() - began < CALLS_S):
-        start = time.perf_counter()
-        predictor.predict(x)
-        took.append(time.perf_counter() - start)
-    return 1000 * statistics.median(took)
+def _in_turns(predictors: Sequence[Predictor], inputs: Sequence[npt.NDArray[np.generic] | None]) -> list[float | None]:
+    """Median time of a call of each, in ms; None where one has no input to be called with."""
+    called = [(predictor, x) for predictor, x in zip(predictors, inputs, strict=True) if x is not None]
+    if len(called) < len(predictors):
+        return [None] * len(predictors)
+    took: list[list[float]] = [[] for _ in called]
+    began = time.perf_counter()
+    for turn in range(1 + CALLS):
+        for place, (predictor, x) in enumerate(called):
+            start = time.perf_counter()
+            predictor.predict(x)
+            if turn:  # the first one warms up
+                took[place].append(time.perf_counter() - start)
+        if turn >= FEWEST and time.perf_counter() - began > CALLS_S:
+            break
+    return [1000 * statistics.median(times) for times in took]

@@ -64,7 +64,7 @@ def convert(
             folder,
             done,
         ):
-            _deliver(folder, done.files, out, to)
+            deliver(folder, done.files, out, to)
             return done
 
     done = run(main)
@@ -153,7 +153,7 @@ def _fits(source: Path, weights: Path) -> bool:
     return True
 
 
-def _deliver(folder: Path, files: tuple[str, ...], out: Path, to: str) -> None:
+def deliver(folder: Path, files: tuple[str, ...], out: Path, to: str) -> None:
     """From the scratch folder to where it was asked for; whole, or not there."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:

@@ -10,7 +10,7 @@ import typer
 from celluler.errors import IntegrityError, Unavailable
 from celluler.quantities import format_bytes
 from celluler.views import Blob, Check, Model, ModelQuery, Verification, Versions, to_json
-from celluler_node.cli import convert_commands, new_command, version_commands
+from celluler_node.cli import compress_commands, convert_commands, new_command, version_commands
 from celluler_node.cli.output import Output, printable, say
 from celluler_node.cli.progress import with_bars
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
@@ -254,6 +254,7 @@ def unpin(model: Reference, join: Join = NOBODY, json: Json = False) -> None:
 
 
 convert_commands.add_to(app)
+compress_commands.add_to(app)
 new_command.add_to(app)
 version_commands.add_to(app)
 

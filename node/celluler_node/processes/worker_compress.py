@@ -12,7 +12,7 @@ import torch
 from blake3 import blake3
 
 from celluler.engines.compress.distil import Lesson, check_pair, distil
-from celluler.engines.compress.judge import Figures, judged
+from celluler.engines.compress.judge import Figures, judged, timed
 from celluler.engines.compress.prune import prune
 from celluler.engines.compress.structure import prune_units
 from celluler.engines.data import Dataset, load_dataset
@@ -22,7 +22,7 @@ from celluler.models.body import Body, format_body, parse_body
 from celluler.models.narrow_weights import narrow_weights
 from celluler.models.objectives import Classification, Contrastive, Variational
 from celluler.models.spec import Architecture
-from celluler.models.weights import NOTHING_STILL, Still, Vector, initial_vector, save_vector
+from celluler.models.weights import NOTHING_STILL, initial_vector, save_vector
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.worker_compress_words import (
     COMPRESS_REPLIES,
@@ -67,12 +67,12 @@ class Compressor:
         data = _data(body, request.data, request)
         model, before = judged(body, Path(request.model.weights), data, self._memory)
         if request.dtype:
-            return self._as(request.dtype, body, model, before, data)
+            return self._as(request.dtype, model, before, data)
         if data is None:
-            return self._as("int8", body, model, before, data)
+            return self._as("int8", model, before, data)
         tried: list[str] = []
         for dtype in _SMALLEST_FIRST:
-            done = self._as(dtype, body, model, before, data, tuple(tried))
+            done = self._as(dtype, model, before, data, tuple(tried))
             if hardly_worse(before, done.after, request.tolerance):
                 return done
             tried.append(dtype)
@@ -85,10 +85,11 @@ class Compressor:
         data = _data(body, request.data, request)
         model, before = judged(body, Path(request.model.weights), data, self._memory)
         if not request.structured:
-            return self._done(body, prune(body, model.vector, request.share), model.still, before, data)
+            pruned = Model(body, prune(body, model.vector, request.share), model.still)
+            return self._done(pruned, model, before, data)
         architecture = _spec_of(request.model)
         smaller, vector = prune_units(architecture, model.vector, request.share)
-        return self._done(smaller, vector, NOTHING_STILL, before, data)
+        return self._done(Model(smaller, vector, NOTHING_STILL), model, before, data)
 
     def distil(self, request: Distil) -> Compressed:
         given = request.teacher
@@ -111,34 +112,30 @@ class Compressor:
             seed = blake3(f"celluler initial weights {lesson.seed}".encode()).digest()
             pupil = Model(student, initial_vector(student, seed), NOTHING_STILL)
         vector, loss = distil(master.predictor(), pupil, data, lesson)
-        return self._done(student, vector, NOTHING_STILL, before, test, loss=loss)
+        return self._done(Model(student, vector, NOTHING_STILL), master, before, test, loss=loss)
 
     def _as(
-        self,
-        dtype: str,
-        body: Architecture,
-        model: Model,
-        before: Figures,
-        data: Dataset | None,
-        tried: tuple[str, ...] = (),
+        self, dtype: str, model: Model, before: Figures, data: Dataset | None, tried: tuple[str, ...] = ()
     ) -> Compressed:
-        narrow, vector, still = narrow_weights(body, model.vector, dtype)
-        return self._done(narrow, vector, still, before, data, tried=tried)
+        assert isinstance(model.body, Architecture)
+        narrow = Model(*narrow_weights(model.body, model.vector, dtype))
+        return self._done(narrow, model, before, data, tried=tried)
 
     def _done(
         self,
-        body: Body,
-        vector: Vector,
-        still: Still,
+        made: Model,
+        parent: Model,
         before: Figures,
         data: Dataset | None,
         *,
         tried: tuple[str, ...] = (),
         loss: float | None = None,
     ) -> Compressed:
-        save_vector(body, vector, self._out, still)
-        _, after = judged(body, self._out, data, self._memory)
-        return Compressed(format_body(body), body.kind, _told_of(before), _told_of(after), tried, loss)
+        """Judged as whoever fetches it will load it: from its file."""
+        save_vector(made.body, made.vector, self._out, made.still)
+        model, after = judged(made.body, self._out, data, self._memory)
+        before, after = timed((parent, model), (before, after), data)
+        return Compressed(format_body(made.body), made.body.kind, _told_of(before), _told_of(after), tried, loss)
 
 
 def _told_of(figures: Figures) -> Judged:
