@@ -11,6 +11,7 @@ import binascii
 import math
 import sys
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,14 @@ class Tensor:
             flat.byteswap()
         return _nest(flat.tolist(), self.shape)
 
+    def texts(self) -> Any:
+        """Of uint8: nested lists of strings, UTF-8 in the last side up to its first zero."""
+        if self.dtype != "uint8" or not self.shape:
+            raise InvalidSpec("outputs.dtype", f"is {self.dtype}, no text")
+        width = self.shape[-1]
+        rows = [self.data[start : start + width] for start in range(0, len(self.data), width)] if width else []
+        return _nest([row.split(b"\0", 1)[0].decode("utf-8", "replace") for row in rows], self.shape[:-1])
+
     def numpy(self) -> Any:
         """A NumPy array of its own memory."""
         import numpy as np  # noqa: PLC0415
@@ -52,13 +61,16 @@ class Tensor:
 
 
 def tensor_of(value: Any, dtype: str | None = None) -> Tensor:
-    """A tensor from a NumPy array, anything that turns into one, or nested lists of numbers.
+    """A tensor from a NumPy array, anything that turns into one, nested lists of numbers, or texts.
 
-    dtype: by default float32 for lists; of an array its own, with float64 taken as float32 and integers as int64.
+    dtype: by default float32 for lists; of an array its own, with float64 taken as float32 and integers as int64. Texts
+    are uint8: UTF-8, one a row.
     Raises InvalidSpec for ragged lists and for what is no number.
     """
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, str) or (isinstance(value, list | tuple) and value and isinstance(value[0], str)):
+        return _from_texts([value] if isinstance(value, str) else value)
     if hasattr(value, "__array__"):
         return _from_array(value, dtype)
     shape = _shape_of(value)
@@ -92,6 +104,22 @@ def tensor_from_json(document: Any) -> Tensor:
             except (binascii.Error, ValueError) as error:
                 raise InvalidSpec("inputs.data", f"not base64: {error}") from None
     raise InvalidSpec("inputs", "neither nested lists nor {shape, dtype, data}")
+
+
+def _from_texts(texts: Sequence[Any]) -> Tensor:
+    """(n, longest) uint8, filled up with zeros."""
+    rows = []
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or "\0" in text:
+            raise InvalidSpec(f"inputs[{place}]", "is no text without zeros")
+        try:
+            rows.append(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise InvalidSpec(f"inputs[{place}]", "is not Unicode") from None
+    width = max(1, *map(len, rows))
+    if len(rows) * width > MAX_ELEMENTS:
+        raise InvalidSpec("inputs.shape", f"at most {MAX_ELEMENTS} elements")
+    return Tensor((len(rows), width), "uint8", b"".join(row.ljust(width, b"\0") for row in rows))
 
 
 def _from_array(value: Any, dtype: str | None) -> Tensor:

@@ -51,13 +51,11 @@ class AsyncClient:
         """Peers that broke a protocol."""
         return await self._link.send(calls.violations())
 
-    async def predict(
-        self, model: str, inputs: Any, *, dtype: str | None = None, output: str = "raw"
-    ) -> views.Prediction:
-        """Run a model on a batch, first axis samples. inputs: nested lists or an array (see `tensors.tensor_of`).
+    async def predict(self, model: str, inputs: Any, *, dtype: str | None = None, output: str = "") -> views.Prediction:
+        """Run a model on a batch, first axis samples. inputs: nested lists, an array or texts (`tensors.tensor_of`).
 
-        output: what of it, such as `labels` or `embedding`; for `sample` the inputs are seeds, one a sample.
-        The answer's `outputs` give `.lists()` and `.numpy()`.
+        output: what of it, such as `labels` or `embedding`, by default what its author made the usual one; for `sample`
+        the inputs are seeds, one a sample. The answer gives `.lists()`, its `outputs` `.numpy()`.
         """
         return await self._link.send(calls_models.predict(model, inputs, dtype, output))
 

@@ -54,6 +54,8 @@ class ModelFields(TypedDict, total=False):
     readers: Sequence[str]
     aliases: Sequence[str]
     public: bool
+    preprocess: Mapping[str, Any] | None
+    postprocess: Mapping[str, Any] | None
 
 
 # --- models ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from celluler.models.calls import SAMPLE, check_call, outputs_of
 from celluler.models.graph_body import GraphBody
 from celluler.models.layers import Shape, Signal
 from celluler.models.transforms.base import ITEM_BYTES, TEXT
-from celluler.models.transforms.document import Answer, Preprocess, parse_postprocess, parse_preprocess
+from celluler.models.transforms.document import PROGRAMS, Answer, Preprocess, parse_postprocess, parse_preprocess
 
 MAX_MODEL_ITEMS = 1 << 22
 """What a batch may come to before the model: a small raw input may become a large one."""
@@ -34,6 +34,13 @@ class Interface:
     @property
     def usual(self) -> str:
         return next(iter(self.outputs))
+
+    @property
+    def kind(self) -> str:
+        """Of the first program that stands before or after the body; of the body where none does."""
+        chains = (*([] if self.preprocess is None else [self.preprocess.chain]), *(one.chain for one in self.answers))
+        programs = [step.KIND for chain in chains for step in chain.steps if isinstance(step, PROGRAMS)]
+        return programs[0] if programs else self.body.kind
 
     @property
     def takes(self) -> Signal:

@@ -24,7 +24,7 @@ from celluler.views.jobs import (
     StoppedJob,
     rounds_of,
 )
-from celluler.views.models import Model, ModelQuery, NewModel, Prediction
+from celluler.views.models import Model, ModelQuery, NewModel, Port, Prediction
 from celluler.views.swarm import (
     Check,
     Hardware,
@@ -83,6 +83,7 @@ __all__ = [
     "Peer",
     "PeerTraffic",
     "Ping",
+    "Port",
     "Prediction",
     "Readiness",
     "RoundAudits",

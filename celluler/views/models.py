@@ -20,7 +20,7 @@ class NewModel:
     default. regions: where they should be. readers: peer ids, or nicknames that only one member bears; with any, the
     weights are encrypted for them and for the author. public: must be said of a version without readers that follows an
     encrypted one. aliases: names for this version, such as `stable`; they are moved here from the version that has
-    them.
+    them. preprocess, postprocess: what stands before and after it, as parsed JSON.
     """
 
     name: str
@@ -42,6 +42,17 @@ class NewModel:
     aliases: tuple[str, ...] = ()
     public: bool = False
     body: str = "spec"
+    preprocess: Mapping[str, Any] | None = None
+    postprocess: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """What goes in or comes out, of one sample. dtype: `text` is UTF-8 bytes in the last side."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,8 @@ class Model:
     only `readers` (peer ids) can use it. retracted: why its author took it back, or empty. aliases: of this version.
     equivocation: what is wrong when the author signed two lists of versions under one number, else empty. job: that it
     came of. transcripts: CIDs of what members of its run wrote down, as far as the author knew.
+    preprocess, postprocess: what stands before and after it; takes: a raw sample; gives: what may be asked for, the
+    usual one first. These four are left out of lists.
     """
 
     name: str
@@ -93,6 +106,10 @@ class Model:
     transcripts: tuple[str, ...] = ()
     equivocation: str = ""
     body: str = ""
+    preprocess: Mapping[str, Any] | None = None
+    postprocess: Mapping[str, Any] | None = None
+    takes: Port | None = None
+    gives: tuple[Port, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -120,7 +137,8 @@ class ModelQuery:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """peer: who computed it. model: what was asked for. cid: the exact version. elapsed_s: as the node waited."""
+    """peer: who computed it. model: what was asked for. cid: the exact version. elapsed_s: as the node waited. output:
+    what of it, by name. text: the outputs are UTF-8 in their last side."""
 
     outputs: Tensor
     model: str
@@ -128,3 +146,9 @@ class Prediction:
     peer: str
     elapsed_s: float
     labels: tuple[str, ...] = ()
+    output: str = ""
+    text: bool = False
+
+    def lists(self) -> Any:
+        """Nested lists of numbers, or of strings."""
+        return self.outputs.texts() if self.text else self.outputs.lists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from celluler import views
 from celluler.content.digest import Codec, Digest, cid_of
@@ -15,7 +16,7 @@ from celluler.models.compare import ModelDiff
 from celluler.models.index import VersionIndex
 from celluler.models.manifest import OpenedManifest
 from celluler.models.provenance import LogEntry
-from celluler.views import Column, Dataset, LogLine, Model, ModelLog, Version, Versions
+from celluler.views import Column, Dataset, LogLine, Model, ModelLog, Port, Version, Versions
 from celluler_node.repository import Held, HeldDataset
 from celluler_protocols.gossip import ModelAnnouncement
 
@@ -67,7 +68,19 @@ def model_view(
         aliases=_aliases(index, record.version),
         have_bytes=0 if held.stat is None else held.stat.have_bytes,
         equivocation=equivocation,
+        **(_interface_view(opened) if with_spec else {}),
     )
+
+
+def _interface_view(opened: OpenedManifest) -> dict[str, Any]:
+    interface, record = opened.interface, opened.record
+    name = "input" if interface.preprocess is None else interface.preprocess.name
+    return {
+        "preprocess": json.loads(record.preprocess) if record.preprocess else None,
+        "postprocess": json.loads(record.postprocess) if record.postprocess else None,
+        "takes": Port(name, interface.takes.dtype, interface.takes.shape),
+        "gives": tuple(Port(output, one.dtype, one.shape) for output, one in interface.outputs.items()),
+    }
 
 
 def announced_view(signed: Signed[ModelAnnouncement]) -> Model:

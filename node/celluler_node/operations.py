@@ -234,7 +234,7 @@ class Operations(Protocol):
         """What it was made from: parents, datasets, jobs, as far as records are to be had. Raises as `show_model`."""
         ...
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "raw") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
         """Run a model on a batch, here or at the peer that serves it best. output: one of `outputs_of` the model.
 
         Raises NotFound, Unavailable, LocalError; InvalidSpec for what the model does not take or give.

@@ -17,7 +17,6 @@ import trio
 from celluler.content.digest import Digest
 from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.identity import PeerId
-from celluler.models.calls import answer_of, check_call
 from celluler.models.manifest import OpenedManifest
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.supervisor import Child
@@ -96,9 +95,9 @@ class ModelServer:
         opened = await self._repository.resolve(request.model, hints=hints)
         if asker is not None and opened.record.encrypted and asker not in opened.record.readers:
             raise Denied("this model is encrypted, and its author has not named you among its readers")
-        self._confinement.require(opened.record.body, own=opened.signed.signer == self._own)
-        check_call(opened.architecture, request.dtype, request.shape, request.output)
-        answer_bytes = answer_of(opened.architecture, request.shape[0], request.output)[2]
+        self._confinement.require(opened.interface.kind, own=opened.signed.signer == self._own)
+        opened.interface.check(request.dtype, request.shape, request.output)
+        answer_bytes = opened.interface.answer(request.shape[0], request.output)[2]
         if answer_bytes > (limit := MAX_ANSWER_BYTES if asker is None else MAX_DATA_BYTES):
             raise InvalidSpec("input.shape", f"asks for an answer of {answer_bytes} bytes, limit {limit}")
         loaded = await self._load(opened, hints)
@@ -152,8 +151,9 @@ class ModelServer:
                     self._on_start(child.isolation)
                     record = loaded.opened.record
                     found = self._confinement.as_found(child.isolation)
-                    found.require(record.body, own=loaded.opened.signed.signer == self._own)
-                    await child.call(LoadModel(record.spec, str(path), record.body))
+                    found.require(loaded.opened.interface.kind, own=loaded.opened.signed.signer == self._own)
+                    transforms = record.preprocess, record.postprocess
+                    await child.call(LoadModel(record.spec, str(path), record.body, *transforms))
                     loaded.child = child
                     loaded.ready.set()
                     await child.ended.wait()

@@ -37,7 +37,7 @@ IDLE_S = 60.0
 ANSWER_S = 30.0
 """How long a server tries to send an answer."""
 
-ITEM_BYTES = {"float32": 4, "int64": 8}
+ITEM_BYTES = {"float32": 4, "int64": 8, "uint8": 1}
 """Every dtype there is on this wire; arrays are little-endian and row-major."""
 
 Dtype = Annotated[str, Length(1, 16)]
@@ -62,7 +62,7 @@ class Refusal(IntEnum):
 class Predict:
     """model: `author/name[:version|@alias]`, or the CID of a manifest. shape: with the batch axis first.
 
-    output: raw (what the last layer gives), probabilities or labels.
+    output: one of those that the model has itself, such as raw, or one that its postprocess names.
     """
 
     model: Annotated[str, Length(1, 256)]

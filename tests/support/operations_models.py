@@ -189,10 +189,10 @@ class MemoryModels:
         nodes = (LineageNode(model.cid, "model", model.reference, (data,)), LineageNode(data, "dataset"))
         return Lineage(model.cid, nodes)
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "raw") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
         model = await self.show_model(ref)
         outputs = tensor_of(inputs.numpy() * (3 if output == "sample" else 2))
-        return Prediction(outputs, model.reference, model.cid, BOB.peer_id, 0.01, ("zero", "one"))
+        return Prediction(outputs, model.reference, model.cid, BOB.peer_id, 0.01, ("zero", "one"), output or "raw")
 
     async def add_dataset(self, dataset: NewDataset) -> Dataset:
         name = _own(dataset.name)

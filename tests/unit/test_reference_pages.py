@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from celluler.jobs import reference as jobs
+from celluler.models.transforms import reference as transforms
 from celluler_node.cli import reference as node
 from celluler_node.gateway.app import gateway_app
 from tests.support.operations import MemoryNode
@@ -16,6 +17,7 @@ def test_the_pages_are_as_the_code_renders_them() -> None:
     assert (PAGES / "cli.md").read_text("utf-8") == node.render_cli()
     assert (PAGES / "configuration.md").read_text("utf-8") == node.render_configuration()
     assert (PAGES / "job-spec.md").read_text("utf-8") == jobs.render()
+    assert (PAGES / "transforms.md").read_text("utf-8") == transforms.render()
 
 
 def test_every_route_is_on_the_http_page() -> None:

@@ -10,6 +10,7 @@ import trio
 
 from celluler.errors import InvalidSpec
 from celluler.identity import Identity
+from celluler.models.interface import read_interface
 from celluler.models.spec import parse_spec
 from celluler.models.templates import TEMPLATES
 from celluler_node.processes.confinement import Confinement
@@ -28,7 +29,8 @@ class Shelf:
     async def resolve(self, ref: str, *, hints: Any) -> Any:
         record = SimpleNamespace(encrypted=False, body="spec")
         architecture = parse_spec(TEMPLATES["diffusion"].document)
-        return SimpleNamespace(architecture=architecture, record=record, signed=SimpleNamespace(signer=ALICE.peer_id))
+        interface = read_interface(architecture)
+        return SimpleNamespace(interface=interface, record=record, signed=SimpleNamespace(signer=ALICE.peer_id))
 
 
 def asking(seeds: int, output: str = "sample") -> Predict:

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.layers import Signal
 from celluler.models.transforms.base import ITEM_BYTES, numpy_dtype
-from celluler.models.transforms.programs import Wasm
+from celluler.models.transforms.programs import (
+    WASM_FUEL_A_CALL,
+    WASM_FUEL_A_SAMPLE,
+    WASM_MEMORY_BYTES,
+    Wasm,
+)
 from celluler.models.transforms.run import Program
 
-FUEL_A_SAMPLE = 50_000_000
-FUEL_A_CALL = 2_000_000_000
-"""A unit is about one instruction; whichever of the two is less."""
-MEMORY_BYTES = 64 << 20
 STACK_BYTES = 256 << 10
 _EXPORTS = {"alloc": (("i32",), ("i32",)), "run": (("i32", "i32"), ("i32",))}
 
@@ -50,15 +51,15 @@ def wasm_program(step: Wasm, given: Signal) -> Program:
             raise InvalidSpec("", str(error).splitlines()[0][:256]) from None
         return np.frombuffer(raw, dtype).reshape(len(x), *step.shape).astype(step.dtype)
 
-    if given.elements * ITEM_BYTES[given.dtype] + sample_bytes > MEMORY_BYTES // 2:
-        raise InvalidSpec("shape", f"with what is given takes more than half of {MEMORY_BYTES} bytes")
+    if given.elements * ITEM_BYTES[given.dtype] + sample_bytes > WASM_MEMORY_BYTES // 2:
+        raise InvalidSpec("shape", f"with what is given takes more than half of {WASM_MEMORY_BYTES} bytes")
     return run
 
 
 def _call(wasmtime: Any, engine: Any, module: Any, data: bytes, samples: int, answer_bytes: int) -> bytearray:
     store = wasmtime.Store(engine)
-    store.set_limits(memory_size=MEMORY_BYTES, table_elements=10_000, instances=1, tables=4, memories=1)
-    store.set_fuel(min(FUEL_A_CALL, samples * FUEL_A_SAMPLE))
+    store.set_limits(memory_size=WASM_MEMORY_BYTES, table_elements=10_000, instances=1, tables=4, memories=1)
+    store.set_fuel(min(WASM_FUEL_A_CALL, samples * WASM_FUEL_A_SAMPLE))
     exports = wasmtime.Instance(store, module, []).exports(store)
     memory = exports["memory"]
 
@@ -114,6 +115,6 @@ def _names(types: Any) -> tuple[str, ...]:
 
 def _told(wasmtime: Any, trap: Any) -> str:
     if trap.trap_code == wasmtime.TrapCode.OUT_OF_FUEL:
-        return f"ran for more than {FUEL_A_SAMPLE} units of fuel a sample, or {FUEL_A_CALL} a call"
+        return f"ran for more than {WASM_FUEL_A_SAMPLE} units of fuel a sample, or {WASM_FUEL_A_CALL} a call"
     kind = trap.trap_code
     return f"trapped: {'unknown' if kind is None else kind.name.lower().replace('_', ' ')}"

@@ -22,6 +22,10 @@ from celluler.models.transforms.texts import text_signal
 GRAPH_BUDGET = GraphBudget(tensor_bytes=0, activation_bytes=256 << 20, operations=10**9, nodes=1024, tensors=0)
 """Of one sample."""
 MAX_MODULE_BYTES = 96 << 10
+WASM_FUEL_A_SAMPLE = 50_000_000
+WASM_FUEL_A_CALL = 2_000_000_000
+"""A unit is about one instruction; whichever of the two is less."""
+WASM_MEMORY_BYTES = 64 << 20
 _MAGIC = b"\0asm\1\0\0\0"
 _IMPORTS, _START, _LAST_SECTION = 2, 8, 13
 
@@ -47,6 +51,8 @@ class GraphStep:
             raise InvalidSpec(f"{path}.graph.outputs", "must be one")
         if self.batch(graph)[0] != 1:
             raise InvalidSpec(f"{path}.graph.dimensions", "must let a batch be one sample")
+        if graph.evaluation is not None:
+            raise InvalidSpec(f"{path}.graph.evaluation", "has no place here: nothing is trained")
         for place, node in enumerate(graph.nodes):
             if node.op in RANDOM:
                 raise InvalidSpec(f"{path}.graph.nodes[{place}].op", f"{node.op} may draw random numbers")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 from blake3 import blake3
@@ -15,10 +15,12 @@ from celluler.errors import CellulerError, NotFound, Unavailable
 from celluler.identity import PeerId, Signed
 from celluler.models.access import SealedKey, encrypt_file, new_key, seal_key
 from celluler.models.body import Body, format_body, read_body
-from celluler.models.calls import check_call
+from celluler.models.interface import read_interface
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
 from celluler.models.names import ModelName, parse_reference
 from celluler.models.search import Entry, Query, entry_of, find
+from celluler.models.transforms.base import TEXT
+from celluler.models.transforms.document import canonical
 from celluler.models.weights import initial_weights
 from celluler.tensors import Tensor
 from celluler.views import Model, ModelQuery, NewModel, Prediction
@@ -50,6 +52,8 @@ class ModelAnswers(Answers):
     async def add_model(self, model: NewModel) -> Model:
         name = self._new_name(model.name)
         architecture = read_body(model.body, dict(model.spec))
+        before, after = _document(model.preprocess), _document(model.postprocess)
+        read_interface(architecture, before, after)  # before the weights are encrypted or stored
         readers = self._readers(model.readers)
         weights = await self._weights_of(model, architecture, readers)
         described = describe_model(
@@ -73,6 +77,8 @@ class ModelAnswers(Answers):
             regions=model.regions,
             sealed=weights.sealed,
             plain=weights.plain,
+            preprocess=before,
+            postprocess=after,
         )
         if self._of.membership is None:
             return await self._model_view(await self._core.repository.keep(described))
@@ -207,18 +213,19 @@ class ModelAnswers(Answers):
 
     # --- predicting --------------------------------------------------------------------------------------------
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "raw") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
         began = trio.current_time()
         opened = await self._core.repository.resolve(ref, hints=self._hints())
         reference = cid_of(opened.digest, Codec.MANIFEST)
-        check_call(opened.architecture, inputs.dtype, inputs.shape, output)
+        output = output or opened.interface.usual
+        opened.interface.check(inputs.dtype, inputs.shape, output)
         request = Predict(reference, output, inputs.dtype, inputs.shape, inputs.data)
         server = self._of.server
         if server is not None and "serve" in self._core.config.roles:
             peer, answer = self._core.identity.peer_id, await server.predict(request)
         else:
             peer, answer = await ask_servers(self._core.host, await self._servers(opened), request)
-        return self._prediction(opened, peer, answer, trio.current_time() - began)
+        return self._prediction(opened, output, peer, answer, trio.current_time() - began)
 
     async def _servers(self, opened: OpenedManifest) -> tuple[PeerId, ...]:
         """Who might predict: those that hold the model, then other members that serve; of each, the nearest first."""
@@ -232,7 +239,9 @@ class ModelAnswers(Answers):
         others.sort(key=lambda peer: (peer not in holding, *self._distance(peer)))
         return tuple(others[:MAX_SERVERS_ASKED])
 
-    def _prediction(self, opened: OpenedManifest, peer: PeerId, answer: Predicted, elapsed_s: float) -> Prediction:
+    def _prediction(
+        self, opened: OpenedManifest, output: str, peer: PeerId, answer: Predicted, elapsed_s: float
+    ) -> Prediction:
         return Prediction(
             outputs=Tensor(answer.shape, answer.dtype, answer.data),
             model=self._core.repository.held(opened).name,
@@ -240,6 +249,8 @@ class ModelAnswers(Answers):
             peer=peer,
             elapsed_s=elapsed_s,
             labels=opened.record.labels,
+            output=output,
+            text=opened.interface.outputs[output].dtype == TEXT,
         )
 
     async def _model_view(self, held: Held) -> Model:
@@ -247,6 +258,10 @@ class ModelAnswers(Answers):
         providers, index = await self._told_of(held)
         equivocation = self._core.repository.equivocation(held.opened.signed.signer, held.opened.record.name)
         return model_view(held, providers=providers, with_spec=True, index=index, equivocation=equivocation)
+
+
+def _document(given: Mapping[str, Any] | None) -> bytes:
+    return b"" if given is None else canonical(dict(given))
 
 
 def _told(signed: Signed[ModelAnnouncement]) -> Entry:

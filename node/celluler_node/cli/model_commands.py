@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from celluler.errors import IntegrityError, Unavailable
+from celluler.documents import read_json
+from celluler.errors import IntegrityError, InvalidSpec, LocalError, Unavailable
+from celluler.models.transforms.document import MAX_TRANSFORM_BYTES
 from celluler.quantities import format_bytes
-from celluler.views import Blob, Check, Model, ModelQuery, Verification, Versions, to_json
+from celluler.views import Blob, Check, Model, ModelQuery, Port, Verification, Versions, to_json
 from celluler_node.cli import compress_commands, convert_commands, new_command, version_commands
 from celluler_node.cli.output import Output, printable, say
 from celluler_node.cli.progress import with_bars
@@ -63,6 +65,12 @@ def add(
     alias: Annotated[
         list[str], typer.Option(help="A name for this version, such as `stable`. May be repeated.")
     ] = NOBODY,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="What stands before it: transforms, a JSON file. Inputs are then raw ones.")
+    ] = None,
+    postprocess: Annotated[
+        Path | None, typer.Option(help="What stands after it: transforms, a JSON file. They name what it gives.")
+    ] = None,
     context: convert_commands.Context = 0,
     by_order: convert_commands.ByOrder = False,
     objective: convert_commands.Objective = "",
@@ -70,6 +78,7 @@ def add(
     json: Json = False,
 ) -> None:
     """Sign and publish a model. One of another format is brought into ours first, in a sandbox, as `convert` does."""
+    before, after = (_transforms(path) for path in (preprocess, postprocess))
     ours = convert_commands.publishable(spec, weights, context=context, by_order=by_order, objective=objective)
 
     async def main() -> None:
@@ -92,6 +101,8 @@ def add(
                 readers=reader,
                 aliases=alias,
                 public=public,
+                preprocess=before,
+                postprocess=after,
             )
         _show(Output(as_json=json), model)
 
@@ -259,6 +270,26 @@ new_command.add_to(app)
 version_commands.add_to(app)
 
 
+def _transforms(path: Path | None) -> dict[str, Any] | None:
+    """Raises LocalError for a file that cannot be read, InvalidSpec for one that is no JSON object."""
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            document = read_json(file.read(MAX_TRANSFORM_BYTES + 1), limit=MAX_TRANSFORM_BYTES)
+    except OSError as error:
+        raise LocalError(f"cannot read {path}: {error.strerror}") from None
+    except InvalidSpec as error:
+        raise InvalidSpec(f"{path.name}: {error.path}" if error.path else path.name, error.problem) from None
+    if not isinstance(document, dict):
+        raise InvalidSpec(path.name, "is no JSON object")
+    return document
+
+
+def _port(port: Port) -> str:
+    return f"{port.name}: {port.dtype} ({', '.join(map(str, port.shape))})"
+
+
 def _pinned(blob: Blob, as_json: bool) -> None:
     if as_json:
         Output(as_json=True).document(blob)
@@ -309,6 +340,8 @@ def _show(output: Output, model: Model, versions: Versions | None = None) -> Non
         "format": " ".join(part for part in (model.framework, model.format, model.dtype) if part),
         "readable by": model.readers if model.encrypted else (),
         "here": here,
+        "takes": model.takes and _port(model.takes),
+        "gives": [_port(one) for one in model.gives],
         "labels": model.labels,
         "metrics": [f"{name} {value:.4g}" for name, value in model.metrics.items()],
         "made from": model.parents,

@@ -20,16 +20,18 @@ MAX_INPUT_BYTES = 256 << 20
 def predict(
     model: Annotated[str, typer.Argument(help="author/name:1.0.0, author/name or a CID.")],
     input: Annotated[
-        str, typer.Argument(help="Batch as nested lists in JSON, or a .json or .npy file; - for JSON on stdin.")
+        str,
+        typer.Argument(help="Batch as nested lists or texts in JSON, or a .json or .npy file; - for JSON on stdin."),
     ],
-    dtype: Annotated[str, typer.Option(help="float32 or int64; by default what the input looks like.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, int64 or uint8; by default what the input looks like.")] = "",
     output: Annotated[
         str,
         typer.Option(
-            help="What of it: raw, probabilities, labels, next_token, reconstruction, embedding; or sample, of seeds "
-            "in place of inputs. Which of them a model has depends on its objective."
+            help="What of it: one of its postprocess, or raw, probabilities, labels, next_token, reconstruction, "
+            "embedding; or sample, of seeds in place of inputs. `celluler model show` names those a model has, the "
+            "usual one first."
         ),
-    ] = "raw",
+    ] = "",
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
@@ -39,14 +41,13 @@ def predict(
     async def main() -> None:
         async with open_session(join) as client:
             prediction = await client.predict(model, inputs, dtype=dtype or None, output=output)
-            _show(Output(as_json=json), prediction, scores=output in ("raw", "probabilities"))
+            _show(Output(as_json=json), prediction)
 
     run(main)
 
 
-def _show(output: Output, prediction: Prediction, *, scores: bool) -> None:
-    """scores: it may be one a class."""
-    rows = prediction.outputs.lists()
+def _show(output: Output, prediction: Prediction) -> None:
+    rows, scores = prediction.lists(), prediction.output in ("raw", "probabilities")
     if output.as_json:
         output.document({**to_json(prediction), "outputs": rows})
         return
@@ -56,7 +57,7 @@ def _show(output: Output, prediction: Prediction, *, scores: bool) -> None:
         output.table(("sample", "label", "score"), lines)
     else:
         for row in rows if isinstance(rows, list) else [rows]:
-            print(json_module.dumps(_short(row) if sys.stdout.isatty() else row))
+            print(json_module.dumps(_short(row) if sys.stdout.isatty() else row, ensure_ascii=False))
     say(f"{prediction.model} at {ending(prediction.peer)} in {prediction.elapsed_s * 1000:.0f} ms")
 
 
@@ -69,7 +70,7 @@ def _short(value: Any) -> Any:
 
 def _read(text: str) -> Any:
     """Nested lists, or an array of a .npy file (never a pickled one)."""
-    if text.lstrip()[:1] in ("[", "{") or text == "-":
+    if text.lstrip()[:1] in ("[", "{", '"') or text == "-":
         return _parse(sys.stdin.read(MAX_INPUT_BYTES) if text == "-" else text)
     path = Path(text)
     try:

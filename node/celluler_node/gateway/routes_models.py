@@ -54,17 +54,17 @@ def model_routes(operations: Operations) -> list[Route]:
     async def predict(request: Request) -> Response:
         """Answers in the form it was asked in: nested lists for nested lists, base64 for base64."""
         body = await read_json(request)
-        kinds = (list, dict, int, float)
+        kinds = (list, dict, int, float, str)
         check_keys(body, {"model": str, "inputs": kinds, "dtype": str, "output": str}, "model", "inputs")
         given = body["inputs"]
         in_lists = not isinstance(given, dict)
-        output = body.get("output", "raw")
+        output = body.get("output", "")
         dtype = body.get("dtype", "int64" if output == "sample" else None)
         inputs = tensor_of(given, dtype) if in_lists else tensor_from_json(given)
         prediction = await operations.predict(body["model"], inputs, output)
         told = to_json(prediction)
         if in_lists:
-            told["outputs"] = prediction.outputs.lists()
+            told["outputs"] = prediction.lists()
         return JSONResponse({"schema": SCHEMA, **told})
 
     return [

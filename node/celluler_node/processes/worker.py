@@ -26,8 +26,10 @@ from celluler.engines.predict import Predictor
 from celluler.engines.prepare import prepare
 from celluler.engines.summarise import summarise
 from celluler.engines.train import Trainer, weights_of
+from celluler.engines.transforms.served import Served
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import parse_body
+from celluler.models.interface import read_interface
 from celluler.models.memory import check_batch, micro_batch
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
@@ -67,7 +69,11 @@ from celluler_node.processes.worker_words import (
     TrainRound,
 )
 
-_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "int64": np.dtype("<i8"),
+    "uint8": np.dtype("u1"),
+}
 Blobs = tuple[bytearray, ...]
 
 
@@ -88,6 +94,7 @@ class Worker:
         """memory_bytes: what this process may take."""
         self._scratch, self._memory = scratch, memory_bytes
         self._model: Predictor | None = None
+        self._served: Served | None = None
         self._run: Trainer | None = None
         self._parts, self._wire = 1, FINEST
         self._states = KeptStates(scratch, 0)
@@ -116,15 +123,17 @@ class Worker:
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
         body = parse_body(request.body, request.spec)
+        interface = read_interface(body, request.preprocess, request.postprocess)
         model = load_model(body, Path(request.weights), memory_bytes=self._memory).predictor()
+        served = Served(model, interface)
         model.warm_up()
-        self._model = model
+        self._model, self._served = model, served
         return Loaded(body.parameter_count, body.parameter_bytes)
 
     def predict(self, request: Predict, blobs: Blobs) -> Reply:
-        if self._model is None:
+        if self._served is None:
             raise LocalError("no model is loaded")
-        answer = self._model.predict(_array(request.dtype, request.shape, _only(blobs)), request.output)
+        answer = self._served.predict(_array(request.dtype, request.shape, _only(blobs)), request.output)
         return Reply(Predicted(answer.dtype.name, answer.shape), (_little_endian(answer),))
 
     def start_run(self, request: StartRun, _: Blobs) -> RunReady:

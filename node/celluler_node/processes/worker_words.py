@@ -13,6 +13,7 @@ from typing import Annotated
 from celluler.datasets.schema import MAX_NAME_BYTES, USUAL, Selection, Summary
 from celluler.jobs.limits import MAX_BATCH, MAX_INNER_STEPS
 from celluler.models.body import MAX_BODY_BYTES
+from celluler.models.transforms.document import MAX_TRANSFORM_BYTES
 from celluler.wire import I16, U8, U16, U32, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import Answer, PathText, Program
 from celluler_node.processes.worker_mix_words import MIX_ANSWERS, MIX_REPLIES, MIX_REQUESTS
@@ -20,6 +21,7 @@ from celluler_node.processes.worker_mix_words import MIX_ANSWERS, MIX_REPLIES, M
 MAX_PARTS = 64
 MAX_CLASS_BYTES = 64
 BodyBytes = Annotated[bytes, Length(2, MAX_BODY_BYTES)]
+TransformBytes = Annotated[bytes, Length(0, MAX_TRANSFORM_BYTES)]
 Shape = Annotated[tuple[Annotated[int, Range(0, 1 << 40)], ...], Length(1, 8)]
 Exponents = Annotated[tuple[I16, ...], Length(1, MAX_PARTS)]
 Word = Annotated[str, Length(1, 32)]
@@ -30,11 +32,13 @@ ColumnText = Annotated[str, Length(0, MAX_NAME_BYTES)]
 @dataclass(frozen=True, slots=True)
 class LoadModel:
     """Check, build and warm up a model. body: the kind of what is computed, spec: its document. weights: a safetensors
-    file. → Loaded"""
+    file. preprocess, postprocess: documents of what stands before and after it, empty for none. → Loaded"""
 
     spec: BodyBytes
     weights: PathText
     body: Word = "spec"
+    preprocess: TransformBytes = b""
+    postprocess: TransformBytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Predict:
-    """With the input as one blob. shape: with the batch axis. output: one of `celluler.models.calls.outputs_of` the
-    model. → Predicted"""
+    """With the input as one blob. shape: with the batch axis. output: one that the model's interface has, see
+    `celluler.models.interface`. → Predicted"""
 
     dtype: Word
     shape: Shape
