@@ -20,7 +20,7 @@ from typing import Any
 
 from celluler.errors import Busy, LocalError, PeerViolation, ProtocolViolation, TimedOut, Unavailable
 from celluler.identity import public_key_of, short
-from celluler_protocols.averaging_checks import Checker, Key, Server
+from celluler_protocols.averaging_checks import Checker, Key, Rechecked, Server
 from celluler_protocols.averaging_daemon import CONNECT_S, Daemon, DaemonError, Pair, open_daemon
 from celluler_protocols.averaging_exchange import Delivery, Exchange, Sealed
 from celluler_protocols.averaging_gathering import Late
@@ -37,7 +37,6 @@ from celluler_protocols.averaging_messages import (
     Ready,
     Reduced,
     Refused,
-    Squares,
     Taken,
     Update,
     Want,
@@ -169,7 +168,7 @@ class Averager:
         self._newest = max(self._newest or (run, 0, 0), (run, round_number, 0))
         self._own.keep(round_number, parts)
 
-    async def check(self, plan: Plan, result: PartOutcome) -> tuple[bool, Squares]:
+    async def check(self, plan: Plan, result: PartOutcome) -> Rechecked:
         """See `Checker.check`."""
         return await self._checker.check(plan, result)
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from celluler.aggregation.digests import part_hash, wire_bytes
@@ -32,6 +32,16 @@ Ask = Callable[[str, Want, memoryview], Awaitable[bool]]
 """Fills the memory with what a peer answers; whether it had as many bytes. What they are worth is not known yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rechecked:
+    """equal: the rule gives what was told, in every bit. squares: the inputs' norms. inputs: mantissas by place in the
+    set, of all that were used, where it is not equal: they prove it."""
+
+    equal: bool
+    squares: Squares
+    inputs: Mapping[int, Bytes]
+
+
 class Checker:
     """Reduces parts anew. me: our averager's name, whom it never asks."""
 
@@ -47,9 +57,8 @@ class Checker:
     def forget(self, key: Key) -> None:
         self._found = {place: sealed for place, sealed in self._found.items() if place[0] != key}
 
-    async def check(self, plan: Plan, result: PartOutcome) -> tuple[bool, Squares]:
-        """Reduce a part anew from the inputs that its reducer says it used: whether every bit is the same, and their
-        norms.
+    async def check(self, plan: Plan, result: PartOutcome) -> Rechecked:
+        """Reduce a part anew from the inputs that its reducer says it used.
 
         What an exchange gave us counts, where inputs went to all even what we found in it; other inputs come from the
         reducer, else from the member itself. One that is not what its member committed to counts as not had. Raises
@@ -57,7 +66,10 @@ class Checker:
         """
         found = self._found.get((plan.key, result.part))
         if found is not None and found.result.used == result.used and self._is_same(plan):
-            return found.result == result, found.squares
+            if found.result == result:
+                return Rechecked(True, found.squares, {})
+            here = {member: self._here(plan, result.part, member) for member in used_in(plan, result)}
+            return Rechecked(False, found.squares, {m: data for m, data in here.items() if data is not None})
         reducer = next(each.reducer for each in plan.assignments if each.part == result.part)
         inputs: dict[int, Bytes] = {}
         try:
@@ -68,7 +80,8 @@ class Checker:
         except Unavailable:
             self._salvage(plan, result.part, inputs)
             raise
-        return await asyncio.to_thread(check_aggregate, plan, result, inputs)
+        equal, squares = await asyncio.to_thread(check_aggregate, plan, result, inputs)
+        return Rechecked(equal, squares, {} if equal else inputs)
 
     def _is_same(self, plan: Plan) -> bool:
         """Whether the exchange that we know by this name is this one: the same members, bytes and rule."""

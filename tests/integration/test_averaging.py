@@ -54,6 +54,17 @@ async def check(peer: Peer, told: Round, place: int, outcome: Outcome, part: int
     return (await peer.child.call(Check(told.plan_of(place), result))).record.equal
 
 
+async def assert_proven(peer: Peer, told: Round, place: int, outcome: Outcome, part: int) -> None:
+    """The part is found to be wrong, and what came with that is what the members had sent."""
+    result = next(each for each in outcome.reduced if each.part == part)
+    reply = await peer.child.call(Check(told.plan_of(place), result))
+    used = [member for member in range(len(told.plan.members)) if result.used >> member & 1]
+    piece = part_slices(DIMENSION, told.plan.parts)[part]
+    inputs = [np.frombuffer(told.blobs[member], "<i2")[piece].tobytes() for member in used]
+    assert (reply.record.equal, reply.record.proven_by) == (False, tuple(used))
+    assert bytes(reply.blobs[0]) == b"".join(inputs)
+
+
 async def test_all_members_get_the_same_bytes_and_an_attack_no_weight(tmp_path: Path) -> None:
     async with open_peers(5, tmp_path) as peers:
         updates = updates_for(5)
@@ -184,7 +195,7 @@ async def test_each_lie_is_named_and_the_round_goes_on_without_it(tmp_path: Path
         told, results = await play(attacks.WRONG_AGGREGATE)
         lied = next(each.part for each in told.plan.assignments if each.reducer == 4)
         with trio.fail_after(30):
-            assert not await check(peers[0], told, 0, results[0][0], lied)
+            await assert_proven(peers[0], told, 0, results[0][0], lied)
             assert await check(peers[0], told, 0, results[0][0], (lied + 1) % 5)
 
         told, results = await play(attacks.GARBAGE)

@@ -114,9 +114,13 @@ class _Run:
         outcome, aggregate = await self._opened().exchange(request.plan, own)
         return Reply(Exchanged(outcome, self._moved()), (aggregate,))
 
-    async def _check(self, request: Check, _: tuple[bytearray, ...]) -> Checked:
-        equal, squares = await self._opened().check(request.plan, request.result)
-        return Checked(equal, squares, self._moved())
+    async def _check(self, request: Check, _: tuple[bytearray, ...]) -> Checked | Reply:
+        found = await self._opened().check(request.plan, request.result)
+        if not found.inputs:
+            return Checked(found.equal, found.squares, self._moved())
+        places = tuple(sorted(found.inputs))
+        proof = b"".join(found.inputs[place] for place in places)
+        return Reply(Checked(found.equal, found.squares, self._moved(), places), (proof,))
 
     async def _inputs(self, request: Inputs, _: tuple[bytearray, ...]) -> Reply:
         member, count = request.member, len(request.member.hashes)

@@ -86,11 +86,12 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class Checked:
     """equal: bit for bit. squares: of the inputs, equal or not. One that could not be had is an error of the call
-    instead."""
+    instead. proven_by: where it is not equal, members' places in the plan; its blob: their inputs one after another."""
 
     equal: bool
     squares: Squares
     moved: Moved
+    proven_by: Annotated[tuple[U8, ...], Length(0, MAX_MEMBERS)] = ()
 
 
 @dataclass(frozen=True, slots=True)

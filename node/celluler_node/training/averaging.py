@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -88,10 +88,11 @@ class Exchanged:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """seen: None where the inputs could not be had."""
+    """seen: None where the inputs could not be had. inputs: mantissas by roster place, where these prove a lie."""
 
     outcome: CheckOutcome
     seen: Seen | None
+    inputs: Mapping[int, bytes] = field(default_factory=dict)
 
 
 class Averaging:
@@ -133,7 +134,8 @@ class Averaging:
         told: words.Checked = reply.record
         self._count(told.moved)
         outcome = CheckOutcome(part, Verdict.SAME if told.equal else Verdict.DIFFERENT)
-        return Checked(outcome, _seen(effect.members, told.squares))
+        proven_by = tuple(effect.members[place] for place in told.proven_by)
+        return Checked(outcome, _seen(effect.members, told.squares), _rows(proven_by, reply.blobs))
 
     async def inputs(
         self,
@@ -240,6 +242,13 @@ def _results(outcome: Outcome, dimension: int, aggregate: memoryview) -> tuple[R
         mantissas = bytes(aggregate[piece.start * VALUE_BYTES : piece.stop * VALUE_BYTES])
         results[one.part] = Reduction(Part(one.digest, one.exponent, one.used, one.weights), mantissas)
     return tuple(results)
+
+
+def _rows(members: Sequence[int], blobs: Sequence[bytes | bytearray | memoryview]) -> dict[int, bytes]:
+    """One blob of rows of a length, one after another; none where there are no members."""
+    whole = memoryview(blobs[0] if blobs else b"")
+    size = len(whole) // max(1, len(members))
+    return {member: bytes(whole[at * size : (at + 1) * size]) for at, member in enumerate(members)}
 
 
 def _seen(members: Sequence[int], squares: Squares) -> Seen:

@@ -237,6 +237,10 @@ class Driver:
             found[place] = checked.outcome
             if checked.seen is not None:
                 self._figures.seen(effect.round, checked.seen)
+            if checked.inputs and self._chronicle is not None:
+                hashes = [commit.hashes[part.part] for commit in effect.commits]
+                named = dict(zip(effect.members, hashes, strict=True))
+                self._chronicle.prove(effect.round, part.part, checked.inputs, named)
 
         with trio.move_on_after(effect.within_s):
             async with trio.open_nursery() as nursery:
