@@ -30,8 +30,11 @@ from celluler.jobs.spec import canonical_job, parse_job
 from celluler.models.body import parse_body
 from celluler.models.graph import parse_graph
 from celluler.models.index import VersionEntry, VersionIndex, open_index
+from celluler.models.layers import Signal
 from celluler.models.manifest import ModelManifest, describe_model, open_manifest
 from celluler.models.templates import TEMPLATES
+from celluler.models.transforms.document import parse_postprocess, parse_preprocess
+from celluler.models.transforms.reference import POSTPROCESS, PREPROCESS
 from celluler.models.version import parse_version
 from celluler.wire import Frames, pack, unpack
 from celluler_node.processes.frames import FrameReader, encode
@@ -194,6 +197,27 @@ def _text(data: bytes) -> None:
     parse_version(data.decode("utf-8", "surrogateescape"))
 
 
+_CHAIN = {
+    "transforms": 1,
+    "input": {"name": "x", "dtype": "float32", "shape": [2, 6]},
+    "steps": [
+        {"kind": "normalise", "mean": [1, 2], "deviation": [1, 2], "axis": 0},
+        {"kind": "clip", "low": -1, "high": 1},
+        {"kind": "pad", "before": [0, 1], "after": [0, 1], "value": 0.5},
+        {"kind": "crop", "shape": [1, 4], "start": [1, 1]},
+        {"kind": "transpose", "axes": [1, 0]},
+        {"kind": "take", "places": [0, 3, 1], "axis": 0},
+        {"kind": "softmax", "axis": 0},
+        {"kind": "argmax", "axis": 0},
+        {"kind": "one_hot", "classes": 3},
+        {"kind": "cast", "to": "int64"},
+    ],
+}
+_OUTPUTS = {
+    "raw": Signal("float32", (10,)),
+    "probabilities": Signal("float32", (10,)),
+    "labels": Signal("int64", ()),
+}
 _INDEX = VersionIndex("digits", "model", 1, (VersionEntry("1.0.0", b"m" * 32),))
 _FRAMES = (
     (Kind.READY, Ready(Isolation(True, True, True, 7, True, ()))),
@@ -221,6 +245,12 @@ TARGETS: dict[str, Target] = {
             lambda: [bytes.fromhex(text) for text in _hex(json.loads((VECTORS / "content-manifest.json").read_text()))]
         ),
         "msgpack",
+    ),
+    "preprocess": Target(
+        parse_preprocess, functools.cache(lambda: [json.dumps(one).encode() for one in (PREPROCESS, _CHAIN)]), "json"
+    ),
+    "postprocess": Target(
+        lambda data: parse_postprocess(data, _OUTPUTS), lambda: [json.dumps(POSTPROCESS).encode()], "json"
     ),
     "version": Target(_text, lambda: [b"1.2.3-rc.1+build.5"]),
     "recognise": Target(
