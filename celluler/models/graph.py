@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celluler.documents import read_json
@@ -113,11 +113,20 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is computed in evaluation, where `flip` and `train_only` cannot say it: nodes of its own, which write
+    nothing."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """A checked graph. Equal documents give equal graphs.
 
     dimensions: (name, least, most) of what may vary. outputs: one gives a tensor, several a tuple. vocabularies:
-    (input, n) for inputs that index an embedding of n rows.
+    (input, n) for inputs that index an embedding of n rows. evaluation: None where the nodes say it.
     """
 
     dimensions: tuple[tuple[str, int, int], ...]
@@ -126,6 +135,13 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
     vocabularies: tuple[tuple[str, int], ...] = ()
+    evaluation: Evaluation | None = None
+
+    def evaluated(self) -> Graph:
+        """The graph as it is in evaluation, in whatever mode it is run."""
+        nodes = tuple(_flipped(node) for node in self.nodes if not node.train_only)
+        branch = self.evaluation or Evaluation(nodes, self.outputs)
+        return replace(self, nodes=branch.nodes, outputs=branch.outputs, evaluation=None)
 
     @property
     def tensor_bytes(self) -> int:
@@ -134,6 +150,15 @@ class Graph:
     @property
     def parameter_count(self) -> int:
         return sum(tensor.elements for tensor in self.tensors if tensor.trained)
+
+
+def _flipped(node: Node) -> Node:
+    if not node.flip:
+        return node
+    argument, off = FLIPS[node.op]
+    given = ((name, off if name == argument else value) for name, value in node.arguments)
+    defaults = {one.name: one.default for one in node.operation.arguments}
+    return replace(node, arguments=tuple(one for one in given if one != (argument, defaults[argument])), flip=False)
 
 
 def parse_graph(document: bytes | dict[str, Any], *, budget: GraphBudget = DEFAULT_BUDGET) -> Graph:
@@ -149,13 +174,20 @@ def format_graph(graph: Graph) -> bytes:
 
 def plain_graph(graph: Graph) -> dict[str, Any]:
     """The same as JSON values."""
-    return {
+    document: dict[str, Any] = {
         "graph": FORMAT,
         "dimensions": {name: [low, high] for name, low, high in graph.dimensions},
         "inputs": [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in graph.inputs],
         "tensors": [_plain_tensor(one) for one in graph.tensors],
-        "nodes": [_plain_node(one) for one in graph.nodes],
-        "outputs": [plain_argument(one) for one in graph.outputs],
+        **_plain_nodes(graph),
+    }
+    return document if graph.evaluation is None else document | {"evaluation": _plain_nodes(graph.evaluation)}
+
+
+def _plain_nodes(part: Graph | Evaluation) -> dict[str, Any]:
+    return {
+        "nodes": [_plain_node(one) for one in part.nodes],
+        "outputs": [plain_argument(one) for one in part.outputs],
     }
 
 
@@ -195,7 +227,7 @@ class _Reader:
 
     def graph(self, root: Any) -> Graph:
         keys = ("graph", "inputs", "tensors", "nodes", "outputs")
-        need_keys(root, "", keys, ("dimensions",))
+        need_keys(root, "", keys, ("dimensions", "evaluation"))
         whole(root["graph"], "graph", FORMAT, FORMAT)
         ranges = root.get("dimensions", {})
         need_keys(ranges, "dimensions", (), DIMENSIONS)
@@ -210,16 +242,31 @@ class _Reader:
             if name not in used:
                 raise InvalidSpec(f"dimensions.{name}", "is of no input")
         tensors = self._tensors(some(root["tensors"], "tensors", 0, self.budget.tensors))
-        nodes = tuple(
-            self._node(one, f"nodes[{place}]")
-            for place, one in enumerate(some(root["nodes"], "nodes", 1, self.budget.nodes))
-        )
-        outputs = tuple(
-            read_argument(self.known, "Tensor", "", one, f"outputs[{place}]")
-            for place, one in enumerate(some(root["outputs"], "outputs", 1, 64))
-        )
+        nodes, outputs = self._nodes(root, "")
+        evaluation = self._evaluation(root["evaluation"], len(nodes)) if "evaluation" in root else None
         ordered = tuple((name, *self.dimensions[name]) for name in DIMENSIONS if name in self.dimensions)
-        return Graph(ordered, inputs, tensors, nodes, outputs, tuple(sorted(self.vocabularies.items())))
+        vocabularies = tuple(sorted(self.vocabularies.items()))
+        return Graph(ordered, inputs, tensors, nodes, outputs, vocabularies, evaluation)
+
+    def _nodes(self, root: Any, path: str, before: int = 0) -> tuple[tuple[Node, ...], tuple[Value, ...]]:
+        """before: nodes that the document has besides."""
+        entries = some(root["nodes"], f"{path}nodes", 0, self.budget.nodes - before)
+        nodes = tuple(self._node(one, f"{path}nodes[{place}]") for place, one in enumerate(entries))
+        outputs = tuple(
+            read_argument(self.known, "Tensor", "", one, f"{path}outputs[{place}]")
+            for place, one in enumerate(some(root["outputs"], f"{path}outputs", 1, 64))
+        )
+        return nodes, outputs
+
+    def _evaluation(self, value: Any, before: int) -> Evaluation:
+        need_keys(value, "evaluation", ("nodes", "outputs"))
+        self.known.values = dict.fromkeys(self._given, "Tensor")
+        self.names = set(self._given)
+        nodes, outputs = self._nodes(value, "evaluation.", before)
+        for place, node in enumerate(nodes):
+            if node.train_only or node.flip:
+                raise InvalidSpec(f"evaluation.nodes[{place}]", "is of evaluation alone: it can neither write nor flip")
+        return Evaluation(nodes, outputs)
 
     def _range(self, name: str, value: Any) -> None:
         path = f"dimensions.{name}"

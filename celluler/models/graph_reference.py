@@ -35,6 +35,8 @@ hold`.
 | `nodes` | `name`, `op`, `args`; `train_only`, left out in evaluation; `flip`, its training argument is off in \
 evaluation |
 | `outputs` | one value, or several, which come back as a tuple |
+| `evaluation` | `nodes` and `outputs` of evaluation, where marks cannot say it: they name inputs and tensors anew, \
+write nothing, and count towards the same limits |
 
 An argument that is a tensor names an input or a node that stands before it, or with `@` in front a tensor of the
 weights file. An integer may be the name of a node that gives one. Numbers are finite, or `"+inf"`, `"-inf"`.

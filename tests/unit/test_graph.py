@@ -129,6 +129,18 @@ MALICIOUS: dict[str, tuple[Change, str]] = {
     "an input of 10^12": (put("inputs.0.shape", [1 << 20, 1 << 20]), "inputs[0].shape"),
     "an output of nothing": (put("outputs", ["z"]), "outputs[0]"),
     "an output that is an integer": (put("outputs", ["n"]), "outputs[0]"),
+    "a value of training": (put("evaluation", {"nodes": [], "outputs": ["y"]}), "evaluation.outputs[0]"),
+    "writing in a branch": (
+        put("evaluation", {"nodes": [document()["nodes"][6]], "outputs": ["x"]}),
+        "evaluation.nodes[0]",
+    ),
+    "flipping in a branch": (
+        put(
+            "evaluation",
+            {"nodes": [document()["nodes"][5] | {"args": {"input": "x", "p": 0.5, "train": True}}], "outputs": ["d"]},
+        ),
+        "evaluation.nodes[0]",
+    ),
     "another version": (put("graph", 2), "graph"),
     "no object": (put("nodes", {}), "nodes"),
 }
@@ -161,6 +173,10 @@ def test_a_budget_bounds_nodes_tensors_and_bytes() -> None:
     for budget in (GraphBudget(nodes=7), GraphBudget(tensors=1), GraphBudget(tensor_bytes=47)):
         with pytest.raises(InvalidSpec):
             parse_graph(document(), budget=budget)
+    branch = {"nodes": [{"name": "a", "op": "relu.default", "args": {"self": "x"}}], "outputs": ["a"]}
+    parse_graph(document() | {"evaluation": branch}, budget=GraphBudget(nodes=9))
+    with pytest.raises(InvalidSpec, match=r"evaluation\.nodes"):
+        parse_graph(document() | {"evaluation": branch}, budget=GraphBudget(nodes=8))
 
 
 def test_a_pass_is_measured_before_anything_is_allocated() -> None:

@@ -10,7 +10,7 @@ from celluler.engines.graph.export import NotExportable, export_graph
 from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.measure import measure
 from celluler.errors import InvalidSpec
-from celluler.models.graph import Graph
+from celluler.models.graph import Graph, parse_graph
 from tests.support.graphs import NAMES, stored
 from tests.support.modules import CASES
 
@@ -106,8 +106,17 @@ class Various(nn.Module):
 
 
 class Fickle(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if self.training else x
+    """Does other things in evaluation: stochastic depth, and more outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        out = self.norm(self.inner(x))
+        if self.training:
+            return x + out * (torch.rand(x.shape[0], 1) < 0.7) / 0.7
+        return x + out, out * torch.tensor([1.0, 2.0, 3.0])
 
 
 class Unlisted(nn.Module):
@@ -145,10 +154,27 @@ def test_parts_without_gradient_are_laid_into_the_graph() -> None:
     assert original.mean.abs().sum() > 0
 
 
+def test_what_is_otherwise_in_evaluation_has_nodes_of_its_own() -> None:
+    torch.manual_seed(2)
+    original, x = Fickle(), torch.randn(6, 3)
+    exported = export_graph(original, (x,))
+    assert exported.graph.evaluation is not None
+    assert parse_graph(exported.document) == exported.graph
+    graph = exported.module()
+    for mode in (True, False, True):
+        for one, other in zip(run(original.train(mode), x), run(graph.train(mode), x), strict=True):
+            assert torch.equal(one, other)
+        assert_same(original, graph)
+    evaluated = GraphModule(exported.graph.evaluated())
+    for name, value in graph.tensors().items():
+        evaluated.put(name, value)
+    assert torch.equal(run(evaluated.train(), x)[1], run(original.eval(), x)[1])
+
+
 @pytest.mark.parametrize(
     ("module", "operation", "path"),
-    [(Fickle(), "evaluation", ""), (Unlisted(), "lgamma.default", "inner.1"), (Overwriting(), "relu_.default", "")],
-    ids=["another in evaluation", "unlisted", "writes into its input"],
+    [(Unlisted(), "lgamma.default", "inner.1"), (Overwriting(), "relu_.default", "")],
+    ids=["unlisted", "writes into its input"],
 )
 def test_what_a_graph_cannot_hold_is_named(module: nn.Module, operation: str, path: str) -> None:
     with pytest.raises(NotExportable) as refused:

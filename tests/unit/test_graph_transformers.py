@@ -54,6 +54,14 @@ PICTURES: dict[str, dict[str, Any]] = {
     "ResNetForImageClassification": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "ConvNextForImageClassification": {"depths": [1, 1], "hidden_sizes": [8, 16], "num_stages": 2},
     "MobileNetV2ForImageClassification": {"image_size": 16, "depth_multiplier": 0.25},
+    "SwinForImageClassification": {
+        "image_size": 16,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    },
 }
 
 

@@ -20,8 +20,19 @@ from celluler.engines.graph.inline import inline_parts
 from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.table import TORCH_DTYPES
 from celluler.engines.graph.translate import NotExportable, Translation
-from celluler.errors import LocalError
-from celluler.models.graph import DEFAULT_BUDGET, Graph, GraphBudget, GraphInput, GraphTensor, format_graph, parse_graph
+from celluler.errors import InvalidSpec, LocalError
+from celluler.models.graph import (
+    DEFAULT_BUDGET,
+    Evaluation,
+    Graph,
+    GraphBudget,
+    GraphInput,
+    GraphTensor,
+    Node,
+    format_graph,
+    parse_graph,
+)
+from celluler.models.graph_arguments import Value
 
 __all__ = ["Exported", "NotExportable", "export_graph"]
 
@@ -67,25 +78,61 @@ def export_graph(
     given = tuple(one.detach().to("cpu").contiguous() for one in examples)
     ranges = dict(dynamic) if dynamic is not None else {"batch": (1, 1024)}
     sides = [_sides(one, given[0], ranges) for one in given]
-    program = _trace(module, given, sides, ranges)
-    inline_parts(program.graph_module)
-    tensors, named = _tensors(module, program)
-    inputs = _inputs(program, given, sides)
-    translation = Translation(program, tensors, inputs)
-    nodes, outputs = translation.translate()
-    constants = tuple(one for one in tensors if one.role != "constant" or translation.uses(one.name))
-    used = tuple((name, *ranges[name]) for name in AXES if any(name in one.shape for one in inputs))
-    graph = parse_graph(format_graph(Graph(used, inputs, constants, nodes, outputs)), budget=budget)
-    exported = Exported(graph, {one.name: named[one.name].detach().clone().contiguous() for one in graph.tensors})
+    traced = _translated(module, given, sides, ranges)
+    exported = _exported(traced, None, ranges, budget)
     if compare:
+        _compare(module, exported, given, training=True)
+        if not _equal(module, exported, given, training=False):
+            branch = _translated(module.eval(), given, sides, ranges)
+            exported = _exported(traced, branch, ranges, budget)
         smallest = tuple(
             one[tuple(slice(ranges[named[axis]][0]) if axis in named else slice(None) for axis in range(one.dim()))]
             for one, named in zip(given, sides, strict=True)
         )
-        _compare(module, exported, given, training=True)
         _compare(module, exported, given, training=False)
         _compare(module, exported, smallest, training=False)
     return exported
+
+
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """A trace in one mode. used: constants that its nodes mention. held: tensors by their names."""
+
+    inputs: tuple[GraphInput, ...]
+    tensors: tuple[GraphTensor, ...]
+    held: dict[str, Tensor]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+    used: frozenset[str]
+
+
+def _translated(
+    module: nn.Module, given: tuple[Tensor, ...], sides: list[dict[int, str]], ranges: Mapping[str, tuple[int, int]]
+) -> _Traced:
+    program = _trace(module, given, sides, ranges)
+    inline_parts(program.graph_module)
+    tensors, held = _tensors(module, program, "constants" if module.training else "constants.evaluation")
+    inputs = _inputs(program, given, sides)
+    translation = Translation(program, tensors, inputs)
+    nodes, outputs = translation.translate()
+    used = frozenset(one.name for one in tensors if one.role == "constant" and translation.uses(one.name))
+    return _Traced(inputs, tensors, held, nodes, outputs, used)
+
+
+def _exported(
+    traced: _Traced, branch: _Traced | None, ranges: Mapping[str, tuple[int, int]], budget: GraphBudget
+) -> Exported:
+    """branch: of evaluation, where it is a trace of its own."""
+    varying = tuple((name, *ranges[name]) for name in AXES if any(name in one.shape for one in traced.inputs))
+    tensors = [one for one in traced.tensors if one.role != "constant" or one.name in traced.used]
+    evaluation, held = None, dict(traced.held)
+    if branch is not None:
+        tensors += [one for one in branch.tensors if one.name in branch.used]
+        held |= {name: branch.held[name] for name in branch.used}
+        evaluation = Evaluation(branch.nodes, branch.outputs)
+    graph = Graph(varying, traced.inputs, tuple(tensors), traced.nodes, traced.outputs, evaluation=evaluation)
+    graph = parse_graph(format_graph(graph), budget=budget)
+    return Exported(graph, {one.name: held[one.name].detach().clone().contiguous() for one in graph.tensors})
 
 
 def _sides(one: Tensor, first: Tensor, ranges: Mapping[str, tuple[int, int]]) -> dict[int, str]:
@@ -130,9 +177,10 @@ _PREFIX = "module."
 
 
 def _tensors(
-    module: nn.Module, program: torch.export.ExportedProgram
+    module: nn.Module, program: torch.export.ExportedProgram, constants: str
 ) -> tuple[tuple[GraphTensor, ...], dict[str, Tensor]]:
-    """What the module holds, one entry a tensor however many names it has, and the constants of the trace."""
+    """What the module holds, one entry a tensor however many names it has, and the constants of the trace, below that
+    name."""
     transient = {
         (spec.target or "").removeprefix(_PREFIX)
         for spec in program.graph_signature.input_specs
@@ -141,7 +189,7 @@ def _tensors(
     first: dict[int, str] = {}
     found: dict[str, GraphTensor] = {}
     named: dict[str, Tensor] = {}
-    for name, value, role in _held(module, program):
+    for name, value, role in _held(module, program, constants):
         if id(value) in first:
             tied = found[first[id(value)]]
             found[tied.name] = replace(tied, aliases=(*tied.aliases, name))
@@ -161,7 +209,9 @@ def _tensors(
     return tuple(found.values()), named
 
 
-def _held(module: nn.Module, program: torch.export.ExportedProgram) -> Iterator[tuple[str, Tensor, str]]:
+def _held(
+    module: nn.Module, program: torch.export.ExportedProgram, constants: str
+) -> Iterator[tuple[str, Tensor, str]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         yield name, parameter, "parameter" if parameter.requires_grad else "frozen"
     for name, buffer in module.named_buffers(remove_duplicate=False):
@@ -169,11 +219,11 @@ def _held(module: nn.Module, program: torch.export.ExportedProgram) -> Iterator[
     known = {id(value) for value in (*module.parameters(), *module.buffers())}
     for name, value in program.constants.items():
         if isinstance(value, Tensor) and id(value) not in known and not name.startswith(_PREFIX):
-            yield f"constants.{name}", value, "constant"
+            yield f"{constants}.{name}", value, "constant"
         elif isinstance(value, Tensor) and id(value) not in known:
             short = name.removeprefix(_PREFIX)
             if short not in dict(module.named_buffers(remove_duplicate=False)):
-                yield f"constants.{short}", value, "constant"
+                yield f"{constants}.{short}", value, "constant"
 
 
 def _inputs(
@@ -191,21 +241,33 @@ def _inputs(
 def _compare(module: nn.Module, exported: Exported, given: tuple[Tensor, ...], *, training: bool) -> None:
     """The graph does what the module does, bit by bit, or the author is told where it does not."""
     mode = "training" if training else "evaluation"
-    original, graph = copy.deepcopy(module).train(training), exported.module().train(training)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        expected = original(*given)
-        torch.manual_seed(0)
-        got = graph(*given)
-    for one, other in zip(_several(expected), _several(got), strict=True):
-        if not same(one, other):
-            text = f"the graph does otherwise than the module in {mode}"
-            hint = "does forward ask self.training for more than dropout and normalisation do?"
-            raise NotExportable("", mode, f"{text}; {hint}")
+    original, graph, equal = _both(module, exported, given, training=training)
+    if not equal:
+        raise NotExportable("", mode, f"the graph does otherwise than the module in {mode}")
     buffers = dict(original.named_buffers())
     for name, value in graph.tensors().items():
         if name in buffers and not same(buffers[name], value):
             raise NotExportable(name, mode, f"the graph leaves another buffer than the module in {mode}")
+
+
+def _equal(module: nn.Module, exported: Exported, given: tuple[Tensor, ...], *, training: bool) -> bool:
+    try:
+        return _both(module, exported, given, training=training)[2]
+    except InvalidSpec:  # what was traced in one mode may not go through in the other
+        return False
+
+
+def _both(
+    module: nn.Module, exported: Exported, given: tuple[Tensor, ...], *, training: bool
+) -> tuple[nn.Module, GraphModule, bool]:
+    """(a copy of the module, the graph, whether they gave the same), both run once."""
+    original, graph = copy.deepcopy(module).train(training), exported.module().train(training)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = _several(original(*given))
+        torch.manual_seed(0)
+        got = _several(graph(*given))
+    return original, graph, len(expected) == len(got) and all(map(same, expected, got))
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -17,7 +17,7 @@ from celluler.engines.graph.table import FUNCTIONS, TORCH_DTYPES
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.graph import Graph, Node
 from celluler.models.graph_arguments import Value
-from celluler.models.graph_ops import FACTORIES, FLIPS
+from celluler.models.graph_ops import FACTORIES
 
 Observer = Callable[[int, Iterable[Any], Any], None]
 
@@ -32,8 +32,9 @@ class GraphModule(nn.Module):
         for tensor in graph.tensors:
             meta = torch.empty(tensor.shape, dtype=TORCH_DTYPES[tensor.dtype], device="meta")
             self.put(tensor.name, meta)
-        self._training_plan = _plan(graph, evaluation=False)
-        self._evaluation_plan = _plan(graph, evaluation=True)
+        evaluated = graph.evaluated()
+        self._training = _plan(graph), graph.outputs
+        self._evaluation = _plan(evaluated), evaluated.outputs
 
     def put(self, name: str, value: Tensor) -> None:
         """Let a tensor of the graph be `value`; its shape and dtype must fit."""
@@ -61,7 +62,8 @@ class GraphModule(nn.Module):
         values: dict[str, Any] = dict(zip(names, given, strict=True))
         device = next(iter(values.values())).device
         tensors = self.tensors()
-        for step in self._training_plan if self.training else self._evaluation_plan:
+        plan, wanted = self._training if self.training else self._evaluation
+        for step in plan:
             positional, named = step.arguments(values, tensors, device)
             out = step.run(positional, named)
             if observe is not None:
@@ -69,7 +71,7 @@ class GraphModule(nn.Module):
             values[step.name] = out
             for name in step.done:
                 del values[name]
-        outputs = tuple(tensors[one.name] if one.tensor else values[one.name] for one in self.graph.outputs)
+        outputs = tuple(tensors[one.name] if one.tensor else values[one.name] for one in wanted)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _check(self, given: tuple[Tensor, ...]) -> None:
@@ -144,15 +146,15 @@ def _resolve(value: Any, values: dict[str, Any], tensors: dict[str, Tensor]) -> 
     return value
 
 
-def _plan(graph: Graph, *, evaluation: bool) -> tuple[_Step, ...]:
-    nodes = [(place, node) for place, node in enumerate(graph.nodes) if not (evaluation and node.train_only)]
+def _plan(graph: Graph) -> tuple[_Step, ...]:
+    nodes = list(enumerate(graph.nodes))
     kept = {one.name for one in graph.outputs if not one.tensor}
     steps = []
     for place, node in reversed(nodes):
         used = {one.name for _, value in node.arguments for one in _references(value)} | {node.name}
         done = tuple(sorted(used - kept))
         kept |= used
-        steps.append(_step(place, node, done, evaluation=evaluation))
+        steps.append(_step(place, node, done))
     return tuple(reversed(steps))
 
 
@@ -165,12 +167,9 @@ def _references(value: Any) -> Iterable[Value]:
             yield from _references(one)
 
 
-def _step(place: int, node: Node, done: tuple[str, ...], *, evaluation: bool) -> _Step:
+def _step(place: int, node: Node, done: tuple[str, ...]) -> _Step:
     function = FUNCTIONS[node.op]
     given = dict(node.arguments)
-    if node.flip and evaluation:
-        argument, off = FLIPS[node.op]
-        given[argument] = off
     for name, value in given.items():
         if name == "dtype" and value is not None:
             given[name] = TORCH_DTYPES[value]

@@ -106,7 +106,8 @@ class Translation:
                 self._values[node] = Value(next(given).name)
             elif spec.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
                 name = (spec.target or "").removeprefix("module.")
-                known = self._canonical.get(name) or self._canonical.get(f"constants.{name}")
+                names = (name, f"constants.{name}", f"constants.evaluation.{name}")
+                known = next((self._canonical[one] for one in names if one in self._canonical), None)
                 if known is None:
                     raise NotExportable("", node.name, "a constant that is no tensor of the module")
                 self._values[node] = Value(known, tensor=True)
@@ -128,7 +129,10 @@ class Translation:
         if node.target is operator.getitem:
             source, index = node.args
             self._emit(node, "getitem.default", {"self": self._values[source], "index": index})  # type: ignore[index]
-            self._share(node, source)
+            if (
+                isinstance(source, fx.Node) and _name(source) in _VIEWS
+            ):  # pieces; other results have memory of their own
+                self._share(node, source)
         elif node.target in _INTEGERS:
             a, b = (self._argument(node, "int", one) for one in node.args)
             self._emit(node, _INTEGERS[node.target], {"a": a, "b": b})
