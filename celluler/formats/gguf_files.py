@@ -27,7 +27,7 @@ MAX_KEPT = 4096
 MAX_METADATA_BYTES = 256 << 20
 
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_TEXT, _ARRAY = 8, 9
+_FLOAT32, _TEXT, _ARRAY = 6, 8, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ class _Reader:
         return Gguf(metadata, self._lay_out(entries, base, alignment))
 
     def _value(self, kind: int, key: str) -> Value:
+        if kind == _FLOAT32:  # as it was meant: 1e-5, not the double nearest to its nearest float
+            return float(str(np.float32(self._number("<f"))))
         if kind in _NUMBERS:
             return self._number(_NUMBERS[kind])
         if kind == _TEXT:

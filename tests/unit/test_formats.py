@@ -82,7 +82,8 @@ def test_a_value_that_no_float32_holds_is_refused(tmp_path: Path) -> None:
 
 
 def test_gguf_metadata_and_tensors_are_read(tmp_path: Path) -> None:
-    found = open_gguf(a_gguf(tmp_path, llama__block_count=2, llama__rope__freq_base=5e5))
+    found = open_gguf(a_gguf(tmp_path, llama__block_count=2, llama__rope__freq_base=5e5, epsilon=1e-5))
+    assert found.metadata["epsilon"] == 1e-5
     assert found.metadata["general.architecture"] == "llama"
     assert found.metadata["llama.block_count"] == 2
     assert found.metadata["tokenizer.ggml.tokens"] == Many(3)
