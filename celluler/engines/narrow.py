@@ -24,6 +24,8 @@ from celluler.models.weights import Still
 
 FEW_ROWS = 12
 """Rows of activations up to which the int8 kernel, which reads the weights once a row, is faster than widening them."""
+_INT8_LENGTH = 32
+"""The int8 kernel reads a row in whole vectors and looks at no length: past the end of one that is no multiple."""
 _INT4_ROWS = 16
 """The int4 kernel takes matrices whose rows are a multiple of these."""
 
@@ -89,10 +91,11 @@ class _Int8(nn.Module):
         super().__init__()
         self.weight, self.scale, self.bias = weight, scale, bias
         self.ones = torch.ones(len(scale), dtype=torch.bfloat16)
+        self.few = FEW_ROWS if weight.shape[1] % _INT8_LENGTH == 0 else 0
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        if len(rows) <= FEW_ROWS:
+        if len(rows) <= self.few:
             out = torch._weight_int8pack_mm(rows, self.weight, self.ones)
         else:
             out = functional.linear(rows, self.weight.bfloat16())  # the codes are exact in bfloat16

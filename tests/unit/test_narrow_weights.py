@@ -70,6 +70,17 @@ def test_a_narrow_model_answers_as_the_weights_it_stands_for(spec: object, dtype
     assert np.abs(widest.predict(given) - whole).mean() <= CLOSE[dtype] * np.abs(whole).mean()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_layers_of_any_width_stay_within_their_memory(dtype: str, tmp_path: Path) -> None:
+    layers = [{"kind": "dense", "width": width} for width in (102, 1, 7, 33, 160, 48, 5)]
+    ends = {"input": {"dtype": "float32", "shape": [31]}, "objective": {"kind": "regression"}}
+    narrow, path = stored({"spec": 1, "layers": layers, **ends}, dtype, tmp_path)
+    model = load_model(narrow, path)
+    x = np.random.default_rng(1).random((3, 31), dtype=np.float32)
+    expected = Predictor(narrow.wide, torch.from_numpy(wide_vector(narrow, model.vector, model.still))).predict(x)
+    assert np.abs(model.predictor().predict(x) - expected).max() <= 0.05 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 def test_the_file_is_as_long_as_the_document_says_and_comes_back_bit_by_bit(dtype: str, tmp_path: Path) -> None:
     narrow, path = stored(MLP, dtype, tmp_path)
