@@ -74,7 +74,9 @@ class ModelServer:
         """
         self._on_start, self._own, self._confinement = on_start, own, confinement
         self._repository, self._nursery = repository, nursery
-        self._workers = Spares(program, replace(limits, call_s=CALL_S), scratch, nursery, spares)
+        # What a worker may have this node hold is no more than an answer may have.
+        worker = replace(program, max_blob_bytes=MAX_ANSWER_BYTES)
+        self._workers = Spares(worker, replace(limits, call_s=CALL_S), scratch, nursery, spares)
         self._loaded: dict[Digest, _Loaded] = {}
 
     @property
