@@ -62,6 +62,10 @@ def test_a_module_computes() -> None:
             program(run="(if (i32.eq (memory.grow (i32.const 2000)) (i32.const -1)) (then unreachable)) i32.const 0"),
             "unr",
         ),
+        (
+            program(run="(loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))) unreachable"),
+            "unreachable",
+        ),
         (program(run="i32.const 0", memory="1100"), "memory"),
         (program(run="i32.const -8"), "outside its memory"),
         (program(run="i32.const 0", alloc="i32.const -1"), "outside its memory"),

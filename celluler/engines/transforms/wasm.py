@@ -83,9 +83,10 @@ def _config(wasmtime: Any) -> Any:
     config.consume_fuel = True
     config.parallel_compilation = False
     config.max_wasm_stack = STACK_BYTES
-    # Bounds are checked by the code itself: no signal handlers, and no gigabytes of reserved addresses.
+    # Bounds are checked by the code itself: no signal handlers, and no gigabytes of reserved addresses. A memory has
+    # all that it may grow to reserved, or else it would be copied whenever it grows.
     config.signals_based_traps = False
-    config.memory_reservation = 0
+    config.memory_reservation = WASM_MEMORY_BYTES
     config.memory_guard_size = 0
     config.memory_reservation_for_growth = 0
     config.cranelift_nan_canonicalization = True
