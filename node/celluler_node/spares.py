@@ -24,7 +24,7 @@ from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import Prepare
 from celluler_node.scratch import ScratchRoot
 
-QUIET_S = 5.0
+QUIET_S = 20.0
 """From the last model that was begun to the next spare: whoever waits for an answer has the processor first."""
 WEIGHTS_NAME = "weights"
 
