@@ -27,7 +27,6 @@ from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import Body
 from celluler.models.calls import outputs_of
 from celluler.models.graph import Graph
-from celluler.models.graph_ops import FLIPS
 
 WRITES = LAYERS | MATH | SHAPES
 """Every operation that is written."""
@@ -113,22 +112,17 @@ def onnx_of(module: GraphModule) -> Any:
         from onnx import helper, numpy_helper  # noqa: PLC0415
     except ImportError as error:
         raise LocalError("writing ONNX needs the package onnx", hint="pip install 'celluler[formats]'") from error
-    graph = module.graph
-    known = _known(module)
+    graph = module.graph.evaluated()
+    known = _known(graph)
     held = {one.name: (TORCH_DTYPES[one.dtype], one.shape) for one in graph.tensors}
     writer = Writer(known, held)
     for given in graph.inputs:
         writer.bind(given.name, given.name)
     for place, node in enumerate(graph.nodes):
-        if node.train_only:
-            continue
         if node.op not in WRITES:
             raise NotWritable(node.op)
         arguments = {one.name: one.default for one in node.operation.arguments if not one.required}
         arguments |= dict(node.arguments)
-        if node.flip:
-            name, off = FLIPS[node.op]
-            arguments[name] = off
         dtype = known[node.name][0] if node.name in known else torch.int64
         try:
             writer.bind(node.name, WRITES[node.op](writer, arguments, dtype))
@@ -154,9 +148,9 @@ def _side(side: int | None, axis: int) -> int | str:
     return side if side is not None else ("batch" if axis == 0 else "sequence" if axis == 1 else f"side{axis}")
 
 
-def _known(module: GraphModule) -> dict[str, Known]:
+def _known(graph: Graph) -> dict[str, Known]:
     """Type and shape of every value in evaluation, found on the meta device with two batches and two lengths."""
-    passes = [_shapes(module, sizes) for sizes in _SIZES]
+    passes = [_shapes(graph, sizes) for sizes in _SIZES]
     known: dict[str, Known] = {}
     for name, (dtype, shape) in passes[0].items():
         other = passes[1][name][1]
@@ -164,8 +158,8 @@ def _known(module: GraphModule) -> dict[str, Known]:
     return known
 
 
-def _shapes(module: GraphModule, sizes: Mapping[str, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    graph: Graph = module.graph
+def _shapes(graph: Graph, sizes: Mapping[str, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """graph: as it is in evaluation."""
     ranges = {name: (low, high) for name, low, high in graph.dimensions}
     empty = GraphModule(graph).eval()
     found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
