@@ -8,6 +8,7 @@ before there is a model for it (`spares`). A worker that dies fails the requests
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -36,7 +37,16 @@ MAX_BATCH_ITEMS = 1 << 22
 MAX_ANSWER_BYTES = 1 << 28
 """For our own user; for other peers what the protocol carries. A seed of 8 bytes may ask for a large sample."""
 
+_VALUES = re.compile(r"worker: InvalidSpec: ((?:input|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)", re.DOTALL)
+
 log = structlog.get_logger()
+
+
+def blamed(error: WorkerFailed) -> InvalidSpec | WorkerFailed:
+    """Of a worker that refused the values it was asked with, or whose transforms did: asked elsewhere they would be
+    refused again."""
+    told = None if error.limit else _VALUES.fullmatch(error.reason)
+    return error if told is None else InvalidSpec(told[1], told[2])
 
 
 @dataclass(slots=True)
@@ -107,6 +117,8 @@ class ModelServer:
         loaded.in_flight += 1
         try:
             reply = await loaded.child.call(PredictCall(request.dtype, request.shape, request.output), request.data)
+        except WorkerFailed as error:
+            raise blamed(error) from None
         finally:
             loaded.in_flight -= 1
             loaded.used_at = trio.current_time()

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from celluler.errors import InvalidSpec
+from celluler.errors import InvalidSpec, WorkerFailed
 from celluler.identity import Identity
 from celluler.models.interface import read_interface
 from celluler.models.spec import parse_spec
@@ -17,7 +17,7 @@ from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.repository import Repository
-from celluler_node.serving import ModelServer
+from celluler_node.serving import ModelServer, blamed
 from celluler_protocols.inference import MAX_DATA_BYTES, Predict
 
 ALICE = Identity(b"a" * 32)
@@ -57,3 +57,14 @@ async def test_few_seeds_cannot_ask_for_an_answer_that_nobody_can_carry() -> Non
         with pytest.raises(InvalidSpec, match="gives sample"):
             await server.predict(asking(1, "raw"), asker=ALICE.peer_id)
     assert server.loaded == ()
+
+
+@pytest.mark.parametrize("path", ["input[2]", "input", "preprocess.steps[0]", "postprocess.outputs[1].steps[3]"])
+def test_values_that_a_worker_refuses_are_the_askers_to_mend(path: str) -> None:
+    told = blamed(WorkerFailed(f"worker: InvalidSpec: {path}: is given 12: must be 0…9"))
+    assert isinstance(told, InvalidSpec)
+    assert (told.path, told.problem) == (path, "is given 12: must be 0…9")
+    for other in ("LocalError: {}: no", "InvalidSpec: weights.{}: no", "InvalidSpec: {}"):
+        assert isinstance(blamed(WorkerFailed(f"worker: {other.format(path)}")), WorkerFailed)
+    limit = WorkerFailed(f"worker: InvalidSpec: {path}: no", limit="memory")
+    assert blamed(limit) is limit
