@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from celluler.engines.load import load_model
 from celluler.models.body import parse_body
@@ -89,6 +90,17 @@ def test_what_cannot_be_converted_is_refused_in_words(make: Any, to: str, said: 
     refused = ask(tmp_path, make(tmp_path), to=to)
     assert isinstance(refused, Refused)
     assert said in refused.problem
+
+
+def test_a_state_dict_goes_to_safetensors_as_it_is(tmp_path: Path) -> None:
+    state = {"a.weight": torch.arange(6.0).view(2, 3).t().bfloat16(), "steps": torch.tensor(3)}
+    torch.save(state, tmp_path / "state.pt")
+    done = ask(tmp_path, tmp_path / "state.pt", to="safetensors")
+    assert isinstance(done, Converted)
+    assert (done.form, done.body, done.files, done.weights_bytes) == ("torch", "", ("weights.safetensors",), 20)
+    again = load_file(tmp_path / "out" / "weights.safetensors")
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in state.items())
 
 
 def test_a_spec_goes_to_onnx_and_says_how_far_it_is_off(spec: Path, tmp_path: Path) -> None:

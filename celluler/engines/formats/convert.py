@@ -20,6 +20,8 @@ from celluler.formats.imported import Imported, ordered
 from celluler.formats.importing import Wishes, import_gguf, import_hf_folder, import_state, open_tensors
 from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors, write_safetensors
+from celluler.formats.stored import NUMPY_DTYPES
+from celluler.formats.torch_files import open_torch
 from celluler.models.body import MAX_BODY_BYTES, Body, parse_body
 from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.spec import Architecture
@@ -30,12 +32,15 @@ ONNX_FILE = "model.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """form: what the source was. files: what was written, names in the folder. deviation: the largest difference of an
-    answer between the two, on inputs drawn for it; None where nothing else than ours could give answers."""
+    """form: what the source was. body: what it came to, None of weights alone. files: what was written, names in the
+    folder. elements, byte_count: of all tensors. deviation: the largest difference of an answer between the two, on
+    inputs drawn for it; None where nothing else than ours could give answers."""
 
     form: str
-    body: Body
+    body: Body | None
     files: tuple[str, ...]
+    elements: int
+    byte_count: int
     notes: tuple[str, ...]
     deviation: float | None = None
 
@@ -47,13 +52,25 @@ def convert(source: Path, weights: Path | None, to: str, wishes: Wishes, folder:
     """
     if to not in TARGETS:
         raise InvalidSpec("to", f"is {to[:32]!r}, must be one of {', '.join(TARGETS)}")
+    if to == "safetensors" and weights is None and recognise(source) == "torch":
+        return _weights_alone(source, folder)
     form, imported, deviation = read_model(source, weights, wishes)
     body = parse_body(imported.kind, imported.document)
+    files: tuple[str, ...] = (ONNX_FILE,)
     if to == "onnx":
         found = _write_onnx(body, imported, folder)
-        return Converted(form, body, (ONNX_FILE,), imported.notes, found if deviation is None else deviation)
-    files = _WRITERS[to](body, imported, folder)
-    return Converted(form, body, files, imported.notes, deviation)
+        deviation = found if deviation is None else deviation
+    else:
+        files = _WRITERS[to](body, imported, folder)
+    return Converted(form, body, files, body.parameter_count, body.parameter_bytes, imported.notes, deviation)
+
+
+def _weights_alone(source: Path, folder: Path) -> Converted:
+    """A state dict under the names and in the types that it has."""
+    tensors = tuple(open_torch(source).values())
+    write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    byte_count = sum(one.elements * NUMPY_DTYPES[one.dtype].itemsize for one in tensors)
+    return Converted("torch", None, (WEIGHTS,), sum(one.elements for one in tensors), byte_count, ())
 
 
 def read_model(source: Path, weights: Path | None, wishes: Wishes) -> tuple[str, Imported, float | None]:

@@ -104,8 +104,8 @@ def _global_max(node: Node, x: Tensor) -> Tensor:
 
 
 def _batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    if node.outputs > 1:
-        raise node.refuse("is written as it trains")
+    if node.outputs > 1 or node.whole("training_mode", 0) or not node.whole("spatial", 1):
+        raise node.refuse("is written as it trains, or normalises every place by itself")
     momentum = 1 - node.real("momentum", 0.9)
     return functional.batch_norm(
         x, mean, variance, scale, bias, training=node.training, momentum=momentum, eps=node.real("epsilon", 1e-5)

@@ -40,7 +40,9 @@ Objective = Annotated[
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(metavar="IN", help="A model: ONNX, GGUF, a Hugging Face folder, or a spec or folder of ours."),
+        typer.Argument(
+            metavar="IN", help="ONNX, GGUF, a Hugging Face folder, a spec or folder of ours, or a state dict."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A file, or a folder; it must not be there yet.")],
     to: Annotated[str, typer.Option(help="`celluler` (a folder), `safetensors`, `onnx` or `hf` (a folder).")] = (

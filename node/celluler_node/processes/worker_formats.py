@@ -58,10 +58,10 @@ class Converter:
         )
         return Converted(
             done.form,
-            done.body.kind,
+            "" if done.body is None else done.body.kind,
             done.files,
-            done.body.parameter_count,
-            done.body.parameter_bytes,
+            done.elements,
+            done.byte_count,
             tuple(map(_text, done.notes)),
             done.deviation is not None,
             done.deviation or 0.0,

@@ -33,11 +33,11 @@ class Convert:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """form: what the source was. body: kind of the body between. files: names in `out`. compared: whether deviation,
-    the largest difference between answers of the two, was measured."""
+    """form: what the source was. body: kind of the body between, empty of weights alone. files: names in `out`.
+    compared: whether deviation, the largest difference between answers of the two, was measured."""
 
     form: Name
-    body: Name
+    body: Annotated[str, Length(0, 32)]
     files: Annotated[tuple[Name, ...], Length(1, 16)]
     parameters: U64
     weights_bytes: U64
