@@ -32,7 +32,7 @@ from celluler.learning.messages import places, record_hash
 from celluler.learning.transcript import Transcript
 from celluler.learning.verify import Archive, Link
 from celluler_node.processes import worker_words as words
-from celluler_node.processes.confinement import confinement
+from celluler_node.processes.confinement import Confinement, confinement
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.written import written
@@ -70,10 +70,11 @@ async def verify_training(
     scratch: Path,
     model: Claim | None = None,
     on_round: Callable[[int, int], None] = lambda number, of: None,
+    foreign: bool = False,
 ) -> TrainingReport:
     """files: transcripts of one run, each perhaps with gaps. model: what is said to have come of the run, if anything.
 
-    scratch: an existing folder. on_round: told how far it is. Raises LocalError for files of different runs.
+    scratch: an existing folder. on_round: told how far it is. foreign: as `worker.foreign` is configured. Raises LocalError for files of different runs.
     """
     verification = _Verification(sample, model, on_round)
     try:
@@ -85,7 +86,8 @@ async def verify_training(
         verification.wrong("papers", str(error))
         return verification.report()
     if await trio.to_thread.run_sync(verification.walk, archive):
-        await verification.follow(archive, fetch, worker, limits, scratch)
+        here = confinement(sandbox=worker.confined, foreign=foreign)
+        await verification.follow(archive, fetch, worker, limits, scratch, here)
     return verification.report()
 
 
@@ -213,12 +215,13 @@ class _Verification:
 
     # --- with the model ------------------------------------------------------------------------------------------
 
-    async def follow(self, archive: Archive, fetch: Fetch, worker: Program, limits: Limits, scratch: Path) -> None:
+    async def follow(
+        self, archive: Archive, fetch: Fetch, worker: Program, limits: Limits, scratch: Path, here: Confinement
+    ) -> None:
         """Every state from the first, and the replays drawn, in a worker. What it lacks is told, not raised."""
         assert self.papers is not None
         if self._sample.only is not None and not self._drawn:
             return
-        here = confinement(sandbox=worker.confined, foreign=False)
         try:
             here.require(self.papers.base.record.body, own=False)
             weights = await fetch(Digest(self.papers.base.record.weights), "weights")

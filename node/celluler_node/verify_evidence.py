@@ -63,13 +63,14 @@ class EvidenceReport:
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What it takes to do a member's work again. tolerance: deviation up to which it is believed; None for what the
-    run's own rules say."""
+    run's own rules say. foreign: as `worker.foreign` is configured."""
 
     fetch: Fetch
     worker: Program
     limits: Limits
     scratch: Path
     tolerance: float | None = None
+    foreign: bool = False
 
 
 async def verify_evidence(
@@ -200,7 +201,13 @@ async def _repeat(case: Case, files: Sequence[BinaryIO], bench: Bench) -> tuple[
     tolerance = case.roster.rules.tolerance if bench.tolerance is None else bench.tolerance
     sample = Sample(0, b"", tolerance, {audit.accusal.key: audit.accusal.name for audit in case.audits})
     report = await verify_training(
-        files, bench.fetch, sample, worker=bench.worker, limits=bench.limits, scratch=bench.scratch
+        files,
+        bench.fetch,
+        sample,
+        worker=bench.worker,
+        limits=bench.limits,
+        scratch=bench.scratch,
+        foreign=bench.foreign,
     )
     broken = next((f"{one.check}: {one.detail}" for one in report.findings if _spoils(one)), "")
     if broken:

@@ -75,7 +75,7 @@ class Verifier:
         self._client: AsyncClient | None = None
         config = load_config(os.environ)
         self._worker = replace(WORKER, confined=config.sandbox)
-        self._limits = worker_limits(config)
+        self._limits, self._foreign = worker_limits(config), config.run_foreign
 
     async def verify(self) -> TrainingReport | ModelReport | EvidenceReport:
         """Raises InvalidSpec for targets that do not go together, a CellulerError when it cannot begin."""
@@ -127,6 +127,7 @@ class Verifier:
             limits=self._limits,
             scratch=self._scratch(),
             model=claim,
+            foreign=self._foreign,
             on_round=(lambda number, of: None) if self._asked.quiet else _tell,
         )
 
@@ -166,7 +167,7 @@ class Verifier:
                 gathering.give(file)
             await gathering.ask(member.peer for member in case.roster.members)
             paths, consulted = await trio.to_thread.run_sync(gathering.choose)
-        bench = Bench(self._fetch, self._worker, self._limits, self._scratch(), self._asked.tolerance)
+        bench = Bench(self._fetch, self._worker, self._limits, self._scratch(), self._asked.tolerance, self._foreign)
         return await verify_evidence(case, paths, consulted, bench)
 
     # --- what a node is asked ------------------------------------------------------------------------------------
