@@ -74,7 +74,8 @@ async def verify_training(
 ) -> TrainingReport:
     """files: transcripts of one run, each perhaps with gaps. model: what is said to have come of the run, if anything.
 
-    scratch: an existing folder. on_round: told how far it is. foreign: as `worker.foreign` is configured. Raises LocalError for files of different runs.
+    scratch: an existing folder. on_round: told how far it is. foreign: as `worker.foreign` is configured.
+    Raises LocalError for files of different runs.
     """
     verification = _Verification(sample, model, on_round)
     try:
