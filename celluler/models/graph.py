@@ -362,10 +362,10 @@ class _Reader:
         names: tuple[str, ...] = ("self",) if op in WRITES else ()
         if op in ("batch_norm.default", "instance_norm.default"):
             names = ("running_mean", "running_var")
-            running = all(arguments[name] is not None for name in names)
-            if flip and not running:
+            given = [name for name in names if arguments[name] is not None]
+            if flip and given != list(names):
                 raise InvalidSpec(f"{path}.flip", "needs running statistics")
-            if running and not flip and arguments[FLIPS[op][0]]:
+            if given and not flip and arguments[FLIPS[op][0]]:
                 raise InvalidSpec(f"{path}.flip", "must be true: nothing may be written in evaluation")
         for name in names:
             target = arguments[name]
