@@ -22,6 +22,22 @@ from celluler.models.transforms.programs import (
 from celluler.models.transforms.run import Program
 
 STACK_BYTES = 256 << 10
+_SETTINGS = {
+    "consume_fuel": True,
+    "parallel_compilation": False,
+    "max_wasm_stack": STACK_BYTES,
+    # Bounds are checked by the code itself: no signal handlers, and no gigabytes of reserved addresses. A memory has
+    # all that it may grow to reserved, or else it would be copied whenever it grows.
+    "signals_based_traps": False,
+    "memory_reservation": WASM_MEMORY_BYTES,
+    "memory_guard_size": 0,
+    "memory_reservation_for_growth": 0,
+    "cranelift_nan_canonicalization": True,
+    "wasm_threads": False,
+    "wasm_relaxed_simd": False,
+    "wasm_memory64": False,
+    "wasm_multi_memory": False,
+}
 _EXPORTS = {"alloc": (("i32",), ("i32",)), "run": (("i32", "i32"), ("i32",))}
 
 
@@ -80,20 +96,11 @@ def _call(wasmtime: Any, engine: Any, module: Any, data: bytes, samples: int, an
 
 def _config(wasmtime: Any) -> Any:
     config = wasmtime.Config()
-    config.consume_fuel = True
-    config.parallel_compilation = False
-    config.max_wasm_stack = STACK_BYTES
-    # Bounds are checked by the code itself: no signal handlers, and no gigabytes of reserved addresses. A memory has
-    # all that it may grow to reserved, or else it would be copied whenever it grows.
-    config.signals_based_traps = False
-    config.memory_reservation = WASM_MEMORY_BYTES
-    config.memory_guard_size = 0
-    config.memory_reservation_for_growth = 0
-    config.cranelift_nan_canonicalization = True
-    config.wasm_threads = False
-    config.wasm_relaxed_simd = False
-    config.wasm_memory64 = False
-    config.wasm_multi_memory = False
+    for name, value in _SETTINGS.items():
+        if not isinstance(getattr(type(config), name, None), property):
+            hint = "pip install --upgrade 'celluler[transforms]'"
+            raise LocalError(f"this wasmtime is too old: it has no {name}", hint=hint)
+        setattr(config, name, value)
     return config
 
 
