@@ -21,6 +21,7 @@ from celluler.views import Model
 from celluler_node.cli.session import log_to, open_session
 
 if TYPE_CHECKING:
+    from celluler_node.config import NodeConfig
     from celluler_node.processes.worker_compress_words import Compressed, Distil, Given, Judged, Prune, Quantise
 
 MAX_CARD_BYTES = 256 << 10
@@ -108,13 +109,28 @@ class Workshop:
         from celluler_node.config import load_config  # noqa: PLC0415
 
         log_to(None, "text", "warning")
+        config = load_config(os.environ)
+        await self._check_walls(config, parents)
         name = "" if wish.output is not None else await self._name(like, wish)
-        async with compressed(load_config(os.environ), wanted) as (weights, done):
+        async with compressed(config, wanted) as (weights, done):
             card = card_of(wish.verb, parents, done)
             if wish.output is not None:
                 write(wish.output, weights, done, card)
                 return done, None
             return done, await self._publish(name, weights, done, card, parents, like, wish)
+
+    async def _check_walls(self, config: NodeConfig, parents: Sequence[Source]) -> None:
+        """Raises Denied for a stranger's model that needs more of them than there are here."""
+        from celluler_node.processes.confinement import FULL, confinement  # noqa: PLC0415
+
+        here = confinement(sandbox=config.sandbox, foreign=config.run_foreign)
+        strangers = [one for one in parents if one.published is not None]
+        if here.level == FULL or not strangers:
+            return
+        own = (await (await self.client()).status()).peer_id
+        for one in strangers:
+            assert one.published is not None
+            here.require(one.body.kind, own=one.published.author == own)
 
     async def _name(self, like: Source, wish: Wish) -> str:
         """Under which it is published; told before the work begins."""
