@@ -66,6 +66,8 @@ class MemoryModels:
             labels=model.labels,
             metrics=model.metrics,
             parents=model.parents,
+            preprocess=model.preprocess,
+            postprocess=model.postprocess,
             spec=model.spec,
             category=model.category,
             framework="celluler",

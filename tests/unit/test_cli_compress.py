@@ -68,13 +68,15 @@ def test_a_published_model_gets_a_next_version_with_itself_as_parent(
     try:
         assert run(["model", "optimize", str(model)]) == 2
         assert "--as" in capsys.readouterr().err
-        named = ("--label", "zero", "--label", "one", "--licence", "MIT")
+        (tmp_path / "before.json").write_text('{"steps": []}')
+        named = ("--label", "zero", "--licence", "MIT", "--preprocess", str(tmp_path / "before.json"))
         assert run(["model", "add", "alice/digits:1.0.0", str(model), *named, "--json"]) == 0
         parent = json.loads(capsys.readouterr().out)
         assert run(["model", "optimize", "alice/digits:1.0.0", "--alias", "small", "--json"]) == 0
         made = json.loads(capsys.readouterr().out)["model"]
         assert (made["version"], made["parents"], made["aliases"]) == ("1.1.0", [parent["cid"]], ["small"])
-        assert (made["labels"], made["licence"], made["spec"]["dtype"]) == (["zero", "one"], "MIT", "int8")
+        assert (made["labels"], made["licence"], made["spec"]["dtype"]) == (["zero"], "MIT", "int8")
+        assert made["preprocess"] == {"steps": []}
         assert "| dtype | float32 | int8 |" in node.cards["alice/digits:1.1.0"]
         assert run(["model", "prune", "alice/digits@small", "--share", "0.5"]) == 2
         assert "start from the model it was made from" in capsys.readouterr().err

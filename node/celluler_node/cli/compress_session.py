@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from celluler.client import AsyncClient
+from celluler.client.calls_models import ModelFields
 from celluler.errors import InvalidSpec, LocalError, NotFound
 from celluler.models.body import MAX_BODY_BYTES, Body, format_body, parse_body, read_body
 from celluler.models.folder import DOCUMENT, WEIGHTS, files_of, kind_of
@@ -161,26 +162,31 @@ class Workshop:
         like: Source,
         wish: Wish,
     ) -> Model:
-        client, shown = await self.client(), like.published
+        client = await self.client()
+        shown = next((one.published for one in (like, *parents) if one.published is not None), None)
+        said: ModelFields = {} if shown is None else await _said(client, shown)
         figures = {done.after.metric: done.after.value, "accuracy": done.after.accuracy}
-        metrics = {metric: value for metric, value in figures.items() if metric and value is not None}
-        old = await client.models.card(shown.cid) if shown is not None and shown.card else ""
-        text = f"{card}\n{old}"
-        return await client.models.add(
-            name,
-            done.spec.decode("utf-8"),
-            weights=weights,
-            labels=shown.labels if shown else (),
-            metrics=metrics,
-            parents=[one.published.cid for one in parents if one.published is not None],
-            dataset=shown.dataset if shown else None,
-            category=shown.category if shown else "",
-            licence=shown.licence if shown else "",
-            tags=shown.tags if shown else (),
-            description=shown.description if shown else "",
-            card=text if len(text.encode()) <= MAX_CARD_BYTES else card,
-            aliases=list(wish.aliases),
-        )
+        text = f"{card}\n{said.get('card', '')}"
+        said["metrics"] = {metric: value for metric, value in figures.items() if metric and value is not None}
+        said["parents"] = [one.published.cid for one in parents if one.published is not None]
+        said["card"] = text if len(text.encode()) <= MAX_CARD_BYTES else card
+        said["aliases"] = list(wish.aliases)
+        return await client.models.add(name, done.spec.decode("utf-8"), weights=weights, **said)
+
+
+async def _said(client: AsyncClient, shown: Model) -> ModelFields:
+    """What the author said of a model, for one that is made from it."""
+    return {
+        "labels": shown.labels,
+        "dataset": shown.dataset,
+        "category": shown.category,
+        "licence": shown.licence,
+        "tags": shown.tags,
+        "description": shown.description,
+        "card": await client.models.card(shown.cid) if shown.card else "",
+        "preprocess": shown.preprocess,
+        "postprocess": shown.postprocess,
+    }
 
 
 @asynccontextmanager
