@@ -174,8 +174,22 @@ def test_a_model_is_published_shown_and_run(celluler: Run, tmp_path: Path) -> No
     (tmp_path / "in.json").write_text("[[1.5]]")
     assert json.loads(celluler("run", "alice/d", str(tmp_path / "in.json"), "--json")[1])["outputs"] == [[3.0]]
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY no")
+    assert celluler("run", "alice/d", '["käse", "a"]', "--output", "echo")[1].splitlines() == ['"käse"', '"a"']
     for wrong in ("[1", "[[1], [2, 3]]", str(tmp_path / "absent.json"), str(tmp_path / "bad.npy")):
         assert celluler("run", "alice/d", wrong)[0] == 2
+
+
+def test_transforms_are_read_from_files(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"layers": []}')
+    (tmp_path / "after.json").write_text('{"transforms": 1}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "twice.json").write_text('{"a": 1, "a": 2}')
+    add = ("model", "add", "alice/d:1.0.0", str(tmp_path / "m.json"))
+    for wrong in ("absent", "list.json", "twice.json"):
+        assert celluler(*add, "--preprocess", str(tmp_path / wrong))[0] == 2
+    assert celluler(*add, "--postprocess", str(tmp_path / "after.json"))[0] == 0
+    model = node.known["alice/d:1.0.0"]
+    assert (model.preprocess, model.postprocess) == (None, {"transforms": 1})
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from celluler.errors import (
 from celluler.home import NodeFile, read_node_file, remove_node_file, write_node_file
 from celluler.jobs.states import JobState
 from celluler.jobs.telemetry import Amount, RoundFigures
+from celluler.tensors import tensor_of
 from celluler.views import DamagedContent, JobChange, ModelQuery, Transfer, TransferSource
 from celluler_node.gateway.app import gateway_app
 from tests.support.jobs import ALICE, BOB, JOB_YAML
@@ -86,6 +87,19 @@ async def test_a_model_is_added_with_its_weights_and_predicts(client: AsyncClien
     assert from_numpy.outputs.numpy().tolist() == from_lists.outputs.lists()
     sampled = await client.predict("alice/d", [1, 2], output="sample")
     assert (sampled.outputs.dtype, sampled.outputs.lists()) == ("int64", [3, 6])
+
+
+async def test_texts_go_in_and_come_out(client: AsyncClient) -> None:
+    before = {"transforms": 1, "steps": []}
+    assert (await client.models.add("alice/d:1.0.0", "{}", preprocess=before)).preprocess == before
+    told = await client.predict("alice/d", ["käse", "a", ""], output="echo")
+    assert (told.lists(), told.outputs.shape, told.outputs.dtype) == (["käse", "a", ""], (3, 5), "uint8")
+    assert (await client.predict("alice/d", "one", output="echo")).lists() == ["one"]
+    for wrong in (["a", 1], ["a\0"], ["\ud800"]):
+        with pytest.raises(InvalidSpec, match=r"inputs\[\d\]"):
+            await client.predict("alice/d", wrong)
+    with pytest.raises(InvalidSpec, match="no text"):
+        tensor_of([1.0]).texts()
 
 
 async def test_what_a_name_means_is_changed_and_told(client: AsyncClient, tmp_path: Path) -> None:
