@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from celluler.engines.graph.export import NotExportable, export_graph
 from celluler.engines.graph.interpret import GraphModule
 from celluler.engines.graph.measure import measure
-from celluler.errors import InvalidSpec
+from celluler.errors import InvalidSpec, LocalError
 from celluler.models.graph import Graph, parse_graph
 from tests.support.graphs import NAMES, stored
 from tests.support.modules import CASES
@@ -152,6 +152,12 @@ def test_parts_without_gradient_are_laid_into_the_graph() -> None:
         assert all(torch.equal(one, other) for one, other in zip(*told, strict=True))
         assert_same(original, graph)
     assert original.mean.abs().sum() > 0
+
+
+def test_an_example_must_lie_within_what_may_vary() -> None:
+    for count, dynamic in ((1, None), (3, {"batch": (4, 8)}), (9, {"batch": (4, 8)})):
+        with pytest.raises(LocalError, match="axis 0, batch"):
+            export_graph(nn.Linear(3, 2), (torch.ones(count, 3),), dynamic=dynamic)
 
 
 def test_what_is_otherwise_in_evaluation_has_nodes_of_its_own() -> None:

@@ -139,11 +139,17 @@ def _sides(one: Tensor, first: Tensor, ranges: Mapping[str, tuple[int, int]]) ->
     for name in ranges:
         if name not in AXES:
             raise LocalError(f"{name!r} is no dimension that may vary; there are {', '.join(AXES)}")
-    return {
+    varying = {
         axis: name
         for name, axis in AXES.items()
         if name in ranges and one.dim() > axis and first.dim() > axis and one.shape[axis] == first.shape[axis]
     }
+    for axis, name in varying.items():
+        low, high = ranges[name]
+        if not max(2, low) <= one.shape[axis] <= high:
+            problem = f"an example has {one.shape[axis]} along axis {axis}, {name}, which may vary in {low}…{high}"
+            raise LocalError(problem, hint="give an example within, and of 2 at least: a trace takes 1 for fixed")
+    return varying
 
 
 def _trace(
