@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from celluler.errors import WorkerFailed
-from celluler_node.processes import landlock, seccomp
+from celluler_node.processes import landlock, seccomp, watching
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
 from celluler_node.scratch import remove
@@ -194,6 +194,15 @@ async def test_loops_waits_and_threads_without_end_end_with_the_name_of_their_li
     async with trio.open_nursery() as nursery:
         for case in cases:
             nursery.start_soon(one, *case)
+
+
+async def test_who_computes_when_nothing_is_asked_is_ended(place, monkeypatch):
+    monkeypatch.setattr(watching, "UNASKED_S", 0.5)
+    async with hostile(place) as child:
+        assert await ask(child, "stay busy") == "done"
+        await child.ended.wait()
+    assert child.limit == "processor"
+    assert "while it was asked for nothing" in (child.reason or "")
 
 
 @pytest.mark.parametrize("how", ["fill", "nest", "hide", "many names"])

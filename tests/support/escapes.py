@@ -390,6 +390,11 @@ def _sleep(on: str) -> None:
     time.sleep(float(on))
 
 
+def _stay_busy(_: str) -> None:
+    """The answer comes at once, and the processor is used on behind it."""
+    threading.Thread(target=_spin, args=("-",), daemon=True).start()
+
+
 def _flood(_: str) -> None:
     """Text without end to the node's log."""
     while True:
@@ -469,6 +474,7 @@ ATTEMPTS: dict[str, Callable[[str], str | None]] = {
     "hide": _hide,
     "wrong blobs": lambda _: None,
     "sleep": _sleep,
+    "stay busy": _stay_busy,
     "flood": _flood,
     "forge": _forge,
 }

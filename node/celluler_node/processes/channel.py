@@ -17,6 +17,7 @@ import trio
 from celluler.errors import LocalError, ProtocolViolation, WorkerFailed
 from celluler.wire import unpack
 from celluler_node.processes.frames import Blob, Frame, FrameReader, Outbox, encode, record_of, tag_of
+from celluler_node.processes.watching import Work
 from celluler_node.processes.words import (
     LIMITS,
     MAX_CALLS_IN_FLIGHT,
@@ -51,6 +52,7 @@ class Channel:
         self._outbox, self._reader = Outbox(sock), FrameReader(program.max_blob_bytes)
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
+        self._asked = 0
         self._places = trio.Semaphore(MAX_CALLS_IN_FLIGHT)
         self._unsent = trio.lowlevel.ParkingLot()
         self._failed: WorkerFailed | None = None
@@ -93,6 +95,7 @@ class Channel:
             self._places.release()
             raise
         self._pending[number] = pending
+        self._asked += 1
         self._transmit(pieces)
         try:
             await pending.answered.wait()
@@ -134,6 +137,11 @@ class Channel:
                 await trio.lowlevel.wait_readable(self._sock.fileno())
             elif turn % _READS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
+
+    @property
+    def work(self) -> Work:
+        """What the process was asked, and whether it owes an answer."""
+        return Work(self._asked, bool(self._pending))
 
     def fail(self, reason: str, limit: str | None = None) -> None:
         """Nothing more will come: every call in flight and every later one raises WorkerFailed with this reason."""
