@@ -1,4 +1,4 @@
-"""What a member writes down beside what was signed: inputs that prove a reducer's lie."""
+"""What a member writes down beside what was signed: inputs that prove a lie."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import trio
+
 from celluler.learning.messages import Commit
 from celluler.learning.transcript import Opening, Signatures, Transcript
 from celluler_node.training import chronicle as module
 from celluler_node.training.chronicle import Chronicle
+from celluler_node.training.trainer import Update
 from simulations.rounds import digest, roster_of
 from tests.support.chains import Chain
 from tests.support.heights import sign
@@ -20,6 +23,7 @@ CHAIN.until(1)
 ROSTER = CHAIN.standing.roster
 NAMED = {place: digest("hash", place) for place in range(4)}
 DATA = {place: bytes([place]) * 4 for place in range(4)}
+OURS = Update((0, 0), b"ours" + DATA[0], 0.0)
 
 
 def commit(place: int, name: bytes) -> bytes:
@@ -31,15 +35,17 @@ async def written(path: Path, inputs: dict[int, bytes], commits: tuple[bytes, ..
     run: Any = SimpleNamespace(
         certificates=CHAIN.certificates[:1], signatures=lambda: Signatures(commits, None, ()), me=0
     )
-    file = io.BytesIO()
-    chronicle = Chronicle(file, path, Opening(b"order", b"base", ROSTER.raw, 4), 2)
-    chronicle.prove(0, 1, inputs, NAMED)
-    await chronicle.applied(cast(Any, run), {}, None)
-    chronicle.prove(0, 1, inputs, NAMED)  # too late: the height is written
-    transcript = Transcript(file)
+    with path.open("wb") as file:
+        chronicle = Chronicle(file, path, Opening(b"order", b"base", ROSTER.raw, 4), 2)
+        await chronicle.applied(cast(Any, run), {0: b"\0\0\0\0"}, OURS)
+        chronicle.prove(0, 1, inputs, NAMED)
+        await trio.to_thread.run_sync(chronicle.finish)
+    transcript = Transcript(io.BytesIO(await trio.to_thread.run_sync(chronicle.path.read_bytes)))
     transcript.scan(2)
+    pieces = transcript.pieces(0)
     assert (len(transcript), transcript.whole) == (1, True)
-    return [transcript.pieces(0).wire(member, 1) for member in range(4)]
+    assert (pieces.aggregate(0), pieces.wire(0, 0)) == (bytes(4), OURS.mantissas[:4])
+    return [pieces.wire(member, 1) for member in range(4)]
 
 
 async def test_what_proves_a_lie_is_in_the_file_as_its_members_committed_to_it(tmp_path: Path) -> None:
@@ -53,12 +59,10 @@ async def test_who_signed_two_updates_does_not_make_the_file_contradict_itself(t
 
 
 async def test_without_the_commits_nothing_of_the_set_is_shown(tmp_path: Path) -> None:
-    assert await written(tmp_path / "none", DATA, ()) == [None] * 4
+    assert await written(tmp_path / "none", DATA, ()) == [DATA[0], None, None, None]
 
 
 async def test_no_more_is_kept_than_fits(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "MAX_PROOF_BYTES", 12)
     commits = tuple(commit(place, NAMED[place]) for place in range(4))
-    assert await written(tmp_path / "much", DATA, commits) == [None] * 4
-    some = {place: DATA[place] for place in range(3)}
-    assert await written(tmp_path / "some", some, commits) == [*some.values(), None]
+    assert await written(tmp_path / "much", DATA, commits) == [*(DATA[place] for place in range(3)), None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -18,9 +20,17 @@ from celluler_node.training.trainer import Trainer
 log = structlog.get_logger()
 
 
-async def audit(effect: Audit, roster: RosterView, averaging: Averaging, trainer: Trainer) -> tuple[float, ...] | None:
-    """The deviation of each of its parts; None when what the member sent was not to be had in time; nothing when our
-    own worker could not do it, which says nothing of the member."""
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """deviations: of each part looked at; None when what the member sent was not to be had in time; nothing when our
+    own worker could not do it, which says nothing of the member. sent: what it did send, by round, part after part."""
+
+    deviations: tuple[float, ...] | None
+    sent: Mapping[int, bytes] = field(default_factory=dict)
+
+
+async def audit(effect: Audit, roster: RosterView, averaging: Averaging, trainer: Trainer) -> Audited:
+    """Never raises for what others do or fail to do."""
     member = roster.members[effect.member]
     with trio.move_on_after(effect.within_s + roster.rules.train_ms / 1000), suppress(WorkerFailed):
         sent = await _inputs(effect, effect.round, effect.commit, roster, averaging, trainer)
@@ -29,7 +39,7 @@ async def audit(effect: Audit, roster: RosterView, averaging: Averaging, trainer
             before = await _inputs(effect, effect.round - 1, effect.before, roster, averaging, trainer)
         if sent is None or before is None:
             log.info("audit_not_served", member=short(member.peer), round=effect.round)
-            return None
+            return Audited(None)
         found = await trainer.replay(
             effect.round,
             effect.member,
@@ -42,9 +52,9 @@ async def audit(effect: Audit, roster: RosterView, averaging: Averaging, trainer
         log.info(
             "audited", member=short(member.peer), round=effect.round, same=found.same, deviation=max(found.deviations)
         )
-        return found.deviations
+        return Audited(found.deviations, {effect.round: sent} | ({effect.round - 1: before} if before else {}))
     log.info("audit_not_done", member=short(member.peer), round=effect.round)
-    return ()
+    return Audited(())
 
 
 async def _inputs(

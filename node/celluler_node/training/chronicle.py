@@ -1,25 +1,27 @@
 """Writes a run down as one member saw it, so that a stranger can check it afterwards.
 
 Each member keeps the certificates, what was signed, the aggregates and its own updates; of others' updates only the
-parts that prove a reducer's lie, so that it can be computed anew when their members are gone. The file is content like
-any other once the run is over; `celluler verify` reads several of them together.
+parts that prove a lie, so that it can be seen anew when their members are gone. The file is content like any other once
+the run is over; `celluler verify` reads several of them together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
 import trio
 
 from celluler.aggregation.q16 import part_slices
 from celluler.learning.messages import Certificate, open_message, places
 from celluler.learning.run import Run
-from celluler.learning.transcript import Opening, Signatures, TranscriptWriter
+from celluler.learning.transcript import HeightRecord, Opening, Signatures, Transcript, TranscriptWriter
 from celluler_node.training.trainer import Update
 from celluler_protocols.averaging_messages import VALUE_BYTES
+
+log = structlog.get_logger()
 
 MAX_BYTES = 1 << 30
 """A run of which more would be written keeps no transcript."""
@@ -33,16 +35,6 @@ def expected_bytes(members: int, dimension: int, rounds: int) -> int:
     return rounds * (2 * dimension * VALUE_BYTES + members * members * 128)
 
 
-@dataclass(frozen=True, slots=True)
-class _Proof:
-    """Part of a member's update. named: the hash by which it committed to it."""
-
-    member: int
-    part: int
-    named: bytes
-    data: bytes
-
-
 class Chronicle:
     """One run's file. One height at a time, in their order."""
 
@@ -53,8 +45,8 @@ class Chronicle:
         self._grown = trio.Event()
         self._pieces = part_slices(opening.dimension, parts)
         self._writer = TranscriptWriter(file, opening, parts=parts)
-        self._proofs: dict[int, list[_Proof]] = {}
-        self._proof_bytes = 0
+        self._proofs: dict[tuple[int, int, int, bytes], bytes] = {}
+        """By round, member, part and the hash by which it was committed to."""
         self._note(0)
 
     async def reached(self, heights: int) -> None:
@@ -74,35 +66,10 @@ class Chronicle:
         """The height that was just applied. update: ours, if it was among the inputs."""
         if run.certificates[-1].body.round < self._written:
             return  # written down before we were left behind
+        own = {} if update is None else {run.me: self._cut(update)}
         certificate, signed = run.certificates[-1], run.signatures()
-        wires = self._proven(certificate, signed)
-        wires |= {} if update is None else {run.me: self._cut(update)}
-        await trio.to_thread.run_sync(lambda: self._writer.add(certificate, signed, aggregate=aggregate, wires=wires))
+        await trio.to_thread.run_sync(lambda: self._writer.add(certificate, signed, aggregate=aggregate, wires=own))
         self._note(1)
-
-    def prove(self, round_number: int, part: int, inputs: Mapping[int, bytes], named: Mapping[int, bytes]) -> None:
-        """Inputs by which a reducer of this part was found to lie, by roster place; written down with their round.
-
-        named: the hash by which each member committed to its input.
-        """
-        size = sum(map(len, inputs.values()))
-        if round_number < self._written or self._proof_bytes + size > MAX_PROOF_BYTES:
-            return
-        self._proof_bytes += size
-        proofs = self._proofs.setdefault(round_number, [])
-        proofs += [_Proof(member, part, named[member], data) for member, data in inputs.items()]
-
-    def _proven(self, certificate: Certificate, signed: Signatures) -> dict[int, dict[int, bytes]]:
-        """What proves lies of this round, by member and part. Who is in its set is shown with what the set names alone:
-        a member that signed two updates must not make this file contradict itself."""
-        body = certificate.body
-        hashes = [open_message(raw).record.hashes for raw in signed.commits]
-        in_set = dict(zip(places(body.members), hashes or [()] * body.members.bit_count(), strict=True))
-        wires: dict[int, dict[int, bytes]] = {}
-        for one in self._proofs.pop(body.round, ()):
-            if one.member not in in_set or (one.named,) == in_set[one.member][one.part : one.part + 1]:
-                wires.setdefault(one.member, {})[one.part] = one.data
-        return wires
 
     async def missed(self, chain: Sequence[Certificate]) -> None:
         """Heights that were certified without us: nothing is here of them but that."""
@@ -115,6 +82,57 @@ class Chronicle:
         """The closing height, which certifies the final state."""
         signed = run.signatures()
         await trio.to_thread.run_sync(self._writer.add, certificate, signed)
+
+    def prove(self, round_number: int, part: int, inputs: Mapping[int, bytes], named: Mapping[int, bytes]) -> None:
+        """Part of updates of a round by which somebody was found to lie, by roster place; for `finish`.
+
+        named: the hash by which each member committed to it. What would be too much is left out.
+        """
+        for member, data in inputs.items():
+            size = sum(len(one) for one in self._proofs.values()) + len(data)
+            if size <= MAX_PROOF_BYTES:
+                self._proofs[round_number, member, part, named[member]] = data
+
+    def finish(self) -> None:
+        """Put what proves lies beside its rounds; `path` moves. After the last height. Touches the disk, and leaves the
+        file as it is where there is no room."""
+        if not self._proofs:
+            return
+        whole = self.path.with_name(f"{self.path.name}-proven")
+        try:
+            with self.path.open("rb") as source, whole.open("wb") as target:
+                found = Transcript(source)
+                found.scan(len(self._pieces))
+                writer = TranscriptWriter(target, found.opening, parts=len(self._pieces))
+                for number in range(len(found)):
+                    self._add_again(writer, found, number)
+        except OSError as error:
+            log.warning("proofs_not_written", reason=str(error))
+            whole.unlink(missing_ok=True)
+        else:
+            self.path = whole
+
+    def _add_again(self, writer: TranscriptWriter, found: Transcript, number: int) -> None:
+        record, pieces = found.height(number), found.pieces(number)
+        assert record is not None
+        wires = self._proven(record)
+        for wire in record.wires:
+            wires[wire.member] = {part: pieces.wire(wire.member, part) or b"" for part in places(wire.parts)}
+        aggregate = {part: pieces.aggregate(part) or b"" for part in places(record.aggregate)}
+        signed = Signatures(record.commits, record.proposal, record.statements)
+        writer.add(record.certificate, signed, aggregate=aggregate, wires=wires)
+
+    def _proven(self, record: HeightRecord) -> dict[int, dict[int, bytes]]:
+        """By member and part. Who is in the certified set is shown with what the set names alone: a member that signed
+        two updates must not make this file contradict itself."""
+        body = record.certificate.body
+        hashes = [open_message(raw).record.hashes for raw in record.commits] or [()] * body.members.bit_count()
+        in_set = dict(zip(places(body.members), hashes, strict=True))
+        wires: dict[int, dict[int, bytes]] = {}
+        for (number, member, part, name), data in self._proofs.items():
+            if number == body.round and (member not in in_set or in_set[member][part : part + 1] == (name,)):
+                wires.setdefault(member, {})[part] = data
+        return wires
 
     def _note(self, heights: int) -> None:
         self._written += heights

@@ -11,7 +11,7 @@ worker ── applied ─▶ └─────┘ ─ Apply ───▶ worker
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 import trio
@@ -40,12 +40,12 @@ from celluler.learning.effects import (
     Train,
 )
 from celluler.learning.evidence_file import Kind, read_evidence_file
-from celluler.learning.messages import Certificate, Part
+from celluler.learning.messages import Certificate, Commit, Part
 from celluler.learning.report import RoundReport
 from celluler.learning.roster import RosterView
 from celluler.learning.run import Run
 from celluler_node.bounded import bounded
-from celluler_node.training.audit import audit
+from celluler_node.training.audit import Audited, audit
 from celluler_node.training.averaging import Averaging
 from celluler_node.training.chronicle import Chronicle
 from celluler_node.training.figures import Figures, norm_of
@@ -237,10 +237,8 @@ class Driver:
             found[place] = checked.outcome
             if checked.seen is not None:
                 self._figures.seen(effect.round, checked.seen)
-            if checked.inputs and self._chronicle is not None:
-                hashes = [commit.hashes[part.part] for commit in effect.commits]
-                named = dict(zip(effect.members, hashes, strict=True))
-                self._chronicle.prove(effect.round, part.part, checked.inputs, named)
+            commits = dict(zip(effect.members, effect.commits, strict=True))
+            self._prove(effect.round, part.part, checked.inputs, commits)
 
         with trio.move_on_after(effect.within_s):
             async with trio.open_nursery() as nursery:
@@ -254,11 +252,28 @@ class Driver:
 
     async def _audit(self, effect: Audit) -> None:
         run = self._run
-        deviations = await audit(effect, run.roster, self._averaging, self._trainer)
-        guilty = bool(deviations) and max(deviations or ()) > run.roster.rules.tolerance
-        if deviations != ():
+        audited = await audit(effect, run.roster, self._averaging, self._trainer)
+        guilty = bool(audited.deviations) and max(audited.deviations or ()) > run.roster.rules.tolerance
+        if audited.deviations != ():
             self._figures.audited(effect.member, guilty=guilty)
-        self._drive.perform(run.audited(effect.round, effect.member, deviations, trio.current_time()))
+        if guilty:
+            self._keep_sent(effect, audited)
+        self._drive.perform(run.audited(effect.round, effect.member, audited.deviations, trio.current_time()))
+
+    def _keep_sent(self, effect: Audit, audited: Audited) -> None:
+        pieces = part_slices(self._trainer.dimension, self._run.roster.rules.parts)
+        for number, whole in audited.sent.items():
+            commit, at = effect.commit if number == effect.round else effect.before, 0
+            assert commit is not None
+            for part in effect.parts:
+                size = VALUE_BYTES * (pieces[part].stop - pieces[part].start)
+                self._prove(number, part, {effect.member: whole[at : at + size]}, {effect.member: commit})
+                at += size
+
+    def _prove(self, number: int, part: int, inputs: Mapping[int, bytes], commits: Mapping[int, Commit]) -> None:
+        if self._chronicle is not None:
+            named = {member: commits[member].hashes[part] for member in inputs}
+            self._chronicle.prove(number, part, inputs, named)
 
     def _certified(self, report: RoundReport) -> None:
         run = self._run

@@ -309,7 +309,11 @@ class _Member:
 
 async def _hand_in(site: Site, record: JobRecord, chronicle: Chronicle) -> Digest | None:
     """The transcript as content, for whoever wants to verify the run; not pinned. None when there is no room for it."""
-    add = partial(site.store.add, chronicle.path, "blob", pin=False, move=True)
+
+    def add() -> Digest:
+        chronicle.finish()
+        return site.store.add(chronicle.path, "blob", pin=False, move=True)
+
     try:
         return await trio.to_thread.run_sync(add)
     except CellulerError as error:
