@@ -54,7 +54,7 @@ in which their objective names them: weight before bias, a batch norm's running 
 Untrained weights come from a 32-byte seed, the same on every machine: weights uniform within ±√(6 / inputs) (embeddings
 ±√3, positions ±√3 / 10, an LSTM ±1 / √hidden), offsets zero, norms one.
 
-A document with another `dtype` is of a model made smaller. Then the float32
+A document with another `dtype` is of a model [made smaller](../how-to/make-a-model-smaller.md). Then the float32
 tensors are those of one axis alone, and behind them lies every other one: `bfloat16` and `float16` in its shape; `int8`
 in its shape, with `NAME.scale`, one float32 for each place of the first axis; `int4`, where what is behind the first
 axis is a multiple of 32 values, as (rows, values / 2) uint8, two a byte, the first in the lower half, each 8 more than
