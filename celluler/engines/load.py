@@ -14,8 +14,8 @@ from celluler.engines.graph.measure import check_measured
 from celluler.engines.graph.net import check_finite
 from celluler.engines.predict import Predictor
 from celluler.models.body import Body
-from celluler.models.graph_body import GraphBody, check_trainable
-from celluler.models.memory import check_room
+from celluler.models.graph_body import GraphBody
+from celluler.models.memory import check_room, check_training
 from celluler.models.weights import Still, Vector, load_still, load_vector, need_float32
 
 
@@ -43,7 +43,7 @@ def load_model(body: Body, weights: Path, *, memory_bytes: int | None = None, mi
     if isinstance(body, GraphBody):
         check_measured(body)
         if micro is not None:
-            check_trainable(body)
+            check_training(body, micro)
             check_measured(body, micro)
     model = Model(body, load_vector(body, weights), load_still(body, weights))
     if isinstance(body, GraphBody):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import Body
+from celluler.models.graph_body import GraphBody, check_trainable
 from celluler.models.spec import Architecture
 
 RUNTIME_BYTES = 1 << 30
@@ -69,6 +70,13 @@ def micro_batch(architecture: Body, batch: int, memory_bytes: int | None) -> int
         sample = COPIES * max(_FLOAT_BYTES, architecture.activation_bytes)
         room = min(room, max(1, (memory_bytes - held) // 2 // sample))
     return batch if batch <= room else 1 << (room.bit_length() - 1)
+
+
+def check_training(body: Body, batch: int) -> None:
+    """Members can train the model by steps of so many samples, whatever memory they have. Raises InvalidSpec."""
+    check_batch(body, batch, micro_batch(body, batch, None))
+    if isinstance(body, GraphBody):
+        check_trainable(body)
 
 
 def check_batch(body: Body, batch: int, micro: int) -> None:

@@ -25,7 +25,7 @@ from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import parse_body, read_body
 from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.graph_body import GraphBody, format_graph_body, idle_biases, parse_graph_body
-from celluler.models.memory import RUNTIME_BYTES, DoesNotFit, check_batch, micro_batch
+from celluler.models.memory import RUNTIME_BYTES, DoesNotFit, check_batch, check_training, micro_batch
 from celluler.models.weights import load_still, load_vector, save_vector, still_of
 from celluler_node.processes.worker import Worker
 from celluler_node.processes.worker_words import (
@@ -252,6 +252,9 @@ def test_a_batch_is_cut_to_what_a_graph_takes() -> None:
         with pytest.raises(InvalidSpec, match=r"train\.batch"):
             check_batch(body, batch, micro)
     check_measured(free, 64)
+    check_training(free, 1000 - 1000 % 64)
+    with pytest.raises(InvalidSpec, match=r"train\.batch"):
+        check_training(whole, 65)
 
 
 def test_biases_before_a_norm_over_the_batch_are_known() -> None:

@@ -11,6 +11,7 @@ from celluler.identity import PeerId
 from celluler.jobs.spec import TrainJob, parse_job, with_data
 from celluler.jobs.states import JobState
 from celluler.learning.invites import invite_text, open_invite, seal_invite
+from celluler.models.memory import check_training
 from celluler.views import Job, JobChange, JobCheckpoint, JobInvite, JobReport, JobSpec, NewJob, StoppedJob
 from celluler_node.answers.services import Answers
 from celluler_node.job_views import checkpoint_view, job_report, job_spec, job_view
@@ -25,6 +26,7 @@ class JobAnswers(Answers):
     async def submit_job(self, job: NewJob) -> Job:
         spec = await self._with_data(parse_job(job.spec))
         model = await self._core.repository.resolve(spec.model, hints=self._hints())
+        check_training(model.architecture, spec.train.batch)
         if self._of.desk is None or "train" not in self._core.config.roles:
             digest = await self._of.jobs.submit(self._coordinator(), spec, client_id=job.client_id, model=model.digest)
             followed = await self._of.jobs.follow(cid_of(digest), since=0, wait_s=0.0)
