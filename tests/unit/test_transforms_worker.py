@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 
 from celluler.engines.transforms.served import programs_of, run_alone
 from celluler.errors import InvalidSpec
-from celluler.models.transforms.document import Chain, parse_preprocess
+from celluler.models.layers import Signal
+from celluler.models.transforms.document import Chain, parse_postprocess, parse_preprocess
 
 wasmtime = pytest.importorskip("wasmtime")
 
@@ -51,6 +54,12 @@ X = np.array([[1, 2], [3, 4]], np.float32)
 
 def test_a_module_computes() -> None:
     assert run_alone(chain(DOUBLED), X).tolist() == [[2, 4], [6, 8]]
+
+
+def test_a_call_has_no_more_input_than_is_said() -> None:
+    seen = program(run="(i32.store (i32.const 0) (local.get 0)) i32.const 0", alloc="i32.const 400000", memory="64")
+    counted = run_alone(chain(seen, dtype="int64", shape=(1,)), np.zeros((40_000, 2), np.float32))
+    assert {int(one) for one in counted[:, 0]} == {0, 1 << 15, 40_000 - (1 << 15)}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +114,21 @@ def test_nothing_stays_between_two_calls() -> None:
     one = chain(counts, dtype="int64", shape=(1,))
     run = programs_of(one)[0]
     assert [run(X[:1]).tolist() for _ in range(2)] == [[[1]], [[1]]]
+
+
+def test_the_examples_of_the_how_to_are_what_they_say() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "add-transforms.md").read_text("utf-8")
+    fences = re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    documents = [json.loads(text) for language, text in fences if language == "json"]
+    digits = {"raw": Signal("float32", (10,)), "probabilities": Signal("float32", (10,)), "labels": Signal("int64", ())}
+    assert parse_preprocess(documents[0]).chain.gives == Signal("float32", (64,))
+    assert [one.chain.gives.shape for one in parse_postprocess(documents[1], digits)] == [(1,), (3,)]
+    assert parse_preprocess(documents[2]).chain.gives == Signal("int64", (64,))
+    (text,) = (text for language, text in fences if language == "wat")
+    module = base64.b64encode(wasmtime.wat2wasm(text)).decode()
+    squared = before({"kind": "wasm", "module": module, "dtype": "float32", "shape": [64]}, shape=(64,))
+    x = np.arange(1100 * 64, dtype=np.float32).reshape(1100, 64)
+    assert np.array_equal(run_alone(squared, x), x * x)
 
 
 # --- graphs and tokenizers ---------------------------------------------------------------------------------------

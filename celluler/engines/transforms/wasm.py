@@ -16,6 +16,7 @@ from celluler.models.transforms.base import ITEM_BYTES, numpy_dtype
 from celluler.models.transforms.programs import (
     WASM_FUEL_A_CALL,
     WASM_FUEL_A_SAMPLE,
+    WASM_INPUT_BYTES,
     WASM_MEMORY_BYTES,
     Wasm,
 )
@@ -57,7 +58,13 @@ def wasm_program(step: Wasm, given: Signal) -> Program:
     dtype = numpy_dtype(step.dtype).newbyteorder("<")
     sample_bytes = int(np.prod(step.shape)) * ITEM_BYTES[step.dtype]
 
+    fitting = WASM_INPUT_BYTES // (given.elements * ITEM_BYTES[given.dtype]), WASM_MEMORY_BYTES // 4 // sample_bytes
+    most = max(1, min(fitting))
+
     def run(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.concatenate([piece(x[start : start + most]) for start in range(0, len(x), most)])
+
+    def piece(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         data = x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()
         try:
             raw = _call(wasmtime, engine, module, data, len(x), len(x) * sample_bytes)

@@ -21,11 +21,13 @@ from celluler.models.transforms.texts import text_signal
 
 GRAPH_BUDGET = GraphBudget(tensor_bytes=0, activation_bytes=256 << 20, operations=10**9, nodes=1024, tensors=0)
 """Of one sample."""
-MAX_MODULE_BYTES = 96 << 10
+MAX_MODULE_BYTES = 95 << 10
 WASM_FUEL_A_SAMPLE = 50_000_000
 WASM_FUEL_A_CALL = 2_000_000_000
 """A unit is about one instruction; whichever of the two is less."""
 WASM_MEMORY_BYTES = 64 << 20
+WASM_INPUT_BYTES = 256 << 10
+"""Of a call, as far as it has more than one sample."""
 _MAGIC = b"\0asm\1\0\0\0"
 _IMPORTS, _START, _LAST_SECTION = 2, 8, 13
 

@@ -20,8 +20,10 @@ from celluler.models.transforms.document import (
 )
 from celluler.models.transforms.programs import (
     GRAPH_BUDGET,
+    MAX_MODULE_BYTES,
     WASM_FUEL_A_CALL,
     WASM_FUEL_A_SAMPLE,
+    WASM_INPUT_BYTES,
     WASM_MEMORY_BYTES,
 )
 
@@ -98,12 +100,12 @@ node without it says so. A module
   `run(samples: i32, input: i32) -> i32`, which gives the place of the answer.
 
 Input and answer are the samples one after another, row-major, little-endian, without gaps: of `samples` samples as many
-bytes as the shapes say. The answer must stay where it is until `run` is called again. Every call gets a fresh instance,
-so nothing stays from one to the next. How many samples a call has is up to the worker.
+bytes as the shapes say. Every call gets a fresh instance, so nothing stays from one to the next. The input of a call
+has at most {WASM_INPUT_BYTES >> 10} KiB, or one sample.
 
 | | at most |
 |---|---|
-| the module | 96 KiB |
+| the module | {MAX_MODULE_BYTES >> 10} KiB |
 | fuel, a unit about an instruction | {WASM_FUEL_A_SAMPLE} a sample, {WASM_FUEL_A_CALL} a call |
 | memory | {WASM_MEMORY_BYTES >> 20} MiB |
 
