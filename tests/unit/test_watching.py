@@ -46,3 +46,30 @@ def test_a_little_now_and_then_is_nobodys_harm(watch) -> None:
 def test_threads_are_counted_whatever_they_do(watch) -> None:
     assert watch(IDLE, 0.0, 0.0, threads=80) is None
     assert watch(IDLE, 0.0, 1.0, threads=81).limit == "threads"
+
+
+def walks(watch: Watch, times: int = 1) -> list[str | None]:
+    told = [watch.look(IDLE, 0.0) for _ in range(times * watching.LOOKS_A_WALK)]
+    return [end and end.limit for end in told[watching.LOOKS_A_WALK - 1 :: watching.LOOKS_A_WALK]]
+
+
+def test_what_lies_in_the_scratch_folder_is_counted_by_what_it_takes(tmp_path: Path) -> None:
+    watch = Watch(1, Limits(disk_bytes=1 << 20), tmp_path)
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    (tmp_path / "link").symlink_to("/usr")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(bytes(1 << 19))
+    assert walks(watch) == [None]
+    (tmp_path / "a" / "more").write_bytes(bytes(1 << 20))
+    assert walks(watch) == ["disk"]
+
+
+def test_a_disk_that_grows_full_ends_who_was_there_when_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [10 * watching.LEAST_FREE_BYTES]
+    monkeypatch.setattr(watching, "_free_bytes", lambda _: free[0])
+    before = Watch(1, Limits(disk_bytes=1 << 40), tmp_path)
+    assert walks(before) == [None]
+    free[0] = watching.LEAST_FREE_BYTES - 1
+    assert walks(before) == ["disk"]
+    assert walks(Watch(1, Limits(disk_bytes=1 << 40), tmp_path)) == [None]  # it came when there was no more
