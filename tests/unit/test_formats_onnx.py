@@ -35,7 +35,7 @@ def one_node(folder: Path, op: str, inputs: list[Any], outputs: int = 1, opset: 
     outs = ["y", *(f"y{place}" for place in range(1, outputs))]
     nodes = [helper.make_node(op, names, outs, **attributes)]
     kind = attributes.get("to", TensorProto.FLOAT)
-    if op in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not"):
+    if op in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "IsNaN"):
         kind = TensorProto.BOOL
     kind = TensorProto.INT64 if op in ("ArgMax", "Shape") else kind
     given = TensorProto.BOOL if op in ("And", "Or", "Not") else TensorProto.FLOAT
@@ -63,6 +63,7 @@ def wholes(*values: int) -> np.ndarray[Any, Any]:
 IMAGE = floats(2, 4, 6, 6)
 X: dict[str, np.ndarray[Any, Any]] = {
     **dict.fromkeys(("And", "Or", "Not"), floats(3, 4) > 0),
+    "IsNaN": np.array([[1, np.nan, np.inf]], np.float32),
     **dict.fromkeys(("Log", "Sqrt"), np.abs(floats(3, 4)) + 0.1),
     **dict.fromkeys(("Gemm", "MatMul", "Einsum", "LayerNormalization", "RMSNormalization"), floats(3, 4)),
     **dict.fromkeys(("LSTM", "GRU"), floats(5, 2, 3)),
@@ -72,6 +73,7 @@ ONE, FEW = np.array(0.5, np.float32), floats(6)
 CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     *((op, ["x"], {}) for op in ("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Sin", "Cos", "Floor")),
     *((op, ["x"], {}) for op in ("Ceil", "Round", "Sign", "Not", "Relu", "Sigmoid", "Tanh", "Softplus", "Softsign")),
+    ("IsNaN", ["x"], {}),
     *((op, ["x"], {"opset": 18}) for op in ("Mish", "HardSwish", "Selu", "Identity", "GlobalMaxPool")),
     *((op, ["x"], {}) for op in ("GlobalAveragePool", "Softmax", "LogSoftmax", "Transpose", "Shape", "HardSigmoid")),
     *((op, ["x"], {"alpha": 0.3}) for op in ("LeakyRelu", "Elu", "Celu")),
@@ -112,6 +114,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Slice", ["x", wholes(-1), wholes(-(2**63)), wholes(3), wholes(-1)], {}),
     ("Gather", ["x", np.array(1, np.int64)], {"axis": 2}),
     ("Gather", ["x", wholes(1, -1, 0)], {"axis": 1}),
+    ("GatherND", ["x", np.array([[[0, 1], [1, -1]]], np.int64)], {}),
     ("GatherElements", ["x", np.zeros((2, 4, 6, 2), np.int64)], {"axis": 3}),
     ("Expand", ["x", wholes(3, 1, 1, 1, 6)], {}),
     ("Tile", ["x", wholes(1, 2, 1, 3)], {}),
@@ -251,6 +254,34 @@ def test_a_model_that_pytorch_exported_is_a_graph_that_answers_the_same(name: st
     got = load_model(body, weights).predictor().predict(x.numpy())
     assert np.abs(got - expected).max() < TOLERANCE * max(1.0, np.abs(expected).max())
     assert WHOLE[name][3] == body.objective.KIND
+
+
+def two_inputs(folder: Path, other: str) -> Path:
+    """An embedding of `input_ids`, times another input."""
+    sides, table = ["batch", "time"], numpy_helper.from_array(floats(9, 4), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Cast", [other], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["weight", "last"], ["column"]),
+        helper.make_node("Mul", ["rows", "column"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, sides) for name in ("input_ids", other)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*sides, 4])]
+    graph = helper.make_graph(nodes, "two", inputs, outputs, [table, numpy_helper.from_array(wholes(2), "last")])
+    path = folder / "two.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    path.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
+    return path
+
+
+def test_what_stands_beside_the_tokens_of_a_text_is_filled_in(tmp_path: Path) -> None:
+    imported, body, deviation = import_onnx(two_inputs(tmp_path, "attention_mask"), Wishes())
+    assert deviation == 0
+    assert any("attention_mask" in note for note in imported.notes)
+    assert (body.input.dtype, body.vocabulary) == ("int64", 9)
+    assert [one.name for one in body.graph.inputs] == ["in0"]
+    with pytest.raises(InvalidSpec, match="input_ids, weights_of_words"):
+        import_onnx(two_inputs(tmp_path, "weights_of_words"), Wishes())
 
 
 def test_a_mask_of_the_file_is_no_parameter(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ TOLERANCE = 1e-3
 """Of the largest answer: beyond it the model is not what its file says, and is refused."""
 COMMON_IR_VERSION = 10
 _TRIED = 3
+_FILLED = {
+    "attention_mask": "every token counts",
+    "token_type_ids": "all tokens are of one text",
+    "position_ids": "tokens stand in their order",
+}
 
 
 def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float | None]:
@@ -48,6 +53,7 @@ def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float 
             raise InvalidSpec(
                 "file", f"as a graph it answers otherwise than onnxruntime, by {deviation:.2g} of the answer"
             )
+    notes += [f"{one.name} is filled in: {_FILLED[one.name]}" for one in module.filled]
     if not wishes.objective:
         notes.append("its objective is regression, since the file does not say; give --objective for another")
     document = format_graph_body(body)
@@ -55,9 +61,7 @@ def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float 
 
 
 def _traced(module: OnnxModule, wishes: Wishes) -> Exported:
-    if len(module.inputs) != 1:
-        raise InvalidSpec("graph.input", f"are {len(module.inputs)}; a model of ours takes one")
-    given = module.inputs[0]
+    given = module.given
     if given.dtype not in (torch.float32, torch.int64) or not 2 <= len(given.sides) <= 5:
         raise InvalidSpec("graph.input", f"is {given.dtype} of {len(given.sides)} axes, must be float32 or int64, 2…5")
     for axis, side in enumerate(given.sides[2:], 2):
@@ -104,7 +108,7 @@ def difference(model: Any, module: OnnxModule, graph: GraphModule) -> float | No
         session = runtime(onnxruntime, model.SerializeToString())
     except Exception:  # whatever it raises for a file newer than itself: then there is no judge
         return None
-    given = module.inputs[0]
+    given = module.given
     worst = 0.0
     for seed in range(_TRIED):
         sides = [1 + seed if isinstance(given.sides[0], str) else given.sides[0], *given.sides[1:]]
@@ -113,7 +117,8 @@ def difference(model: Any, module: OnnxModule, graph: GraphModule) -> float | No
         x = _example(module, given, sides, seed)
         with torch.inference_mode():
             ours = graph(x).numpy()
-        theirs = session.run([module.output], {given.name: x.numpy()})[0]
+        told = {name: value.numpy() for name, value in module.feed(x).items()}
+        theirs = session.run([module.output], told)[0]
         if ours.shape != theirs.shape:
             raise InvalidSpec("file", f"as a graph it gives {ours.shape}, by onnxruntime {theirs.shape}")
         if ours.size:

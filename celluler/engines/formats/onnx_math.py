@@ -162,6 +162,7 @@ OPERATIONS: dict[str, Operation] = {
     "Round": unary(torch.round),
     "Sign": unary(torch.sign),
     "Not": unary(torch.logical_not),
+    "IsNaN": unary(lambda x: torch.ne(x, x)),  # alone of all numbers, it is not itself
     "Relu": unary(torch.relu),
     "Sigmoid": unary(torch.sigmoid),
     "Tanh": unary(torch.tanh),

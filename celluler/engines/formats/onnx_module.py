@@ -8,7 +8,7 @@ place under `weights`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,13 @@ from celluler.formats.onnx_files import opset_of
 OPERATIONS = onnx_math.OPERATIONS | onnx_shapes.OPERATIONS | onnx_layers.OPERATIONS
 """Every operation that is read. A test holds each against onnxruntime."""
 
+FILLED: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "attention_mask": torch.ones_like,
+    "token_type_ids": torch.zeros_like,
+    "position_ids": lambda x: torch.arange(x.shape[1]).unsqueeze(0).expand(x.shape[0], -1),
+}
+"""Inputs beside the tokens of a text, by the names that they have at Hugging Face: every token counts, all are of one
+text, and stand in their order."""
 MOST_NUMBERS = 4096
 """Of what is computed beside tensors: it could be doubled by every node."""
 
@@ -46,7 +53,7 @@ class Given:
 
 
 class OnnxModule(nn.Module):
-    """forward takes the graph's inputs in their order, and gives its first output."""
+    """forward takes the one input that is not filled, and gives the first output."""
 
     def __init__(self, model: Any) -> None:
         """model: as `celluler.formats.onnx_files.read_onnx` gives it. Raises InvalidSpec."""
@@ -73,7 +80,13 @@ class OnnxModule(nn.Module):
             ):
                 self._hold(step.outputs[0] or f"constant_{place}", value, buffer=True)
         held = {tensor.name for tensor in model.graph.initializer}
-        self.inputs = tuple(_given(one) for one in model.graph.input if one.name not in held)
+        inputs = [_given(one) for one in model.graph.input if one.name not in held]
+        asked = [one for one in inputs if one.name not in FILLED or len(inputs) == 1]
+        if len(asked) != 1:
+            names = ", ".join(one.name[:32] for one in asked)
+            raise InvalidSpec("graph.input", f"are {len(asked)} ({names}); a model of ours takes one")
+        self.given = asked[0]
+        self.filled = tuple(one for one in inputs if one is not self.given)
         if not model.graph.output:
             raise InvalidSpec("graph.output", "is missing")
         self.output: str = model.graph.output[0].name
@@ -88,9 +101,13 @@ class OnnxModule(nn.Module):
                 return int(self.state_dict()[self._places[step.inputs[0]]].shape[0])
         return None
 
-    def forward(self, *given: Tensor) -> Tensor:
+    def feed(self, x: Tensor) -> dict[str, Tensor]:
+        """Values of all inputs of the file."""
+        return {self.given.name: x} | {one.name: FILLED[one.name](x).to(one.dtype) for one in self.filled}
+
+    def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Value] = {"": None, **self._hosts}
-        values |= {one.name: value for one, value in zip(self.inputs, given, strict=True)}
+        values |= self.feed(x)
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
         values |= {name: tensors[place] for name, place in self._places.items()}
         for step in self._steps:

@@ -129,6 +129,13 @@ def _gather(node: Node, x: Value, indices: Value) -> Any:
     return found.reshape([*data.shape[:axis], *places.shape, *data.shape[axis + 1 :]])
 
 
+def _gather_nd(node: Node, x: Value, indices: Value) -> Tensor:
+    if node.whole("batch_dims", 0):
+        raise node.refuse("picks within each of a batch")
+    places = tensor_of(indices, node)
+    return tensor_of(x, node)[tuple(places.unbind(-1))]
+
+
 def _expand(node: Node, x: Value, shape: Value) -> Tensor:
     sizes, given = wholes_of(shape, node, "sizes"), tensor_of(x, node)
     own = [1] * (len(sizes) - given.dim()) + list(given.shape)
@@ -240,6 +247,7 @@ OPERATIONS: dict[str, Operation] = {
     "Slice": _slice,
     "Gather": _gather,
     "GatherElements": lambda node, x, places: torch.gather(x, node.whole("axis", 0), places),
+    "GatherND": _gather_nd,
     "Expand": _expand,
     "Range": _range,
     "Pad": _pad,
