@@ -8,6 +8,7 @@ from pathlib import Path
 from celluler.content.digest import Digest
 from celluler.identity import PeerId
 from celluler.models.manifest import OpenedManifest, open_manifest
+from celluler.models.weights import need_float32
 from celluler_node.training.record import JobRecord
 from celluler_node.training.site import Site
 
@@ -22,8 +23,12 @@ class Material:
 
 
 async def fetch_material(site: Site, record: JobRecord, *, hints: tuple[PeerId, ...]) -> Material:
-    """The model's manifest and weights, and the dataset, by digest. Raises Unavailable, PeerViolation, LocalError."""
+    """The model's manifest and weights, and the dataset, by digest.
+
+    Raises Unavailable, PeerViolation, LocalError; for a model that is not trained, before its weights are fetched.
+    """
     base = open_manifest(await site.fetcher.block(Digest(record.order.signed.record.model), hints=hints))
+    need_float32(base.architecture, "trained")
     weights = await site.fetcher.content(Digest(base.record.weights), hints=hints)
     data = await site.fetcher.content(record.order.spec.data.content, hints=hints)
     return Material(base, weights, data)
