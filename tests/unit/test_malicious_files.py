@@ -93,6 +93,7 @@ def test_a_crafted_file_is_refused_within_its_budget(name: str, tmp_path: Path) 
     assert len(str(refused.value)) < 1000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the budget is a limit of Linux")
 def test_the_budget_and_the_watch_would_notice(tmp_path: Path) -> None:
     import pickle  # noqa: PLC0415
 
