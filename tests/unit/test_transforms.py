@@ -151,7 +151,14 @@ def test_what_does_not_fit_is_refused_with_its_place(dtype: str, shape: Any, bad
     assert told.value.path == path
 
 
-@pytest.mark.parametrize("module", [b"", b"\x02\x01\x00", b"\x02\x01\x01", b"\x08\x01\x00", b"\x01\xff", b"\x63\0"])
+LOCALS = b"\x0a\x13\x03" + b"\x05\x01\xff\xff\x01\x7f" * 3
+"""Three functions of 32767 local variables each."""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [b"", b"\x02\x01\x00", b"\x02\x01\x01", b"\x08\x01\x00", b"\x01\xff", b"\x63\0", LOCALS, b"\x0a\x02\xff\x01"],
+)
 def test_a_module_with_imports_or_a_start_or_torn_sections_is_refused(module: bytes) -> None:
     told = base64.b64encode(b"\0asm\1\0\0\0" + module).decode()
     one = step("wasm", module=told, dtype="float32", shape=[1])

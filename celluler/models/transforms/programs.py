@@ -29,7 +29,10 @@ WASM_MEMORY_BYTES = 64 << 20
 WASM_INPUT_BYTES = 256 << 10
 """Of a call, as far as it has more than one sample."""
 _MAGIC = b"\0asm\1\0\0\0"
-_IMPORTS, _START, _LAST_SECTION = 2, 8, 13
+MAX_LOCALS = 1 << 16
+"""Of all functions of a module together: three bytes declare thousands, and each takes a compiler its time."""
+_IMPORTS, _START, _CODE, _LAST_SECTION = 2, 8, 10, 13
+_TYPED_REFERENCES = (0x63, 0x64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,25 @@ def _check_module(module: bytes, path: str) -> None:
             raise InvalidSpec(path, "imports something, and is given nothing")
         if kind == _START:
             raise InvalidSpec(path, "has a start function: it runs when it is asked, never when it is loaded")
+        if kind == _CODE and (locals_ := _count_locals(module[: start + size], start, path)) > MAX_LOCALS:
+            raise InvalidSpec(path, f"declares {locals_} local variables, limit {MAX_LOCALS}")
         at = start + size
+
+
+def _count_locals(module: bytes, at: int, path: str) -> int:
+    """Of the functions of a code section that begins there and ends the bytes."""
+    total = 0
+    functions, at = _unsigned(module, at, path)
+    for _ in range(functions):
+        size, body = _unsigned(module, at, path)
+        groups, inside = _unsigned(module, body, path)
+        for _ in range(groups):
+            count, inside = _unsigned(module, inside, path)
+            typed = inside < len(module) and module[inside] in _TYPED_REFERENCES
+            inside = _unsigned(module, inside + 1, path)[1] if typed else inside + 1
+            total += count
+        at = body + size
+    return total
 
 
 def _unsigned(module: bytes, at: int, path: str) -> tuple[int, int]:
