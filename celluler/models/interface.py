@@ -12,6 +12,8 @@ from celluler.models.graph_body import GraphBody
 from celluler.models.layers import Shape, Signal
 from celluler.models.transforms.base import ITEM_BYTES, TEXT
 from celluler.models.transforms.document import PROGRAMS, Answer, Preprocess, parse_postprocess, parse_preprocess
+from celluler.models.transforms.shapes import Crop, Reshape, Take, Transpose
+from celluler.models.transforms.texts import ByteTokens, Tokenise
 
 MAX_MODEL_ITEMS = 1 << 22
 """What a batch may come to before the model: a small raw input may become a large one."""
@@ -123,4 +125,17 @@ def _fitting(body: Body, before: Preprocess) -> Shape:
     except InvalidSpec:
         wanted = f"{body.input.dtype} {body.input.shape}"
         raise InvalidSpec("preprocess", f"gives {gives.dtype} {gives.shape}, the model takes {wanted}") from None
+    _check_vocabulary(body, before)
     return gives.shape
+
+
+def _check_vocabulary(body: Body, before: Preprocess) -> None:
+    """Tokens that are moved about at most before the model are among those that it knows. Raises InvalidSpec."""
+    steps = before.chain.steps
+    for place in reversed(range(len(steps))):
+        step = steps[place]
+        if isinstance(step, ByteTokens | Tokenise) and step.largest >= body.vocabulary:
+            told = f"may give {step.largest}, and the model knows numbers below {body.vocabulary}"
+            raise InvalidSpec(f"preprocess.steps[{place}]", told)
+        if not isinstance(step, Reshape | Transpose | Crop | Take):
+            return

@@ -21,6 +21,7 @@ from celluler.models.templates import TEMPLATES
 from celluler.models.transforms.base import MAX_ELEMENTS, TEXT, numpy_dtype
 from celluler.models.transforms.document import NUMBER_STEPS, STEPS, Chain, parse_preprocess, plan_steps
 from celluler.models.transforms.run import raw_input, run_chain
+from tests.support.specs import WORDS
 
 MLP = TEMPLATES["mlp"].document
 
@@ -253,6 +254,23 @@ def test_transforms_that_do_not_fit_the_model_are_refused(before: Any, after: An
     with pytest.raises(InvalidSpec) as told:
         read_interface(body(), before or b"", after or b"")
     assert told.value.path == path
+
+
+def test_tokens_that_the_model_does_not_know_are_refused() -> None:
+    document = {"transforms": 1, "input": {"name": "text", "dtype": "text", "shape": [64]}}
+    cut = step("crop", shape=[5])
+    for tokens, known in (
+        (step("byte_tokens", length=9), False),
+        (step("tokenise", entries=["a", "b"], length=9, unknown=6), True),
+        (step("tokenise", entries=["a", "b"], length=9, pad=7), False),
+        (step("tokenise", entries=list("abcdefgh"), length=9), False),
+    ):
+        if known:
+            assert read_interface(body(WORDS), document | {"steps": [tokens, cut]}).takes == Signal(TEXT, (64,))
+            continue
+        with pytest.raises(InvalidSpec, match="knows numbers below 7") as told:
+            read_interface(body(WORDS), document | {"steps": [tokens, cut]})
+        assert told.value.path == "preprocess.steps[0]"
 
 
 def test_seeds_go_past_a_preprocess() -> None:

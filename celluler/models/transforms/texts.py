@@ -59,6 +59,11 @@ class ByteTokens:
     def run(self, x: Array) -> Array:
         return _tokens(x, self.length, self.begin, self.end, self.pad, lambda text: [one + self.offset for one in text])
 
+    @property
+    def largest(self) -> int:
+        """Number that may come out."""
+        return max(255 + self.offset, self.begin or 0, self.end or 0, self.pad)
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenise:
@@ -89,6 +94,11 @@ class Tokenise:
     def run(self, x: Array) -> Array:
         longest = max(map(len, self._places))
         return _tokens(x, self.length, self.begin, self.end, self.pad, lambda text: self._numbers(text, longest))
+
+    @property
+    def largest(self) -> int:
+        """Number that may come out."""
+        return max(len(self.entries) - 1, self.unknown or 0, self.begin or 0, self.end or 0, self.pad)
 
     def _numbers(self, text: bytes, longest: int) -> list[int]:
         found: list[int] = []
