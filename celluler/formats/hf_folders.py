@@ -1,6 +1,7 @@
-"""A Hugging Face folder: config.json and safetensors, in one file or several. Nothing else of it is opened.
+"""A Hugging Face folder: config.json and safetensors, in one file or several, or a checkpoint that is a zip of tensors.
+Nothing else of it is opened.
 
-Refused: a config that names code of its own (`auto_map`), Python beside it, weights that are pickles.
+Refused: a config that names code of its own (`auto_map`), Python beside it, weights that are bare pickles.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from celluler.errors import InvalidSpec
 from celluler.formats.json_files import read_json_file
 from celluler.formats.safetensors_files import open_safetensors
 from celluler.formats.stored import MAX_TENSORS, Stored
+from celluler.formats.torch_files import open_torch
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+CHECKPOINT_FILE = "pytorch_model.bin"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
 MAX_SHARDS = 1000
@@ -41,16 +44,30 @@ def open_hf(folder: Path) -> HfFolder:
     _refuse_code(config)
     if INDEX_FILE in names:
         return HfFolder(config, _open_shards(folder, names))
-    if WEIGHTS_FILE not in names:
-        pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
-        if pickled:
-            raise InvalidSpec(
-                f"folder.{pickled[0][:64]}",
-                "holds the weights as a pickle, which may carry code",
-                hint="save them again: model.save_pretrained(folder, safe_serialization=True)",
-            )
-        raise InvalidSpec("folder", f"holds no {WEIGHTS_FILE}")
-    return HfFolder(config, open_safetensors(folder / WEIGHTS_FILE))
+    if WEIGHTS_FILE in names:
+        return HfFolder(config, open_safetensors(folder / WEIGHTS_FILE))
+    if CHECKPOINT_FILE in names and _is_zip(folder / CHECKPOINT_FILE):
+        return HfFolder(config, open_torch(folder / CHECKPOINT_FILE))
+    raise _no_weights(names)
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise InvalidSpec(f"folder.{path.name}", f"cannot be read: {error.strerror}") from error
+
+
+def _no_weights(names: set[str]) -> InvalidSpec:
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    if not pickled:
+        return InvalidSpec("folder", f"holds no {WEIGHTS_FILE}")
+    return InvalidSpec(
+        f"folder.{pickled[0][:64]}",
+        "holds the weights as a pickle, which may carry code",
+        hint="save them again: model.save_pretrained(folder, safe_serialization=True)",
+    )
 
 
 def _refuse_code(config: dict[str, Any]) -> None:

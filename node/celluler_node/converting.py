@@ -53,7 +53,7 @@ def _resolved(wanted: Convert) -> tuple[Convert, tuple[Path, ...]]:
     readable = [source]
     if source.is_dir():  # the cache of Hugging Face is made of links
         links = [path for path in source.iterdir() if path.is_symlink()]
-        readable += [path.resolve() for path in links if path.name.endswith((".json", ".safetensors"))]
+        readable += [path.resolve() for path in links if path.name.endswith((".json", ".safetensors", ".bin"))]
     weights = ""
     if wanted.weights:
         readable.append(Path(wanted.weights).resolve())

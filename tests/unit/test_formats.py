@@ -197,12 +197,19 @@ def test_a_folder_that_brings_code_is_refused(tmp_path: Path) -> None:
         open_hf(tmp_path)
 
 
-def test_a_folder_with_pickled_weights_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_pickled_weights_is_refused_unless_they_are_tensors_alone(tmp_path: Path) -> None:
     hf_folder(tmp_path, {"model_type": "llama"})
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(InvalidSpec, match="pickle") as refused:
         open_hf(tmp_path)
     assert "safe_serialization" in (refused.value.hint or "")
+    torch.save({"a": Evil()}, path)
+    with pytest.raises(CodeInPickle):
+        open_hf(tmp_path)
+    torch.save({"a": torch.zeros(2)}, path)
+    assert set(open_hf(tmp_path).tensors) == {"a"}
 
 
 @pytest.mark.parametrize(
