@@ -16,6 +16,7 @@ from celluler.engines.predict import Predictor
 from celluler.models.body import Body
 from celluler.models.graph_body import GraphBody
 from celluler.models.memory import check_room, check_training
+from celluler.models.narrow_weights import still_beside
 from celluler.models.weights import Still, Vector, load_still, load_vector, need_float32
 
 
@@ -47,5 +48,5 @@ def load_model(body: Body, weights: Path, *, memory_bytes: int | None = None, mi
             check_measured(body, micro)
     model = Model(body, load_vector(body, weights), load_still(body, weights))
     if isinstance(body, GraphBody):
-        check_finite(body.graph, model.still)
+        check_finite(body.graph, still_beside(body, model.still))
     return model

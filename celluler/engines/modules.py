@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from celluler.engines.build import build, idle_biases
@@ -11,6 +12,7 @@ from celluler.models import graph_body
 from celluler.models.body import Body
 from celluler.models.graph_body import GraphBody
 from celluler.models.layers import Dropout, walk
+from celluler.models.narrow_weights import still_beside, wide_vector
 from celluler.models.spec import Architecture
 from celluler.models.weights import NOTHING_STILL, Still
 
@@ -25,6 +27,9 @@ def module_of(body: Body, vector: Tensor, still: Still = NOTHING_STILL) -> nn.Mo
             return build_narrow(body, vector, still)
         case Architecture():
             return build(body, vector)
+        case GraphBody() if body.narrow:
+            whole = torch.from_numpy(wide_vector(body, vector.numpy(), still))
+            return GraphNet(body.stored_as("float32"), whole, still_beside(body, still))
         case GraphBody():
             return GraphNet(body, vector, still)
     raise AssertionError(body.kind)

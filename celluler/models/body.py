@@ -50,6 +50,18 @@ class Body(Protocol):
     def tensors(self) -> tuple[TensorSpec, ...]: ...
 
     @property
+    def planned(self) -> tuple[TensorSpec, ...]:
+        """The same of a float32 model: what `tensors` and `narrow` hold, in one order."""
+
+    @property
+    def narrow(self) -> tuple[TensorSpec, ...]:
+        """Those of `planned` that the file holds in less than float32, see `celluler.models.narrow`. A model that has
+        any is not trained."""
+
+    def stored_as(self, dtype: str) -> Body:
+        """The same with weights of that dtype, `float32` or a narrow one."""
+
+    @property
     def stored(self) -> tuple[Stored, ...]: ...
 
     @property

@@ -20,7 +20,6 @@ from celluler.content.manifest import Layout
 from celluler.models.body import Body, format_body, parse_body
 from celluler.models.changes import FieldChange, TensorChange, Weights, field_changes, tensor_changes
 from celluler.models.manifest import ModelManifest
-from celluler.models.spec import Architecture
 from celluler.models.version import check_step
 
 
@@ -95,8 +94,7 @@ def new_bytes(old: Layout, new: Layout) -> int:
 
 def _function(manifest: ModelManifest) -> Body:
     """What it computes, however precisely its weights are stored."""
-    body = parse_body(manifest.body, manifest.spec)
-    return body.wide if isinstance(body, Architecture) else body
+    return parse_body(manifest.body, manifest.spec).stored_as("float32")
 
 
 def _document(data: bytes) -> Any:

@@ -14,7 +14,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
 from celluler.documents import read_json
@@ -23,6 +23,7 @@ from celluler.models.graph import Graph, GraphInput, Node, parse_graph, plain_gr
 from celluler.models.graph_arguments import Value, need_keys, one_of, some, whole
 from celluler.models.graph_ops import RANDOM, WRITES
 from celluler.models.layers import Budget, Shape, Signal, TensorSpec
+from celluler.models.narrow import DTYPES, SCALE, is_narrow, stored_as
 from celluler.models.objectives import Planned, Straight
 from celluler.models.spec import Input, plain, read_objective
 from celluler.models.stored import Stored
@@ -51,8 +52,10 @@ class GraphBody:
     objective: Straight
     sides: tuple[int | str, ...]
     activation_bytes: int
-    tensors: tuple[TensorSpec, ...]
+    planned: tuple[TensorSpec, ...]
     """What training moves: float32 parameters, and the float32 buffers that the graph writes into."""
+    storage: str = "float32"
+    """Of those among them that are matrices, see `celluler.models.narrow`."""
 
     @property
     def input(self) -> Input:
@@ -68,11 +71,28 @@ class GraphBody:
         return dict(self.graph.vocabularies).get(self.graph.inputs[0].name, MAX_VOCABULARY)
 
     @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        if self.storage == "float32":
+            return self.planned
+        return tuple(tensor for tensor in self.planned if not is_narrow(tensor.shape))
+
+    @property
+    def narrow(self) -> tuple[TensorSpec, ...]:
+        return () if self.storage == "float32" else tuple(one for one in self.planned if is_narrow(one.shape))
+
+    def stored_as(self, dtype: str) -> GraphBody:
+        return replace(self, storage=dtype)
+
+    @property
     def stored(self) -> tuple[Stored, ...]:
-        return tuple(Stored(one.name, one.dtype, one.shape) for one in self.graph.tensors)
+        narrow = {tensor.name for tensor in self.narrow}
+        whole = (Stored(one.name, one.dtype, one.shape) for one in self.graph.tensors if one.name not in narrow)
+        return (*whole, *(part for one in self.narrow for part in stored_as(self.storage, one.name, one.shape)))
 
     @property
     def dtype(self) -> str:
+        if self.storage != "float32":
+            return self.storage
         floats = {one.dtype for one in self.graph.tensors if "float" in one.dtype} or {"float32"}
         return floats.pop() if len(floats) == 1 else "mixed"
 
@@ -86,7 +106,9 @@ class GraphBody:
 
     @property
     def parameter_bytes(self) -> int:
-        return self.graph.tensor_bytes
+        if self.storage == "float32":
+            return self.graph.tensor_bytes
+        return sum(one.byte_count for one in self.stored)
 
     @property
     def batch(self) -> tuple[int, int]:
@@ -143,7 +165,7 @@ class GraphBody:
 def parse_graph_body(document: bytes | dict[str, Any]) -> GraphBody:
     """Raises InvalidSpec with the path of what is wrong."""
     root = read_json(document, limit=MAX_GRAPH_BODY_BYTES) if isinstance(document, bytes) else document
-    need_keys(root, "", ("body", "graph", "objective", "output", "activation_bytes"))
+    need_keys(root, "", ("body", "graph", "objective", "output", "activation_bytes"), ("dtype",))
     whole(root["body"], "body", FORMAT, FORMAT)
     try:
         graph = parse_graph(root["graph"])
@@ -162,7 +184,10 @@ def parse_graph_body(document: bytes | dict[str, Any]) -> GraphBody:
     if not isinstance(objective, Straight):
         kinds = ", ".join(one.KIND for one in get_args(Straight))
         raise InvalidSpec("objective.kind", f"of a graph must be one of {kinds}")
-    body = GraphBody(graph, objective, sides, activation_bytes, tuple(_moved(graph)))
+    storage = one_of(root.get("dtype", "float32"), "dtype", DTYPES)
+    body = GraphBody(graph, objective, sides, activation_bytes, tuple(_moved(graph)), storage)
+    if len({one.name for one in body.stored}) != len(body.stored):
+        raise InvalidSpec("graph.tensors", f"have a name that ends in {SCALE}, as scales do")
     out = Signal("float32", body.output)
     objective.check(Planned(Signal(given.dtype, body.input.shape), out, body.vocabulary, ()))
     if math.prod(body.output) * 4 > MAX_ACTIVATION_BYTES:
@@ -178,6 +203,7 @@ def format_graph_body(body: GraphBody) -> bytes:
         "objective": plain(body.objective),
         "output": list(body.sides),
         "activation_bytes": body.activation_bytes,
+        **({} if body.storage == "float32" else {"dtype": body.storage}),
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 

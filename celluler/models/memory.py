@@ -9,7 +9,6 @@ from __future__ import annotations
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.body import Body
 from celluler.models.graph_body import GraphBody, check_trainable
-from celluler.models.spec import Architecture
 
 RUNTIME_BYTES = 1 << 30
 """Address space that a worker takes with torch and no model."""
@@ -50,9 +49,7 @@ def check_room(body: Body, memory_bytes: int | None, *, training: bool) -> None:
 
 def _weights_bytes(body: Body) -> int:
     """Of narrow weights also what they become where nothing computes on them as they are stored."""
-    if isinstance(body, Architecture) and body.narrow:
-        return body.parameter_bytes + body.cost.parameter_bytes
-    return body.parameter_bytes
+    return body.parameter_bytes + (body.stored_as("float32").parameter_bytes if body.narrow else 0)
 
 
 def micro_batch(architecture: Body, batch: int, memory_bytes: int | None) -> int:

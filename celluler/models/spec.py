@@ -100,10 +100,9 @@ class Architecture:
         """The net of that name, or None."""
         return next((net for net in self.nets if net.name == name), None)
 
-    @property
-    def wide(self) -> Architecture:
-        """The same with float32 weights."""
-        return self if self.dtype == "float32" else replace(self, dtype="float32")
+    def stored_as(self, dtype: str) -> Architecture:
+        """The same with weights of that dtype."""
+        return replace(self, dtype=dtype)
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:

@@ -72,7 +72,7 @@ def initial_vector(architecture: Body, seed: bytes) -> Vector:
 
 def need_float32(body: Body, what: str) -> None:
     """What trains, or begins to, has float32 weights. Raises InvalidSpec (`dtype`)."""
-    if isinstance(body, Architecture) and body.narrow:
+    if body.narrow:
         raise InvalidSpec(
             "dtype", f"is {body.dtype}: {what} weights are float32", hint="start from the model it was made from"
         )

@@ -11,16 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celluler.engines.graph.measure import measured_body
 from celluler.engines.load import load_model
 from celluler.engines.predict import Predictor
 from celluler.errors import InvalidSpec
+from celluler.models.body import Body, format_body, parse_body
 from celluler.models.compare import required_bump
 from celluler.models.manifest import check_manifest, describe_model
 from celluler.models.narrow import NARROW, narrowed, stored_as, widened
 from celluler.models.narrow_weights import narrow_weights, wide_vector
 from celluler.models.select import tensors_of_layers
-from celluler.models.spec import Architecture, format_spec, parse_spec
-from celluler.models.weights import initial_vector, load_still, load_vector, save_vector
+from celluler.models.spec import parse_spec
+from celluler.models.weights import initial_vector, load_still, load_vector, save_vector, still_of
+from tests.support.graphs import stored as a_graph
 from tests.support.specs import CNN, MLP, TINY
 
 SEED = b"s" * 32
@@ -46,9 +49,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def stored(spec: object, dtype: str, folder: Path) -> tuple[Architecture, Path]:
-    wide = parse_spec(json.dumps(spec).encode() if isinstance(spec, dict) else spec)  # type: ignore[arg-type]
-    narrow, vector, still = narrow_weights(wide, initial_vector(wide, SEED), dtype)
+def wide(body: Body) -> Body:
+    return body.stored_as("float32")
+
+
+def stored(spec: object, dtype: str, folder: Path) -> tuple[Body, Path]:
+    whole = parse_spec(json.dumps(spec).encode() if isinstance(spec, dict) else spec)  # type: ignore[arg-type]
+    narrow, vector, still = narrow_weights(whole, initial_vector(whole, SEED), dtype)
     path = folder / f"{dtype}.safetensors"
     save_vector(narrow, vector, path, still)
     return narrow, path
@@ -62,11 +69,11 @@ def test_a_narrow_model_answers_as_the_weights_it_stands_for(spec: object, dtype
     shape = (40, *narrow.input.shape)  # more rows than the int8 kernel takes, then one
     x = np.random.default_rng(1).random(shape, dtype=np.float32)
     given = (x * 50).astype(np.int64) if narrow.input.dtype == "int64" else x
-    widest = Predictor(narrow.wide, torch.from_numpy(wide_vector(narrow, model.vector, model.still)))
+    widest = Predictor(wide(narrow), torch.from_numpy(wide_vector(narrow, model.vector, model.still)))
     for some in (given, given[:1]):
         expected, told = widest.predict(some), model.predictor().predict(some)
         assert np.abs(told - expected).max() <= 0.03 * np.abs(expected).max()
-    whole = Predictor(narrow.wide, torch.from_numpy(initial_vector(narrow.wide, SEED))).predict(given)
+    whole = Predictor(wide(narrow), torch.from_numpy(initial_vector(wide(narrow), SEED))).predict(given)
     assert np.abs(widest.predict(given) - whole).mean() <= CLOSE[dtype] * np.abs(whole).mean()
 
 
@@ -77,18 +84,39 @@ def test_layers_of_any_width_stay_within_their_memory(dtype: str, tmp_path: Path
     narrow, path = stored({"spec": 1, "layers": layers, **ends}, dtype, tmp_path)
     model = load_model(narrow, path)
     x = np.random.default_rng(1).random((3, 31), dtype=np.float32)
-    expected = Predictor(narrow.wide, torch.from_numpy(wide_vector(narrow, model.vector, model.still))).predict(x)
+    expected = Predictor(wide(narrow), torch.from_numpy(wide_vector(narrow, model.vector, model.still))).predict(x)
     assert np.abs(model.predictor().predict(x) - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_a_graph_is_stored_in_less_and_computes_what_that_stands_for(dtype: str, tmp_path: Path) -> None:
+    whole = measured_body(a_graph("cnn"), {"kind": "regression"})
+    rng = np.random.default_rng(1)
+    vector = np.abs(rng.standard_normal(whole.dimension)).astype(np.float32)
+    still = {one.name: np.zeros(one.byte_count, np.uint8) for one in still_of(whole)}
+    narrow, kept, rest = narrow_weights(whole, vector, dtype, still)
+    path = tmp_path / "graph.safetensors"
+    save_vector(narrow, kept, path, rest)
+    again = parse_body("graph", format_body(narrow))
+    assert again == narrow
+    assert (again.dtype, wide(again)) == (dtype, whole)
+    assert again.parameter_bytes < 0.8 * whole.parameter_bytes
+    model = load_model(again, path)
+    x = rng.random((2, *whole.input.shape), dtype=np.float32)
+    expected = Predictor(whole, torch.from_numpy(wide_vector(narrow, kept, rest)), still).predict(x)
+    assert (model.predictor().predict(x) == expected).all()
+    with pytest.raises(InvalidSpec, match="trained weights are float32"):
+        load_model(again, path, micro=2)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_the_file_is_as_long_as_the_document_says_and_comes_back_bit_by_bit(dtype: str, tmp_path: Path) -> None:
     narrow, path = stored(MLP, dtype, tmp_path)
-    again = parse_spec(format_spec(narrow))
+    again = parse_spec(format_body(narrow))
     assert again == narrow
     header = int.from_bytes(path.read_bytes()[:8], "little")
     assert path.stat().st_size == 8 + header + narrow.parameter_bytes
-    assert narrow.parameter_bytes < narrow.wide.parameter_bytes * {"int8": 0.3, "int4": 0.2}.get(dtype, 0.6)
+    assert narrow.parameter_bytes < wide(narrow).parameter_bytes * {"int8": 0.3, "int4": 0.2}.get(dtype, 0.6)
     other = tmp_path / "again"
     save_vector(again, load_vector(again, path), other, load_still(again, path))
     assert other.read_bytes() == path.read_bytes()
@@ -108,8 +136,8 @@ def test_a_narrow_model_is_not_trained_and_the_error_names_its_parent(tmp_path: 
 
 def test_the_manifest_says_the_dtype_and_another_one_is_no_other_function(tmp_path: Path) -> None:
     narrow, _ = stored(MLP, "int8", tmp_path)
-    before = describe_model("digits", "1.0.0", format_spec(narrow.wide), b"w" * 32, created_s=0)
-    after = describe_model("digits", "1.1.0", format_spec(narrow), b"v" * 32, created_s=0)
+    before = describe_model("digits", "1.0.0", format_body(wide(narrow)), b"w" * 32, created_s=0)
+    after = describe_model("digits", "1.1.0", format_body(narrow), b"v" * 32, created_s=0)
     assert (after.dtype, after.weights_bytes) == ("int8", narrow.parameter_bytes)
     assert required_bump(before, after) == "minor"
     with pytest.raises(InvalidSpec, match="weights_bytes"):

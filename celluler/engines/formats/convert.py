@@ -25,6 +25,7 @@ from celluler.formats.torch_files import open_torch
 from celluler.models.body import MAX_BODY_BYTES, Body, parse_body
 from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.spec import Architecture
+from celluler.models.weights import need_float32
 
 TARGETS = ("celluler", "safetensors", "onnx", "hf")
 ONNX_FILE = "model.onnx"
@@ -109,7 +110,9 @@ def _read_ours(form: str, source: Path, weights: Path | None, wishes: Wishes) ->
     tensors = open_tensors(weights)
     if form == "spec":
         return import_state(document, tensors, wishes)
-    return Imported(form, document, ordered(parse_body(form, document), tensors))
+    body = parse_body(form, document)
+    need_float32(body, "converted")
+    return Imported(form, document, ordered(body, tensors))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

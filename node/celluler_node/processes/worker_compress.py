@@ -63,7 +63,7 @@ class Compressor:
         return {Quantise: _told(self.quantise), Prune: _told(self.prune), Distil: _told(self.distil)}
 
     def quantise(self, request: Quantise) -> Compressed:
-        body = _spec_of(request.model)
+        body = parse_body(request.model.body, request.model.spec)
         data = _data(body, request.data, request)
         model, before = judged(body, Path(request.model.weights), data, self._memory)
         if request.dtype:
@@ -117,8 +117,7 @@ class Compressor:
     def _as(
         self, dtype: str, model: Model, before: Figures, data: Dataset | None, tried: tuple[str, ...] = ()
     ) -> Compressed:
-        assert isinstance(model.body, Architecture)
-        narrow = Model(*narrow_weights(model.body, model.vector, dtype))
+        narrow = Model(*narrow_weights(model.body, model.vector, dtype, model.still))
         return self._done(narrow, model, before, data, tried=tried)
 
     def _done(
@@ -154,9 +153,7 @@ def hardly_worse(before: Figures, after: Judged, tolerance: float) -> bool:
 def _spec_of(given: Given) -> Architecture:
     body = parse_body(given.body, given.spec)
     if not isinstance(body, Architecture):
-        raise InvalidSpec(
-            "body", f"is a {body.kind}: its operations fix what they read", hint="prune single weights of it"
-        )
+        raise InvalidSpec("body", f"is a {body.kind}: its operations fix what they read", hint="leave --structured out")
     return body
 
 
