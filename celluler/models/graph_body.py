@@ -5,7 +5,10 @@
 
 The graph takes one input, float32 or int64, of `batch` samples. `output`: the shape of its first output for one
 sample; `activation_bytes`: of all values of one sample, at the longest sequence. A worker measures both on the meta
-device before it allocates anything, and refuses a document that says otherwise. Knows no torch.
+device before it allocates anything, and refuses a document that says otherwise.
+
+`dtype`, where it is there: in what the file holds the matrices among the float32 tensors that training moves; they are
+widened when the model is loaded. Knows no torch.
 """
 
 from __future__ import annotations
