@@ -78,19 +78,24 @@ def widened(dtype: str, shape: tuple[int, ...], stored: tuple[Bytes, ...]) -> Va
 
     Raises InvalidSpec for one that is not finite.
     """
-    match form := form_of(dtype, shape):
-        case "int8":
-            values = stored[0].view(np.int8).reshape(shape[0], -1) * stored[1].view("<f4")[:, None]
-        case "int4":
-            codes = np.stack((stored[0] & 15, stored[0] >> 4), axis=-1).reshape(shape[0], -1, GROUP)
-            scales = stored[1].view("<f2").astype(np.float32).reshape(shape[0], -1, 1)
-            values = (codes.astype(np.int8) - np.int8(8)) * scales
-        case _:
-            values = _floats(form, stored[0].view("<u2" if form == "bfloat16" else "<f2"))
+    with np.errstate(over="ignore", invalid="ignore"):  # of what is refused below
+        values = _widened(form_of(dtype, shape), shape, stored)
     if not np.isfinite(values).all():
         raise InvalidSpec("weights", "hold values that are not finite")
     widened: Values = values.astype(np.float32, copy=False).reshape(shape)
     return widened
+
+
+def _widened(form: str, shape: tuple[int, ...], stored: tuple[Bytes, ...]) -> Values:
+    match form:
+        case "int8":
+            scales: Values = stored[1].view("<f4")[:, None]
+            return stored[0].view(np.int8).reshape(shape[0], -1) * scales
+        case "int4":
+            codes = np.stack((stored[0] & 15, stored[0] >> 4), axis=-1).reshape(shape[0], -1, GROUP)
+            scales = stored[1].view("<f2").astype(np.float32).reshape(shape[0], -1, 1)
+            return (codes.astype(np.int8) - np.int8(8)) * scales
+    return _floats(form, stored[0].view("<u2" if form == "bfloat16" else "<f2"))
 
 
 # --- each form -------------------------------------------------------------------------------------------------------

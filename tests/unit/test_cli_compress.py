@@ -1,4 +1,4 @@
-"""`celluler model quantize` and its like as a person calls them, with a confined worker, against a node in memory."""
+"""`celluler model quantize` and its like as a person calls them: with a confined worker, and with a node in memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from celluler.models.body import parse_body
 from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.spec import parse_spec
 from celluler.models.weights import check_weights, initial_weights
+from celluler_node import compressing
 from celluler_node.cli import compress_session, model_commands
 from celluler_node.cli.root import run
 from celluler_node.gateway.app import gateway_app
+from celluler_node.processes.worker_compress import Compressor
+from celluler_node.processes.worker_compress_words import OUT, Compressed, Quantise
 from tests.support.operations import MemoryNode
 from tests.support.specs import MLP, digits, save_tensors
 
@@ -63,6 +66,12 @@ def test_a_published_model_gets_a_next_version_with_itself_as_parent(
         async with AsyncClient("http://localhost", "t", transport=transport) as client:
             yield client
 
+    @asynccontextmanager
+    async def here(_config: object, wanted: Quantise) -> AsyncIterator[tuple[Path, Compressed]]:
+        """The worker's own work, without a process."""
+        yield tmp_path / OUT, Compressor(tmp_path).quantise(wanted)
+
+    monkeypatch.setattr(compressing, "compressed", here)
     for module in (compress_session, model_commands):
         monkeypatch.setattr(module, "open_session", session)
     try:

@@ -83,9 +83,11 @@ def prune(
 
     async def work(shop: Workshop) -> Made:
         from celluler.datasets.schema import Selection  # noqa: PLC0415
+        from celluler.models.weights import need_float32  # noqa: PLC0415
         from celluler_node.processes.worker_compress_words import Prune  # noqa: PLC0415
 
         source = await shop.model(model)
+        need_float32(source.body, "pruned")
         wanted = Prune(source.given(), share, structured, await shop.data(data), Selection(label=label))
         return await shop.make(wanted, [source], source, _wish(name, output, alias, "pruned", structured))
 
