@@ -160,7 +160,7 @@ class _Verification:
         """The chain, every byte, the rule. False when the chain is broken: then nothing after it means anything."""
         rounds = archive.roster.rules.rounds
         self._expect(rounds, archive.roster.rules.parts)
-        population, expelled = Population(archive), list[str]()
+        population, expelled, out = Population(archive), list[str](), 0
         try:
             for link in archive.walk():
                 self.ok("certificates", 1)
@@ -168,12 +168,13 @@ class _Verification:
                 self._note_meant(link)
                 self._examine(archive, link)
                 expelled += [f"{archive.name_of(one)} in round {link.round}" for one in places(link.body.expelled)]
+                out |= link.body.expelled
                 self._on_round(link.round, 2 * rounds)
         except PeerViolation as error:
             self.wrong("certificates", str(error))
             return False
         finally:
-            self._updates, self._replayable = population.updates, population.replayable
+            self._updates, self._replayable = population.updates, self._in_question(population, out)
             self._lines["updates"].of = self._lines["training"].of = population.updates
         told = [f"each by a quorum of {len(archive.roster)} members"]
         told += [] if archive.complete else ["the run is not finished in this transcript"]
@@ -183,13 +184,20 @@ class _Verification:
         self.ok("momentum", population.sound)
         self._lines["momentum"].wrong += population.odd
         if self._sample.only is None:
-            chosen = draw(population.replayable, self._sample.replays, self._sample.seed)
+            chosen = draw(self._replayable, self._sample.replays, self._sample.seed)
         else:
             chosen = frozenset(self._meant)
-        for one in population.replayable:
+        for one in self._replayable:
             if (one.round, one.member) in chosen:
                 self._drawn.setdefault(one.round, []).append(one)
         return True
+
+    def _in_question(self, population: Population, out: int) -> list[Replayable]:
+        """What may be drawn. Not what the rule gave no weight, since no model came of it, nor what those did whom the
+        run itself expelled: that is known and told. Evidence asks for exactly these."""
+        if self._sample.only is not None:
+            return population.replayable
+        return [one for one in population.replayable if one.weighed and not out >> one.member & 1]
 
     def _note_meant(self, link: Link) -> None:
         """Of the updates asked for by name, those that this history has."""

@@ -235,7 +235,7 @@ async def throw_each(node: NodeProcess, protocol: str, attacks: Sequence[bytes])
         async with room, stranger(node) as mallory:
             thrown[mallory.peer_id] += 1
             async with hung_up_on(mallory, node):
-                await throw(mallory, node, protocol, data)
+                await throw(mallory, node, protocol, data, WAIT_S)
 
     async with trio.open_nursery() as nursery:
         for data in attacks:
