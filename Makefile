@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SHARED := -n 2 --dist loadgroup
 
 .PHONY: setup demo test check quick lint bench simulate fuzz test-large clean help
 
@@ -20,13 +21,13 @@ demo: $(READY)   ## the main job for real: five nodes, one of them lying, train,
 	$(BIN)/python -m simulations.demo
 
 test: lint       ## everything that must hold
-	$(BIN)/python -m pytest -m "not large"
+	$(BIN)/python -m pytest -m "not large" $(SHARED)
 
 check: $(READY)  ## the quick part of it: style, types, layers, unit and property tests, side by side
 	$(MAKE) --no-print-directory -j2 lint quick
 
 quick: $(READY)
-	$(BIN)/python -m pytest -q tests/unit tests/property
+	$(BIN)/python -m pytest -q $(SHARED) --hypothesis-profile=brief tests/unit tests/property
 
 lint: $(READY)
 	$(BIN)/ruff check .
