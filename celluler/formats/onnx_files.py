@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celluler.errors import InvalidSpec, LocalError
-from celluler.formats.protobuf_walk import Message, Walk
+from celluler.formats.onnx_messages import MODEL
+from celluler.formats.protobuf_walk import Walk
 from celluler.formats.stored import MAX_ELEMENTS, MAX_TENSORS
 
 if TYPE_CHECKING:
@@ -24,17 +25,6 @@ MAX_NODES = 20_000
 LEAST_OPSET, MOST_OPSET = 7, 26
 DOMAINS = ("", "ai.onnx")
 
-_TENSOR = Message("TensorProto")
-_ATTRIBUTE = Message("AttributeProto", {5: _TENSOR, 10: _TENSOR})
-_NODE = Message("NodeProto", {5: _ATTRIBUTE})
-_GRAPH = Message("GraphProto", {1: _NODE, 5: _TENSOR, 11: Message("ValueInfoProto"), 12: Message("ValueInfoProto")})
-_MODEL = Message(
-    "ModelProto",
-    {7: _GRAPH, 8: Message("OperatorSetIdProto"), 14: Message("StringStringEntryProto")},
-    allowed=frozenset((1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26)),
-    required=frozenset((1, 7, 8)),
-)
-
 
 def walk_onnx(path: Path) -> None:
     """The file is one ONNX message, and none of its counts is over a limit. Raises InvalidSpec. Needs no package."""
@@ -44,7 +34,7 @@ def walk_onnx(path: Path) -> None:
     if not size:
         raise InvalidSpec("file", "is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        Walk(data).message(_MODEL)
+        Walk(data).message(MODEL)
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from celluler.errors import InvalidSpec
 
 MAX_PICKLE_BYTES = 64 << 20
 MAX_STEPS = 8_000_000
+MAX_RANK = 8
 _MAX_SIZE = 1 << 40
 
 STORAGES: Mapping[str, str] = {
@@ -169,8 +170,8 @@ class _Machine:
         self._name(module, name)
 
     def name_from_stack(self, _: Any) -> None:
-        name, module = self.pop(), self.pop()
-        self._name(str(module), str(name))
+        name, module = _need(self.pop(), str), _need(self.pop(), str)
+        self._name(module, name)
 
     def _name(self, module: str, name: str) -> None:
         named = _Named(module, name)
@@ -219,7 +220,14 @@ def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
 
 
 def _size(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(arguments[0]) if arguments else ()
+    return _sides(arguments[0]) if arguments else ()
+
+
+def _sides(value: Any) -> tuple[Any, ...]:
+    """Looked at before it is copied: a long list that is remembered could be named by every call."""
+    if not isinstance(value, tuple | list) or len(value) > MAX_RANK:
+        raise ValueError("a shape that no tensor has")
+    return tuple(value)
 
 
 def _parameter(arguments: tuple[Any, ...]) -> TensorRecord:
@@ -229,9 +237,10 @@ def _parameter(arguments: tuple[Any, ...]) -> TensorRecord:
 
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
-    storage, offset, shape, stride = arguments[:4]
+    storage, offset, *rest = arguments[:4]
+    shape, stride = map(_sides, rest)
     numbers = (offset, *shape, *stride)
-    if not isinstance(storage, _Storage) or len(shape) != len(stride) or len(shape) > 8:
+    if not isinstance(storage, _Storage) or len(shape) != len(stride):
         raise ValueError("a tensor without its storage")
     if any(type(number) is not int or not 0 <= number < _MAX_SIZE for number in numbers):
         raise ValueError("a tensor with sizes that none has")
@@ -242,7 +251,7 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     # A view may name one element many times over: a file of a kilobyte would unfold to gigabytes.
     if elements and (last >= storage.size or elements > storage.size):
         raise ValueError("a tensor that is larger than its storage")
-    return TensorRecord(storage.key, storage.dtype, storage.size, offset, tuple(shape), tuple(stride))
+    return TensorRecord(storage.key, storage.dtype, storage.size, offset, shape, stride)
 
 
 _REBUILDS: Mapping[_Named, Callable[[tuple[Any, ...]], Any]] = {

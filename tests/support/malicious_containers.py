@@ -122,6 +122,18 @@ def _laughs(_: Path) -> bytes:
     return b"\x80\x02}X\x01\0\0\0w]q\0s" + steps + b"."
 
 
+def _laughs_as_a_name(_: Path) -> bytes:
+    """The same, where a pickle names a module: whoever writes that into an error writes 2³⁰ letters."""
+    doubled = b"".join(b"h%ch%c\x86\x94" % (place, place) for place in range(30))
+    return b"\x80\x04\x8c\x01a\x94" + doubled + b"\x8c\x01b\x93."
+
+
+def _copies(_: Path) -> bytes:
+    """A long tuple, remembered, and of it one size after another."""
+    long = b"(" + b"K\1" * 10_000 + b"t\x94"
+    return b"\x80\x04ctorch\nSize\n\x94" + long + b"h\1\x85\x94" + b"h\0h\2R" * 5000 + b"."
+
+
 def _hoard(_: Path) -> bytes:
     """Many empty lists, each remembered."""
     return b"\x80\x04" + b"]\x94" * 60_000 + b"."
@@ -292,6 +304,8 @@ SIZES: dict[str, Maker] = {
         f, _view(b"K\4", _long(-4) + b"\x85", b"K\1\x85"), **{"0": bytes(16)}
     ),
     "checkpoint: billion laughs": lambda f: torch_zip(f, _laughs(f)),
+    "checkpoint: billion laughs as a name": lambda f: torch_zip(f, _laughs_as_a_name(f)),
+    "checkpoint: one size many times": lambda f: torch_zip(f, _copies(f)),
     "checkpoint: hoard": lambda f: torch_zip(f, _hoard(f)),
     "checkpoint: deep": lambda f: torch_zip(f, b"\x80\2" + b"]" * 20_000 + b"a" * 19_999 + b"."),
     "safetensors: header of 2^63": header("{}", length=1 << 63),

@@ -140,7 +140,13 @@ def _nested_graphs(depth: int) -> bytes:
     return graph
 
 
+_MANY = _field(1, b"") * 1_000_001
+"""Empty messages: two bytes each in a file, a hundred in memory."""
+
 ONNX: dict[str, Maker] = {
+    "onnx: dimensions without end": _onnx(_field(13, _field(2, _field(1, _field(2, _MANY))))),
+    "onnx: a graph without end in a node": _onnx(_onnx_node(b"If", _field(1, b"a") + _field(6, _MANY))),
+    "onnx: a function without end": _onnx(_onnx_node(b"Relu"), more=_field(25, _field(7, _MANY))),
     "onnx: weights in another file": _onnx(_onnx_tensor(4, external=b"../secret") + _onnx_node(b"Relu")),
     "onnx: weights at /etc/passwd": _onnx(_onnx_tensor(4, external=b"/etc/passwd") + _onnx_node(b"Relu")),
     "onnx: another domain": _onnx(_onnx_node(b"Run", domain=b"com.evil"), domain=b"com.evil"),
