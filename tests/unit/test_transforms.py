@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from celluler.models.interface import Interface, read_interface
 from celluler.models.layers import Signal
 from celluler.models.spec import parse_spec
 from celluler.models.templates import TEMPLATES
+from celluler.models.transforms import programs
 from celluler.models.transforms.base import MAX_ELEMENTS, TEXT, numpy_dtype
 from celluler.models.transforms.document import NUMBER_STEPS, STEPS, Chain, parse_preprocess, plan_steps
 from celluler.models.transforms.run import raw_input, run_chain
@@ -168,6 +170,25 @@ def test_a_module_with_imports_or_a_start_or_torn_sections_is_refused(module: by
         return
     with pytest.raises(InvalidSpec, match=r"steps\[0\].module"):
         chain("float32", (3,), one)
+
+
+def test_functions_that_declare_into_each_other_are_refused_at_once() -> None:
+    """Each of these has room for three bytes and announces 16,000 groups, all of which each would read."""
+    functions = b"\x03\x80\xfd\x00" * 20_000
+    size = len(functions) + 3
+    code = b"\x0a" + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + b"\x90\xce\x00" + functions
+    began = time.process_time()
+    with pytest.raises(InvalidSpec, match="beyond the function's end"):
+        programs._check_module(b"\0asm\1\0\0\0" + code, "module")
+    assert time.process_time() - began < 1
+
+
+def test_twenty_thousand_labels_are_told_at_once() -> None:
+    names = [f"class {place}" for place in range(20_000)]
+    began = time.process_time()
+    told = run(np.array([[19_999]], np.int64), step("labels", names=names))
+    assert bytes(told[0][0]) == b"class 19999"
+    assert time.process_time() - began < 5
 
 
 def test_values_that_a_step_does_not_take_are_refused_with_the_step() -> None:

@@ -95,13 +95,17 @@ class Wasm:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A tokenizer as the `tokenizers` package writes it, `tokenizer.json`. Whoever serves the model needs that package
-    (`pip install 'celluler[transforms]'`). Its own cutting and filling up are not used."""
+    """A tokenizer as the `tokenizers` package writes it, `tokenizer.json`: the one given here, or without that the
+    model's own, a [file beside its weights](model-records.md#files-beside-the-weights). Whoever serves the model needs
+    that package (`pip install 'celluler[transforms]'`). Its own cutting and filling up are not used. None of its
+    numbers may be one that the model does not know."""
 
     KIND: ClassVar[str] = "tokenizer"
 
-    tokenizer: Mapping[str, Any] = declare(Document("tokenizer document"), "vocabulary, merges and all")
     length: int = declare(Whole(1, MAX_TEXT_BYTES), "how many numbers come out: cut, or filled up")
+    tokenizer: Mapping[str, Any] | None = declare(
+        Document("tokenizer document"), "vocabulary, merges and all; the model's own without it", default=None
+    )
     pad: int = declare(Whole(0, (1 << 20) - 1), "fills up", default=0)
     special: bool = declare(Flag(), "with the tokens that the tokenizer puts around a text", default=True)
 
@@ -130,18 +134,21 @@ def _check_module(module: bytes, path: str) -> None:
 
 
 def _count_locals(module: bytes, at: int, path: str) -> int:
-    """Of the functions of a code section that begins there and ends the bytes."""
+    """Of the functions of a code section that begins there and ends the bytes. Each byte is looked at once: what a
+    function declares lies within it."""
     total = 0
     functions, at = _unsigned(module, at, path)
     for _ in range(functions):
         size, body = _unsigned(module, at, path)
+        at = body + size
         groups, inside = _unsigned(module, body, path)
         for _ in range(groups):
             count, inside = _unsigned(module, inside, path)
             typed = inside < len(module) and module[inside] in _TYPED_REFERENCES
             inside = _unsigned(module, inside + 1, path)[1] if typed else inside + 1
+            if inside > at:
+                raise InvalidSpec(path, f"declares local variables beyond the function's end at byte {at}")
             total += count
-        at = body + size
     return total
 
 

@@ -132,8 +132,9 @@ class Labels:
 
     def run(self, x: Array) -> Array:
         within(x, len(self.names))
-        rows = [name.encode("utf-8").ljust(self._width, b"\0") for name in self.names]
-        table = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), self._width)
+        width = self._width
+        rows = [name.encode("utf-8").ljust(width, b"\0") for name in self.names]
+        table = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), width)
         return table[x.astype(np.int64)]
 
     @property
