@@ -307,3 +307,33 @@ def test_what_cannot_be_read_is_told_by_its_operation(
     path = one_node(tmp_path, op, inputs, **attributes)
     with pytest.raises(InvalidSpec, match=said):
         OnnxModule(read_onnx(path)).eval()(torch.from_numpy(X.get(op, IMAGE)))
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (helper.make_node("Constant", [], [], value=numpy_helper.from_array(floats(100), "c")), "gives nothing"),
+        (helper.make_node("Cast", [], ["y"], to=TensorProto.FLOAT), "takes nothing"),
+        (helper.make_node("Gather", ["x"], ["y"]), "missing 1 required"),
+    ],
+)
+def test_a_node_that_takes_or_gives_nothing_is_refused(node: Any, said: str, tmp_path: Path) -> None:
+    given = helper.make_tensor_value_info("x", TensorProto.INT64, ["n", 4])
+    path = saved(tmp_path, helper.make_graph([node], "odd", [given], [helper.make_tensor_value_info("y", 1, None)]))
+    with pytest.raises(InvalidSpec, match=said):
+        import_onnx(path, Wishes())
+
+
+def test_an_input_is_not_allocated_as_large_as_a_file_says(tmp_path: Path) -> None:
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 1 << 20, 1 << 20])
+    node, out = helper.make_node("Relu", ["x"], ["y"]), helper.make_tensor_value_info("y", 1, None)
+    with pytest.raises(InvalidSpec) as told:
+        import_onnx(saved(tmp_path, helper.make_graph([node], "large", [given], [out])), Wishes())
+    assert told.value.path == "graph.input"
+
+
+def saved(folder: Path, graph: Any) -> Path:
+    path = folder / "odd.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path

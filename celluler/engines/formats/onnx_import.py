@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from celluler.models.graph_ops import DTYPES
 MOST_BATCH = 1024
 LONGEST_SEQUENCE = 512
 """Unless more is asked for."""
+MOST_ELEMENTS = 1 << 25
+"""Of the inputs that it is tried with, which are allocated before anything is known of what they become."""
 TOLERANCE = 1e-3
 """Of the largest answer: beyond it the model is not what its file says, and is refused."""
 COMMON_IR_VERSION = 10
@@ -72,11 +75,13 @@ def _traced(module: OnnxModule, wishes: Wishes) -> Exported:
                 hint="export it with a fixed size",
             )
     dynamic = {"batch": (1, MOST_BATCH)}
-    sides = [3, *given.sides[1:]]
+    sides: list[Any] = [3, *given.sides[1:]]
     if isinstance(sides[1], str):
         longest = wishes.context or LONGEST_SEQUENCE
         dynamic["sequence"] = (1, longest)
         sides[1] = min(7, longest)
+    if (elements := math.prod(sides)) > MOST_ELEMENTS:
+        raise InvalidSpec("graph.input", f"takes {elements} numbers for {sides[0]} samples, limit {MOST_ELEMENTS}")
     try:
         return export_graph(module, (_example(module, given, sides),), dynamic=dynamic)
     except NotExportable as error:

@@ -7,6 +7,7 @@ place under `weights`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from celluler.engines.formats import onnx_layers, onnx_math, onnx_shapes
-from celluler.engines.formats.onnx_values import DTYPES, Host, Node, NotReadable, Value, host_of
+from celluler.engines.formats.onnx_values import DTYPES, MAX_HOST, Host, Node, NotReadable, Value, host_of
 from celluler.errors import InvalidSpec
 from celluler.formats.onnx_files import opset_of
 
@@ -66,7 +67,7 @@ class OnnxModule(nn.Module):
         statistics = {name for step in self._steps if step.op == "BatchNormalization" for name in step.inputs[3:5]}
         scales = {name for step in self._steps if step.op in ("Resize", "Upsample") for name in step.inputs[1:]}
         for tensor in model.graph.initializer:
-            if tensor.name in scales and tensor.dims:
+            if tensor.name in scales and tensor.dims and math.prod(tensor.dims) <= MAX_HOST:
                 self._hosts[tensor.name] = _array(tensor).astype(object if tensor.data_type == 7 else np.float32)
             else:
                 self._hold(tensor.name, _array(tensor), buffer=tensor.name in statistics)
@@ -97,7 +98,12 @@ class OnnxModule(nn.Module):
         for step in self._steps:
             if step.op in ("Cast", "Identity") and step.inputs[0] in same:
                 same.add(step.outputs[0])
-            if step.op == "Gather" and step.inputs[1] in same and step.inputs[0] in self._places:
+            if (
+                step.op == "Gather"
+                and len(step.inputs) > 1
+                and step.inputs[1] in same
+                and step.inputs[0] in self._places
+            ):
                 return int(self.state_dict()[self._places[step.inputs[0]]].shape[0])
         return None
 
@@ -182,6 +188,8 @@ def _attach(root: nn.Module, name: str, value: Tensor, *, trained: bool) -> str:
 def _step(node: Any) -> Step:
     if node.op_type not in OPERATIONS:
         raise NotReadable(node.op_type, "is not among the operations that are read (docs/reference/formats.md)")
+    if not node.output or (not node.input and node.op_type != "Constant"):
+        raise NotReadable(node.op_type, "takes nothing, or gives nothing")
     attributes = {one.name: _attribute(node.op_type, one) for one in node.attribute}
     return Step(node.op_type, tuple(node.input), tuple(node.output), attributes)
 
