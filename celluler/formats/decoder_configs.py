@@ -150,6 +150,8 @@ def decoder_of_gguf(metadata: Mapping[str, Any], vocabulary: int, *, tied: bool)
     head_width = width // max(1, heads)
     _need(own, "expert_count", (0,), 0)
     _need(own, "rope.scaling.type", ("none",), "none")
+    for key in ("rope.scaling.factor", "rope.scale_linear"):  # the second is how files of 2023 say it
+        _need(own, key, (1, 0), 1)
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         _need(own, key, (head_width,), head_width)
     context = _whole(own, "context_length")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from celluler.engines.load import load_model
 from celluler.errors import InvalidSpec
-from celluler.formats.decoder_configs import config_of, decoder_of_config
+from celluler.formats.decoder_configs import config_of, decoder_of_config, decoder_of_gguf
 from celluler.formats.decoder_tensors import export_hf
 from celluler.formats.decoders import decoder_of_spec, document_of
 from celluler.formats.hf_folders import open_hf
@@ -137,6 +137,16 @@ def gguf_of(folder: Path, config: dict[str, Any], state: dict[str, Tensor], kind
         llama__rope__freq_base=config["rope_theta"],
         llama__rope__dimension_count=config["hidden_size"] // config["num_attention_heads"],
     )
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_gguf_whose_positions_are_stretched_is_refused(key: str) -> None:
+    numbers = {"attention.head_count": 2, "embedding_length": 8, "block_count": 1, "feed_forward_length": 8}
+    metadata = {f"llama.{name}": number for name, number in (numbers | {"context_length": 16}).items()}
+    metadata["general.architecture"] = "llama"
+    assert decoder_of_gguf(metadata | {f"llama.{key}": 1.0}, 8, tied=True).width == 8
+    with pytest.raises(InvalidSpec, match=key):
+        decoder_of_gguf(metadata | {f"llama.{key}": 4.0}, 8, tied=True)
 
 
 def rounded_to(form: Any, value: Tensor) -> Tensor:
