@@ -16,8 +16,10 @@ from pathlib import Path
 
 import trio
 
+from celluler.errors import LocalError
+
 ScratchRoot = Callable[[str], AbstractAsyncContextManager[Path]]
-"""Opens a folder for this purpose."""
+"""Opens a folder for this purpose. Raises LocalError where none can be made, as on a full disk."""
 
 
 @contextmanager
@@ -38,7 +40,10 @@ async def open_scratch(root: Path) -> AsyncIterator[ScratchRoot]:
 
     @asynccontextmanager
     async def scratch(purpose: str) -> AsyncIterator[Path]:
-        folder = Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=root))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=root))
+        except OSError as error:
+            raise LocalError(f"no folder can be made in {root}: {error.strerror}") from error
         try:
             yield folder
         finally:

@@ -98,6 +98,9 @@ class Spares:
             self._wanted = 0
             spare.scope.cancel()
             return None
+        except trio.Cancelled:
+            spare.scope.cancel()  # nobody else knows of it any more
+            raise
         return spare
 
     async def _refill(self) -> None:
@@ -127,7 +130,7 @@ class Spares:
                         started = True
                         task_status.started(True)
                         await child.ended.wait()
-        except CellulerError as error:
+        except (CellulerError, OSError) as error:  # such as a full disk: whoever asks next is told
             log.info("spare_worker_failed", reason=str(error))
         finally:
             if spare is not None:
