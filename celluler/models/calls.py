@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from celluler.errors import InvalidSpec
 from celluler.models.body import Body
 from celluler.models.layers import Shape
@@ -19,7 +17,6 @@ from celluler.models.objectives import (
 from celluler.models.spec import Architecture
 
 SAMPLE = "sample"
-_ITEM_BYTES = {"float32": 4, "int64": 8}
 
 
 def outputs_of(body: Body) -> dict[str, tuple[str, Shape]]:
@@ -67,10 +64,3 @@ def check_call(body: Body, dtype: str, shape: tuple[int, ...], output: str) -> N
         raise InvalidSpec("input.shape", f"is {shape}, must be (n{sides}){f', n at least {least}' * (least > 1)}")
     if output != SAMPLE:
         body.answer_shape(shape[1:])
-
-
-def answer_of(body: Body, samples: int, output: str) -> tuple[str, Shape, int]:
-    """(dtype, shape, bytes) of the answer to a call that fits, at most: known before it is computed."""
-    dtype, one = outputs_of(body)[output]
-    shape = (samples, *one)
-    return dtype, shape, math.prod(shape) * _ITEM_BYTES[dtype]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from celluler.errors import InvalidSpec
-from celluler.models.calls import answer_of, check_call
+from celluler.models.calls import check_call
+from celluler.models.interface import read_interface
 from celluler.models.layers import Budget
 from celluler.models.reference import render
 from celluler.models.spec import MAX_SPEC_BYTES, format_spec, parse_spec
@@ -198,7 +199,7 @@ def test_a_call_that_does_not_fit_is_refused_without_the_model(
 
 def test_the_answer_to_a_call_is_known_in_shape() -> None:
     check_call(parse_spec(MLP), "float32", (3, 64), "labels")
-    assert answer_of(parse_spec(MLP), 3, "labels") == ("int64", (3,), 24)
-    assert answer_of(parse_spec(MLP), 3, "raw") == ("float32", (3, 10), 120)
+    assert read_interface(parse_spec(MLP)).answer(3, "labels") == ("int64", (3,), 24)
+    assert read_interface(parse_spec(MLP)).answer(3, "raw") == ("float32", (3, 10), 120)
     with pytest.raises(InvalidSpec, match="output"):
         check_call(parse_spec(WORDS), "int64", (1, 5), "labels")

@@ -22,7 +22,8 @@ from celluler.engines.objectives_wired import Run, constant_of, contrast, denois
 from celluler.engines.steps import LocalSteps, Vector
 from celluler.engines.train import Trainer
 from celluler.errors import InvalidSpec, LocalError
-from celluler.models.calls import answer_of, check_call, outputs_of
+from celluler.models.calls import check_call, outputs_of
+from celluler.models.interface import read_interface
 from celluler.models.layers.elements import FUNCTIONS
 from celluler.models.manifest import describe_model
 from celluler.models.memory import micro_batch
@@ -176,8 +177,8 @@ def test_each_model_says_what_it_gives() -> None:
         "mlp": ["raw", "probabilities", "labels"],
     }
     assert given["text-encoder"]["embedding"] == ("float32", (32,))
-    assert answer_of(architecture("vae"), 3, "embedding") == ("float32", (3, 8), 96)
-    assert answer_of(architecture("diffusion"), 2, "sample") == ("float32", (2, 1, 8, 8), 512)
+    assert read_interface(architecture("vae")).answer(3, "embedding") == ("float32", (3, 8), 96)
+    assert read_interface(architecture("diffusion")).answer(2, "sample") == ("float32", (2, 1, 8, 8), 512)
 
 
 def test_a_sample_is_asked_for_by_its_seed() -> None:
