@@ -26,12 +26,19 @@ class AsyncModels:
         weights: str | os.PathLike[str] | None = None,
         **said: Unpack[ModelFields],
     ) -> views.Model:
-        """Publish. spec: a mapping, JSON text or its file; or a folder that `celluler.publish` wrote, weights and all.
+        """Publish. spec: a mapping, JSON text or its file; or a folder that `celluler.publish` or `celluler
+        model convert` wrote, with all that it holds.
         weights: a CID, a Path of a safetensors file, or None for the initial ones of `seed`. said: `licence="MIT"`,
         `aliases=["stable"]` and so on, see `ModelFields`."""
+        said, files = calls_models.beside(spec, said)
         spec, weights = calls_models.model_files(spec, weights)
+        announce = not said.get("readers")
         if isinstance(weights, os.PathLike):
-            weights = (await self._link.send(calls.add_blob(weights, "model", announce=not said.get("readers")))).cid
+            weights = (await self._link.send(calls.add_blob(weights, "model", announce=announce))).cid
+        for one, file in files.items():
+            if isinstance(file, os.PathLike):
+                files[one] = (await self._link.send(calls.add_blob(file, "blob", announce=announce))).cid
+        said = {**said, "files": files}
         return await self._link.send(calls_models.add_model(name, spec, weights, said))
 
     async def ls(self, query: views.ModelQuery | str | None = None) -> tuple[views.Model, ...]:

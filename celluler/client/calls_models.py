@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 from urllib.parse import quote
 
 from celluler import views
 from celluler.client.calls import LONG_S, MOVE_S, Call, read_spec_text, read_text, record, records
 from celluler.errors import InvalidSpec
+from celluler.models.beside import found_in
 from celluler.models.folder import files_of, kind_of
 from celluler.tensors import tensor_of, tensor_to_json
 
@@ -37,7 +38,8 @@ class DatasetFields(TypedDict, total=False):
 
 
 class ModelFields(TypedDict, total=False):
-    """What may be said of a model when it is published; see `views.NewModel`. card: Markdown, or its file."""
+    """What may be said of a model when it is published; see `views.NewModel`. card: Markdown, or its file. files:
+    CIDs, or Paths of files."""
 
     seed: int
     labels: Sequence[str]
@@ -56,6 +58,7 @@ class ModelFields(TypedDict, total=False):
     public: bool
     preprocess: Mapping[str, Any] | None
     postprocess: Mapping[str, Any] | None
+    files: Mapping[str, str | os.PathLike[str]]
 
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -77,6 +80,25 @@ def model_files(
         return spec, weights
     document, found = files_of(Path(spec))
     return document, found if weights is None else weights
+
+
+def beside(
+    spec: Mapping[str, Any] | str | os.PathLike[str], said: ModelFields
+) -> tuple[ModelFields, dict[str, str | os.PathLike[str]]]:
+    """What is said, with what else a folder holds of the model; and its files beside the weights, CIDs or paths."""
+    files: dict[str, str | os.PathLike[str]] = dict(said.get("files") or {})
+    if isinstance(spec, Mapping) or "\n" in os.fspath(spec) or not os.path.isdir(spec):
+        return said, files
+    folder = Path(spec)
+    documents = {key: read_document(folder / f"{key}.json") for key in ("preprocess", "postprocess")}
+    found: dict[str, Any] = {key: value for key, value in documents.items() if value is not None}
+    given = {key: value for key, value in said.items() if key not in found or value is not None}
+    return cast(ModelFields, found | given), found_in(folder) | files
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """None for a file that is not there. Raises InvalidSpec."""
+    return _read_spec(path) if path.is_file() else None
 
 
 def list_models(query: views.ModelQuery | str | None) -> Call[tuple[views.Model, ...]]:

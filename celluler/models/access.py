@@ -117,6 +117,11 @@ def encrypt_file(source: Path, target: Path, key: bytes) -> Digest:
     return Digest(hasher.digest())
 
 
+def plain_bytes(sealed_bytes: int) -> int:
+    """Length of the plain file of an encrypted one of this length."""
+    return max(0, sealed_bytes - TAG_BYTES * -(-sealed_bytes // FRAME_BYTES))
+
+
 def decrypt_file(source: Path, target: Path, key: bytes, *, plain: bytes | None = None) -> None:
     """The inverse. `target` appears whole and only if every frame is authentic, readable by this user alone.
 

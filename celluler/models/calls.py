@@ -16,7 +16,7 @@ from celluler.models.objectives import (
 )
 from celluler.models.spec import Architecture
 
-SAMPLE = "sample"
+SAMPLE, NEXT_TOKEN = "sample", "next_token"
 
 
 def outputs_of(body: Body) -> dict[str, tuple[str, Shape]]:
@@ -35,7 +35,7 @@ def outputs_of(body: Body) -> dict[str, tuple[str, Shape]]:
         case Classification():
             raw |= {"probabilities": raw["raw"], "labels": ("int64", ())}
         case NextToken():
-            raw |= {"next_token": ("float32", (objective.vocabulary,))}
+            raw |= {NEXT_TOKEN: ("float32", (objective.vocabulary,))}
         case Reconstruction():
             raw |= {"reconstruction": raw["raw"]}
         case Contrastive():

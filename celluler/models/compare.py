@@ -1,7 +1,7 @@
 """Two versions of a model side by side: what differs, and how large a step of the version that is.
 
     major   architecture, input, output, task or the names of classes: who calls the model must look
-    minor   the same function with other weights, or with the same in another dtype
+    minor   the same function with other weights, or with the same in another dtype; another tokenizer
     patch   the same weights, other words about them, or other readers
 
 Naming classes that had no names is a patch: nobody can have relied on them. Below 1.0.0 every step counts one place
@@ -17,6 +17,7 @@ from typing import Any
 
 from celluler.content.digest import cid_of
 from celluler.content.manifest import Layout
+from celluler.models.beside import TOKENIZER
 from celluler.models.body import Body, format_body, parse_body
 from celluler.models.changes import FieldChange, TensorChange, Weights, field_changes, tensor_changes
 from celluler.models.manifest import ModelManifest
@@ -47,7 +48,7 @@ def required_bump(old: ModelManifest, new: ModelManifest) -> str:
         return "major"
     if (old.labels and old.labels != new.labels) or _function(old) != _function(new):
         return "major"
-    return "patch" if _same_weights(old, new) else "minor"
+    return "patch" if _same_weights(old, new) and _tokenizer(old) == _tokenizer(new) else "minor"
 
 
 def check_bump(old: ModelManifest, new: ModelManifest) -> None:
@@ -92,6 +93,12 @@ def new_bytes(old: Layout, new: Layout) -> int:
     return sum({piece.digest: piece.length for piece in new if piece.digest not in here}.values())
 
 
+def _tokenizer(manifest: ModelManifest) -> bytes | None:
+    """What the file was before it may have been encrypted."""
+    file = manifest.file(TOKENIZER)
+    return None if file is None else file.plain or file.root
+
+
 def _function(manifest: ModelManifest) -> Body:
     """What it computes, however precisely its weights are stored."""
     return parse_body(manifest.body, manifest.spec).stored_as("float32")
@@ -127,6 +134,7 @@ def _metadata(manifest: ModelManifest) -> dict[str, Any]:
         "tags": list(manifest.tags),
         "description": manifest.description,
         "card": _cid(manifest.card),
+        "files": {one.name: cid_of(one.plain or one.root) for one in manifest.files},
         "copies": manifest.copies,
         "preprocess": _document(manifest.preprocess),
         "postprocess": _document(manifest.postprocess),

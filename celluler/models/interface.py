@@ -11,7 +11,8 @@ from celluler.models.calls import SAMPLE, check_call, outputs_of
 from celluler.models.graph_body import GraphBody
 from celluler.models.layers import Shape, Signal
 from celluler.models.transforms.base import ITEM_BYTES, TEXT
-from celluler.models.transforms.document import PROGRAMS, Answer, Preprocess, parse_postprocess, parse_preprocess
+from celluler.models.transforms.document import PROGRAMS, Answer, Chain, Preprocess, parse_postprocess, parse_preprocess
+from celluler.models.transforms.programs import Tokenizer
 from celluler.models.transforms.shapes import Crop, Reshape, Take, Transpose
 from celluler.models.transforms.texts import ByteTokens, Tokenise
 
@@ -38,10 +39,14 @@ class Interface:
         return next(iter(self.outputs))
 
     @property
+    def chains(self) -> tuple[Chain, ...]:
+        """Steps before the body, and after it."""
+        return (*([] if self.preprocess is None else [self.preprocess.chain]), *(one.chain for one in self.answers))
+
+    @property
     def kind(self) -> str:
         """Of the first program that stands before or after the body; of the body where none does."""
-        chains = (*([] if self.preprocess is None else [self.preprocess.chain]), *(one.chain for one in self.answers))
-        programs = [step.KIND for chain in chains for step in chain.steps if isinstance(step, PROGRAMS)]
+        programs = [step.KIND for chain in self.chains for step in chain.steps if isinstance(step, PROGRAMS)]
         return programs[0] if programs else self.body.kind
 
     @property
@@ -84,6 +89,19 @@ class Interface:
             raise InvalidSpec("input.shape", told)
         if (items := shape[0] * self.preprocess.chain.gives.elements) > MAX_MODEL_ITEMS:
             raise InvalidSpec("input.shape", f"comes to {items} items before the model, limit {MAX_MODEL_ITEMS}")
+
+    def check_tokenizer(self, *, given: bool) -> None:
+        """Steps may name the model's own tokenizer where it has one. Raises InvalidSpec with the step."""
+        for chain in () if given else self.chains:
+            for place, step in enumerate(chain.steps):
+                if isinstance(step, Tokenizer) and step.tokenizer is None:
+                    path = f"{chain.path}.steps[{place}].tokenizer"
+                    raise InvalidSpec(path, "is the model's own, and the model has none")
+
+    @property
+    def token_step(self) -> int | None:
+        """Place of the step in `preprocess` whose tokens reach the model, moved about at most; None where none does."""
+        return None if self.preprocess is None else _token_step(self.preprocess)
 
     def answer(self, samples: int, output: str) -> tuple[str, Shape, int]:
         """(dtype on the wire, shape, bytes) of the answer to a call that fits, at most."""
@@ -131,11 +149,18 @@ def _fitting(body: Body, before: Preprocess) -> Shape:
 
 def _check_vocabulary(body: Body, before: Preprocess) -> None:
     """Tokens that are moved about at most before the model are among those that it knows. Raises InvalidSpec."""
+    place = _token_step(before)
+    step = None if place is None else before.chain.steps[place]
+    if isinstance(step, ByteTokens | Tokenise) and step.largest >= body.vocabulary:
+        told = f"may give {step.largest}, and the model knows numbers below {body.vocabulary}"
+        raise InvalidSpec(f"preprocess.steps[{place}]", told)
+
+
+def _token_step(before: Preprocess) -> int | None:
     steps = before.chain.steps
     for place in reversed(range(len(steps))):
-        step = steps[place]
-        if isinstance(step, ByteTokens | Tokenise) and step.largest >= body.vocabulary:
-            told = f"may give {step.largest}, and the model knows numbers below {body.vocabulary}"
-            raise InvalidSpec(f"preprocess.steps[{place}]", told)
-        if not isinstance(step, Reshape | Transpose | Crop | Take):
-            return
+        if isinstance(steps[place], ByteTokens | Tokenise | Tokenizer):
+            return place
+        if not isinstance(steps[place], Reshape | Transpose | Crop | Take):
+            return None
+    return None

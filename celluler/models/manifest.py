@@ -16,6 +16,7 @@ from celluler.content.digest import Digest, digest_of
 from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, PeerId, Signed, open_envelope, peer_id_of, seal
 from celluler.models.access import MAX_READERS, SealedKey
+from celluler.models.beside import LIMITS, TOKENIZER, FileBeside, check_files
 from celluler.models.body import KINDS, MAX_BODY_BYTES, Body, parse_body
 from celluler.models.interface import Interface, read_interface
 from celluler.models.names import check_licence, check_printable, check_word, check_words
@@ -74,7 +75,7 @@ class ModelManifest:
     the weights file before it was encrypted. `weights` is then the content of the encrypted file.
 
     preprocess, postprocess: documents of what stands before and after the model, see `celluler.models.transforms`;
-    empty for none.
+    empty for none. files: that belong to it beside its weights, see `celluler.models.beside`; ascending by name.
     """
 
     KIND: ClassVar[str] = "model-manifest"
@@ -110,6 +111,7 @@ class ModelManifest:
     plain: Bytes32 | None
     preprocess: TransformBytes = b""
     postprocess: TransformBytes = b""
+    files: Annotated[tuple[FileBeside, ...], Length(0, len(LIMITS))] = ()
 
     @property
     def encrypted(self) -> bool:
@@ -119,6 +121,9 @@ class ModelManifest:
     def readers(self) -> tuple[PeerId, ...]:
         """Who can decrypt the weights; nobody named means everybody can read them as they are."""
         return tuple(peer_id_of(one.reader) for one in self.sealed)
+
+    def file(self, name: str) -> FileBeside | None:
+        return next((one for one in self.files if one.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +170,11 @@ def describe_model(
     plain: bytes | None = None,
     preprocess: bytes = b"",
     postprocess: bytes = b"",
+    files: Iterable[FileBeside] = (),
 ) -> ModelManifest:
     """A manifest with everything filled in that follows from the body. Raises InvalidSpec.
 
-    transcripts, tags, regions: in any order, repetitions allowed. sealed, plain: both or neither.
+    transcripts, tags, regions: in any order, repetitions allowed; files: in any order. sealed, plain: both or neither.
     """
     architecture = parse_body(body, spec)
     manifest = ModelManifest(
@@ -203,6 +209,7 @@ def describe_model(
         plain=plain,
         preprocess=preprocess,
         postprocess=postprocess,
+        files=tuple(sorted(files, key=lambda one: one.name)),
     )
     check_manifest(manifest)
     return manifest
@@ -233,7 +240,10 @@ def check_manifest(manifest: ModelManifest) -> Interface:
     _check_transcripts(manifest)
     _check_metadata(manifest, architecture)
     _check_access(manifest)
-    return read_interface(architecture, manifest.preprocess, manifest.postprocess)
+    check_files(manifest.files, encrypted=manifest.encrypted)
+    interface = read_interface(architecture, manifest.preprocess, manifest.postprocess)
+    interface.check_tokenizer(given=manifest.file(TOKENIZER) is not None)
+    return interface
 
 
 def seal_manifest(identity: Identity, manifest: ModelManifest) -> bytes:

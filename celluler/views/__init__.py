@@ -24,7 +24,7 @@ from celluler.views.jobs import (
     StoppedJob,
     rounds_of,
 )
-from celluler.views.models import Model, ModelQuery, NewModel, Port, Prediction
+from celluler.views.models import Model, ModelPorts, ModelQuery, NewModel, Port, Prediction
 from celluler.views.swarm import (
     Check,
     Hardware,
@@ -76,6 +76,7 @@ __all__ = [
     "Model",
     "ModelDiff",
     "ModelLog",
+    "ModelPorts",
     "ModelQuery",
     "NewDataset",
     "NewJob",

@@ -20,7 +20,8 @@ class NewModel:
     default. regions: where they should be. readers: peer ids, or nicknames that only one member bears; with any, the
     weights are encrypted for them and for the author. public: must be said of a version without readers that follows an
     encrypted one. aliases: names for this version, such as `stable`; they are moved here from the version that has
-    them. preprocess, postprocess: what stands before and after it, as parsed JSON.
+    them. preprocess, postprocess: what stands before and after it, as parsed JSON. files: CIDs of what belongs to it
+    beside its weights: `tokenizer` (tokenizer.json, at most 32 MiB), `chat-template` (at most 64 KiB).
     """
 
     name: str
@@ -44,6 +45,7 @@ class NewModel:
     body: str = "spec"
     preprocess: Mapping[str, Any] | None = None
     postprocess: Mapping[str, Any] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Model:
     equivocation: what is wrong when the author signed two lists of versions under one number, else empty. job: that it
     came of. transcripts: CIDs of what members of its run wrote down, as far as the author knew.
     preprocess, postprocess: what stands before and after it; takes: a raw sample; gives: what may be asked for, the
-    usual one first. These four are left out of lists.
+    usual one first. These four are left out of lists. files: CIDs of what belongs to it beside its weights, by name.
     """
 
     name: str
@@ -110,11 +112,24 @@ class Model:
     postprocess: Mapping[str, Any] | None = None
     takes: Port | None = None
     gives: tuple[Port, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
         """`author/name:version`, by nickname when the author has one."""
         return f"{self.nickname or self.author}/{self.name}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPorts:
+    """What one version takes and gives. model: `author/name:version`. takes: None when it is asked with seeds alone.
+    gives: what may be asked for, the usual one first; `sample` is made from seeds."""
+
+    model: str
+    version: str
+    cid: str
+    takes: Port | None
+    gives: tuple[Port, ...]
 
 
 @dataclass(frozen=True, slots=True)

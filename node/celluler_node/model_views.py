@@ -11,12 +11,13 @@ from celluler.content.digest import Codec, Digest, cid_of
 from celluler.datasets.manifest import OpenedDataset
 from celluler.errors import NotFound
 from celluler.identity import PeerId, Signed
+from celluler.models.calls import SAMPLE
 from celluler.models.changes import FieldChange, TensorChange
 from celluler.models.compare import ModelDiff
 from celluler.models.index import VersionIndex
 from celluler.models.manifest import OpenedManifest
 from celluler.models.provenance import LogEntry
-from celluler.views import Column, Dataset, LogLine, Model, ModelLog, Port, Version, Versions
+from celluler.views import Column, Dataset, LogLine, Model, ModelLog, ModelPorts, Port, Version, Versions
 from celluler_node.repository import Held, HeldDataset
 from celluler_protocols.gossip import ModelAnnouncement
 
@@ -68,6 +69,7 @@ def model_view(
         aliases=_aliases(index, record.version),
         have_bytes=0 if held.stat is None else held.stat.have_bytes,
         equivocation=equivocation,
+        files={one.name: manifest_cid(one.root) for one in record.files},
         **(_interface_view(opened) if with_spec else {}),
     )
 
@@ -81,6 +83,14 @@ def _interface_view(opened: OpenedManifest) -> dict[str, Any]:
         "takes": Port(name, interface.takes.dtype, interface.takes.shape),
         "gives": tuple(Port(output, one.dtype, one.shape) for output, one in interface.outputs.items()),
     }
+
+
+def ports_view(held: Held) -> ModelPorts:
+    """The same of a model that somebody is about to ask."""
+    view = _interface_view(held.opened)
+    seeded = {port.name for port in view["gives"]} == {SAMPLE}
+    cid = manifest_cid(held.opened.digest)
+    return ModelPorts(held.name, held.opened.record.version, cid, None if seeded else view["takes"], view["gives"])
 
 
 def announced_view(signed: Signed[ModelAnnouncement]) -> Model:

@@ -19,6 +19,7 @@ from celluler.errors import LocalError, NotFound
 from celluler.identity import PeerId, Signed
 from celluler_node.core import Core
 from celluler_node.replicator import Replicator, answers_for, candidates, open_replicator
+from celluler_node.repository import roots_of
 from celluler_protocols import content
 from celluler_protocols.gossip import ModelAnnouncement
 from celluler_protocols.membership import Membership
@@ -83,9 +84,11 @@ class _Replicas:
         except BaseException:
             self._core.fetcher.withdraw(Digest(root))  # it was told when it was begun
             raise
-        if fresh and root.hex() not in self._kept:
-            self._kept.append(root.hex())
-            self._core.save()
+        beside = self._beside(root)
+        for one in (*([root] if fresh else []), *(one for one in beside if not self._core.repository.uses(one))):
+            if one.hex() not in self._kept:
+                self._kept.append(one.hex())
+        self._core.save()
 
     async def uphold(self) -> None:
         """After a start: the names of the copies kept here are told again."""
@@ -97,9 +100,16 @@ class _Replicas:
         """Give up a copy, unless its user has come to use it."""
         if not self._spare(root, await trio.to_thread.run_sync(self._stat, root)):
             raise LocalError("is used here")
+        beside = self._beside(root)
         await trio.to_thread.run_sync(self._store.remove, root)
         self._core.fetcher.withdraw(Digest(root))
         self._forget(root)
+        needed = {one for kept in self._kept for one in self._beside(bytes.fromhex(kept))}
+        for one in beside:
+            if one not in needed and self._spare(one, await trio.to_thread.run_sync(self._stat, one)):
+                await trio.to_thread.run_sync(self._store.remove, one)
+                self._core.fetcher.withdraw(one)
+                self._forget(one)
 
     async def confirm(self, peer: PeerId, root: bytes) -> bool:
         return await answers_for(await self._core.host.open_stream(peer, content.PROTOCOL_ID), peer, root)
@@ -121,6 +131,17 @@ class _Replicas:
             self._forget(root)
             return False
         return not stat.pinned and not stat.in_use and not self._core.repository.uses(root)
+
+    def _beside(self, root: bytes) -> tuple[Digest, ...]:
+        """Contents that are kept with this one, by the manifests that the swarm announces it with. Reads the disk the
+        first time."""
+        repository = self._core.repository
+        told = (
+            repository.shelf.either(Digest(one.record.manifest))
+            for one in repository.announced()
+            if one.record.root == root
+        )
+        return tuple({one for opened in told if opened is not None for one in roots_of(opened)[1:]})
 
     def _forget(self, root: bytes) -> None:
         if root.hex() in self._kept:

@@ -18,6 +18,7 @@ import trio
 from celluler.content.digest import Digest
 from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.identity import PeerId
+from celluler.models.beside import TOKENIZER
 from celluler.models.manifest import OpenedManifest
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.supervisor import Child
@@ -161,13 +162,16 @@ class ModelServer:
         try:
             with loaded.scope, self._repository.hold(loaded.opened):
                 weights = await self._repository.sound(loaded.opened, hints=hints)
-                async with self._workers.open(weights) as (child, path):
+                tokenizer = await self._repository.file(loaded.opened, TOKENIZER, hints=hints)
+                files = (weights,) if tokenizer is None else (weights, tokenizer)
+                async with self._workers.open(*files) as (child, paths):
                     self._on_start(child.isolation)
                     record = loaded.opened.record
                     found = self._confinement.as_found(child.isolation)
                     found.require(loaded.opened.interface.kind, own=loaded.opened.signed.signer == self._own)
                     transforms = record.preprocess, record.postprocess
-                    await child.call(LoadModel(record.spec, str(path), record.body, *transforms))
+                    path, *beside = map(str, paths)
+                    await child.call(LoadModel(record.spec, path, record.body, *transforms, *beside))
                     loaded.child = child
                     loaded.ready.set()
                     await child.ended.wait()

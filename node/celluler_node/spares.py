@@ -2,7 +2,7 @@
 
 A spare is what any worker is, only earlier: a process of its own from `exec` on, in its sandbox before torch is
 imported, and with nothing of a stranger's in it. It may read one folder, empty until it is taken; then the node puts
-the model's weights there, by a link. It is handed out once and never comes back.
+the model's files there, by links. It is handed out once and never comes back.
 See docs/decisions/workers-wait-and-are-not-forked.md.
 """
 
@@ -56,8 +56,8 @@ class Spares:
         return len(self._idle)
 
     @asynccontextmanager
-    async def open(self, weights: Path) -> AsyncIterator[tuple[Child, Path]]:
-        """A worker that has served nobody, and the path by which it reads this file. It ends on exit.
+    async def open(self, *files: Path) -> AsyncIterator[tuple[Child, tuple[Path, ...]]]:
+        """A worker that has served nobody, and the paths by which it reads these files. It ends on exit.
 
         Raises WorkerFailed when none can be started.
         """
@@ -65,10 +65,10 @@ class Spares:
         if self._wanted and not self._starting:
             self._starting = True
             self._nursery.start_soon(self._refill)
-        spare = await self._take(weights)
+        spare = await self._take(files)
         if spare is not None:
             try:
-                yield spare.child, spare.given / WEIGHTS_NAME
+                yield spare.child, _places(spare.given, files)
             finally:
                 spare.scope.cancel()
                 with trio.CancelScope(shield=True):  # bounded by how the supervisor ends a process
@@ -76,15 +76,15 @@ class Spares:
             return
         async with (
             self._scratch("serve") as scratch,
-            open_process(self._program, limits=self._limits, readable=(weights,), scratch=scratch) as child,
+            open_process(self._program, limits=self._limits, readable=files, scratch=scratch) as child,
         ):
-            yield child, weights
+            yield child, files
 
     async def start_one(self) -> bool:
         """Another spare, now. True when it waits, False when it could not be started."""
         return bool(await self._nursery.start(self._wait))
 
-    async def _take(self, weights: Path) -> _Spare | None:
+    async def _take(self, files: tuple[Path, ...]) -> _Spare | None:
         """None when none waits, or when no link can be made: on another disk they would be of no use."""
         while self._idle and self._idle[-1].child.ended.is_set():
             self._idle.pop()
@@ -92,7 +92,8 @@ class Spares:
             return None
         spare = self._idle.pop()
         try:
-            await trio.to_thread.run_sync(lambda: os.link(weights.resolve(), spare.given / WEIGHTS_NAME))
+            for file, place in zip(files, _places(spare.given, files), strict=True):
+                await trio.to_thread.run_sync(os.link, file.resolve(), place)
         except OSError as error:
             log.info("no_spare_workers", reason=error.strerror)
             self._wanted = 0
@@ -139,3 +140,7 @@ class Spares:
                     self._idle.remove(spare)
         if not started:
             task_status.started(False)
+
+
+def _places(folder: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    return tuple(folder / (WEIGHTS_NAME if place == 0 else str(place)) for place in range(len(files)))

@@ -46,7 +46,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 async def read(pool: Spares, weights: Path) -> tuple[int, int, Path]:
     """(process, how much it read, where)"""
-    async with pool.open(weights) as (child, path):
+    async with pool.open(weights) as (child, (path,)):
         return child.pid, (await child.call(LoadModel(SPEC, str(path)))).record.parameters, path
 
 
@@ -118,7 +118,7 @@ async def test_a_real_worker_that_waited_answers_at_once(files):
         assert await pool.start_one()
         pool._wanted = 0
         began = trio.current_time()
-        async with pool.open(files / "weights") as (child, path):
+        async with pool.open(files / "weights") as (child, (path,)):
             await child.call(LoadModel(SPEC, str(path)))
             reply = await child.call(Predict("float32", x.shape, "raw"), x.tobytes())
             took_s = trio.current_time() - began

@@ -21,9 +21,11 @@ from celluler.views import (
     Model,
     ModelDiff,
     ModelLog,
+    ModelPorts,
     ModelQuery,
     NewDataset,
     NewModel,
+    Port,
     Prediction,
     TensorChange,
     Verification,
@@ -82,6 +84,7 @@ class MemoryModels:
             encrypted=bool(model.readers),
             readers=model.readers,
             have_bytes=40,
+            files=model.files,
         )
         self.actions.append(("published", str(name), ""))
         for alias in model.aliases:
@@ -113,6 +116,11 @@ class MemoryModels:
     async def pull_model(self, ref: str, *, layers: str | None = None) -> Model:
         self.pulled = layers
         return await self.show_model(ref)
+
+    async def model_ports(self, ref: str) -> ModelPorts:
+        model = await self.show_model(ref)
+        takes, gives = Port("input", "float32", (2,)), (Port("raw", "float32", (2,)),)
+        return ModelPorts(model.reference, model.version, model.cid, takes, gives)
 
     async def model_card(self, ref: str) -> str:
         model = await self.show_model(ref)

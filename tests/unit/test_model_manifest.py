@@ -9,6 +9,7 @@ from celluler.content.digest import digest_of
 from celluler.errors import BadSignature, InvalidSpec, ProtocolViolation
 from celluler.identity import Identity, seal
 from celluler.models.access import SealedKey
+from celluler.models.beside import FileBeside
 from celluler.models.manifest import (
     Metric,
     ModelManifest,
@@ -82,6 +83,9 @@ def test_a_manifest_is_signed_and_opened() -> None:
         ({"job": DIGEST, "transcripts": (DIGEST, DIGEST)}, "transcripts"),
         ({"job": DIGEST, "transcripts": (b"b" * 32, b"a" * 32)}, "transcripts"),
         ({"plain": DIGEST}, "plain"),
+        ({"files": (FileBeside("weights", DIGEST, None),)}, "files[0].name"),
+        ({"files": (FileBeside("tokenizer", DIGEST, None),) * 2}, "files"),
+        ({"files": (FileBeside("tokenizer", DIGEST, DIGEST),)}, "files[0].plain"),
         ({"sealed": (SealedKey(ALICE.public_key, bytes(80)),)}, "plain"),
         ({"sealed": (SealedKey(ALICE.public_key, bytes(80)),) * 2, "plain": DIGEST}, "sealed"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 from celluler.content.digest import digest_of
 from celluler.identity import Identity, seal
 from celluler.models.access import SealedKey, decrypt_file, encrypt_file, open_key, seal_key
+from celluler.models.beside import FileBeside
 from celluler.models.index import Alias, VersionEntry, VersionIndex, open_index
 from celluler.models.manifest import Metric, describe_model, open_manifest
 from celluler.models.provenance import LogEntry, open_entry
@@ -48,6 +49,13 @@ AFTER = {
     "transforms": 1,
     "outputs": [{"name": "sure", "of": "probabilities", "steps": [{"kind": "threshold", "at": 0.5}]}],
 }
+WITH_FILES = replace(
+    PRIVATE,
+    files=(
+        FileBeside("chat-template", digest_of(b"sealed template"), digest_of(b"template")),
+        FileBeside("tokenizer", digest_of(b"sealed tokenizer"), digest_of(b"tokenizer")),
+    ),
+)
 TRANSFORMED = replace(PUBLIC, preprocess=canonical(BEFORE), postprocess=canonical(AFTER))
 INDEX = VersionIndex(
     "tiny",
@@ -63,8 +71,9 @@ SECOND = LogEntry("tiny", 2, digest_of(seal(AUTHOR, FIRST)), 1_700_000_001, "ali
 
 
 def test_records_of_models_are_sealed_as_documented() -> None:
-    check_records("models", "blocks", AUTHOR, [PUBLIC, PRIVATE, TRANSFORMED, INDEX, FIRST, SECOND])
+    check_records("models", "blocks", AUTHOR, [PUBLIC, PRIVATE, TRANSFORMED, WITH_FILES, INDEX, FIRST, SECOND])
     assert open_manifest(seal(AUTHOR, PRIVATE)).record == PRIVATE
+    assert open_manifest(seal(AUTHOR, WITH_FILES)).record == WITH_FILES
     assert open_manifest(seal(AUTHOR, TRANSFORMED)).interface.usual == "sure"
     assert open_index(seal(AUTHOR, INDEX)).record == INDEX
     assert open_entry(seal(AUTHOR, SECOND)).record == SECOND

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,29 @@ from celluler.engines.transforms.graphs import graph_program
 from celluler.engines.transforms.tokens import tokenizer_program
 from celluler.engines.transforms.wasm import wasm_program
 from celluler.errors import InvalidSpec
-from celluler.models.calls import SAMPLE
+from celluler.models.calls import NEXT_TOKEN, SAMPLE
 from celluler.models.interface import Interface
 from celluler.models.transforms.document import Chain
 from celluler.models.transforms.programs import GraphStep, Tokenizer, Wasm
 from celluler.models.transforms.run import Program, raw_input, run_chain
+from celluler.models.transforms.texts import ByteTokens, Tokenise
 
 
 class Served:
     """A predictor and its transforms. Programs are compiled and checked here, once."""
 
-    def __init__(self, predictor: Predictor, interface: Interface) -> None:
-        """Raises InvalidSpec for a program that is none or gives other things than it says; LocalError where the
+    def __init__(self, predictor: Predictor, interface: Interface, tokenizer: Path | None = None) -> None:
+        """tokenizer: the model's own, a file.
+
+        Raises InvalidSpec for a program that is none or gives other things than it says; LocalError where the
         package that it needs is missing."""
         self._predictor, self._interface = predictor, interface
-        chains = [one.chain for one in interface.answers]
-        if interface.preprocess is not None:
-            chains.append(interface.preprocess.chain)
-        self._programs = {chain.path: programs_of(chain) for chain in chains}
+        known = (interface.token_step, interface.body.vocabulary)
+        before = interface.preprocess and interface.preprocess.chain
+        self._programs = {
+            chain.path: programs_of(chain, tokenizer, known if chain is before else (None, 0))
+            for chain in interface.chains
+        }
 
     def predict(self, x: npt.NDArray[Any], output: str) -> npt.NDArray[Any]:
         """x: a raw batch, or seeds. Raises InvalidSpec for one that does not fit, or values that a step refuses."""
@@ -40,15 +46,40 @@ class Served:
         before = interface.preprocess
         if before is not None and source != SAMPLE:
             x = self._run(before.chain, raw_input(before.chain.given, x))
-        told: npt.NDArray[Any] = self._predictor.predict(x, source)
+        told = self._after_text(x) if source == NEXT_TOKEN and self._filled is not None else None
+        told = self._predictor.predict(x, source) if told is None else told
         return told if answer is None else self._run(answer.chain, told)
+
+    @property
+    def _filled(self) -> int | None:
+        """The number that fills up texts, where the last step before the model makes tokens of them."""
+        before = self._interface.preprocess
+        step = before.chain.steps[-1] if before is not None and before.chain.steps else None
+        return step.pad if isinstance(step, ByteTokens | Tokenise | Tokenizer) else None
+
+    def _after_text(self, x: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """What follows the last token of each text, not what follows the filling behind it. x: (n, time). None where
+        the model takes several samples at once or not at all."""
+        if self._interface.body.batch[0] > 1:
+            return None
+        rows = []
+        for row in x:
+            tokens = np.flatnonzero(row != self._filled)
+            last = int(tokens[-1]) if tokens.size else 0
+            rows.append(self._predictor.predict(row[None], "raw")[:, last])
+        return np.concatenate(rows)
 
     def _run(self, chain: Chain, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return run_chain(chain, x, self._programs[chain.path])
 
 
-def programs_of(chain: Chain) -> Mapping[int, Program]:
-    """What runs the steps that are programs, by their places. Raises InvalidSpec, LocalError."""
+def programs_of(
+    chain: Chain, tokenizer: Path | None = None, known: tuple[int | None, int] = (None, 0)
+) -> Mapping[int, Program]:
+    """What runs the steps that are programs, by their places. Raises InvalidSpec, LocalError.
+
+    tokenizer: the model's own. known: the step whose tokens reach the model, and how many it knows.
+    """
     found: dict[int, Program] = {}
     for place, (step, given) in enumerate(zip(chain.steps, chain.signals, strict=False)):
         try:
@@ -58,7 +89,7 @@ def programs_of(chain: Chain) -> Mapping[int, Program]:
                 case Wasm():
                     found[place] = wasm_program(step, given)
                 case Tokenizer():
-                    found[place] = tokenizer_program(step)
+                    found[place] = tokenizer_program(step, tokenizer, known[1] if place == known[0] else None)
         except InvalidSpec as error:
             path = f"{chain.path}.steps[{place}]"
             raise InvalidSpec(f"{path}.{error.path}" if error.path else path, error.problem) from error

@@ -19,7 +19,7 @@ from celluler.views import Blob, Collected, DamagedContent, StoreCheck, Transfer
 from celluler_node.answers.services import Answers
 from celluler_node.bounded import bounded
 from celluler_node.network_views import blob_view, transfer_view
-from celluler_node.repository import root_of
+from celluler_node.repository import roots_of
 
 RESTORE_S = 600.0
 PROVIDERS_S = 5.0
@@ -60,14 +60,16 @@ class ContentAnswers(Answers):
         return tuple(transfer_view(one) for one in self._core.fetcher.transfers())
 
     async def pin(self, ref: str) -> Blob:
-        root = await self._root(ref)
-        await trio.to_thread.run_sync(self._core.store.pin, root)
-        return await self._blob(root)
+        roots = await self._roots(ref)
+        for root in roots:
+            await trio.to_thread.run_sync(self._core.store.pin, root)
+        return await self._blob(roots[0])
 
     async def unpin(self, ref: str) -> Blob:
-        root = await self._root(ref)
-        await trio.to_thread.run_sync(self._core.store.unpin, root)
-        return await self._blob(root)
+        roots = await self._roots(ref)
+        for root in roots:
+            await trio.to_thread.run_sync(self._core.store.unpin, root)
+        return await self._blob(roots[0])
 
     async def collect(self, *, target_bytes: int | None = None, dry_run: bool = False) -> Collected:
         store, target = self._core.store, target_bytes or 0
@@ -116,19 +118,19 @@ class ContentAnswers(Answers):
         stat = await trio.to_thread.run_sync(self._core.store.stat, root)
         return blob_view(stat, received=self._core.fetcher.moved(root))
 
-    async def _root(self, ref: str) -> Digest:
-        """The content that a CID, a model or a dataset means, if it was begun here. Raises InvalidSpec, NotFound."""
+    async def _roots(self, ref: str) -> tuple[Digest, ...]:
+        """The content that a CID, a model or a dataset means, if it was begun here, and behind it those of a model's
+        files that were. Raises InvalidSpec, NotFound."""
         parsed = parse_reference(ref)
         if isinstance(parsed, ModelName):
-            root = root_of(await self._core.repository.either(ref, hints=self._hints()))
+            roots = roots_of(await self._core.repository.either(ref, hints=self._hints()))
         else:
             found = self._core.repository.shelf.either(parsed)
-            root = parsed if found is None else root_of(found)
-        try:
-            await trio.to_thread.run_sync(self._core.store.stat, root)
-        except BlockAbsent:
-            raise NotFound(f"{ref} here", hint=f"celluler model pull {ref}") from None
-        return root
+            roots = (parsed,) if found is None else roots_of(found)
+        stats = [await trio.to_thread.run_sync(self._core.repository.shelf.stat, root) for root in roots]
+        if stats[0] is None:
+            raise NotFound(f"{ref} here", hint=f"celluler model pull {ref}")
+        return tuple(stat.root for stat in stats if stat is not None)
 
 
 def all_within(limit: int, manifest: Manifest) -> Collection[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import trio
 from blake3 import blake3
 
 from celluler.content.digest import Codec, Digest, cid_of, parse_cid
-from celluler.errors import CellulerError, NotFound, Unavailable
+from celluler.errors import CellulerError, InvalidSpec, NotFound, Unavailable
 from celluler.identity import PeerId, Signed
-from celluler.models.access import SealedKey, encrypt_file, new_key, seal_key
+from celluler.models.access import encrypt_file, new_key, seal_key
+from celluler.models.beside import LIMITS, TOKENIZER, FileBeside, key_of
 from celluler.models.body import Body, format_body, read_body
 from celluler.models.interface import read_interface
 from celluler.models.manifest import Metric, OpenedManifest, describe_model
@@ -23,9 +25,10 @@ from celluler.models.transforms.base import TEXT
 from celluler.models.transforms.document import canonical
 from celluler.models.weights import initial_weights
 from celluler.tensors import Tensor
-from celluler.views import Model, ModelQuery, NewModel, Prediction
+from celluler.views import Model, ModelPorts, ModelQuery, NewModel, Prediction
+from celluler_node.answers.content import all_within
 from celluler_node.answers.services import Answers
-from celluler_node.model_views import announced_view, model_view
+from celluler_node.model_views import announced_view, model_view, ports_view
 from celluler_node.placement import ask_servers
 from celluler_node.repository import Held
 from celluler_node.repository.resolver import MODEL
@@ -37,10 +40,9 @@ SWEEP_S = 10.0
 
 
 class _Weights(NamedTuple):
-    """root: of the content to publish. sealed, plain: as in a manifest; of an encrypted one."""
+    """root: of the content to publish. plain: as in a manifest; of an encrypted one."""
 
     root: Digest
-    sealed: tuple[SealedKey, ...] = ()
     plain: bytes | None = None
 
 
@@ -53,9 +55,13 @@ class ModelAnswers(Answers):
         name = self._new_name(model.name)
         architecture = read_body(model.body, dict(model.spec))
         before, after = _document(model.preprocess), _document(model.postprocess)
-        read_interface(architecture, before, after)  # before the weights are encrypted or stored
+        interface = read_interface(architecture, before, after)  # before the weights are encrypted or stored
+        interface.check_tokenizer(given=TOKENIZER in model.files)
         readers = self._readers(model.readers)
-        weights = await self._weights_of(model, architecture, readers)
+        self._check_files(model)
+        key = new_key() if readers else None
+        weights = await self._weights_of(model, architecture, key)
+        files = [await self._file_of(model, one, key) for one in model.files]
         described = describe_model(
             name.name,
             str(name.version),
@@ -75,10 +81,11 @@ class ModelAnswers(Answers):
             card=await self._card(model.card),
             copies=model.copies,
             regions=model.regions,
-            sealed=weights.sealed,
+            sealed=() if key is None else seal_key(key, readers),
             plain=weights.plain,
             preprocess=before,
             postprocess=after,
+            files=files,
         )
         if self._of.membership is None:
             return await self._model_view(await self._core.repository.keep(described))
@@ -90,8 +97,8 @@ class ModelAnswers(Answers):
         found = tuple(self._member(reader) for reader in named)
         return (*found, self._core.identity.peer_id) if found else ()
 
-    async def _weights_of(self, model: NewModel, architecture: Body, readers: tuple[PeerId, ...]) -> _Weights:
-        """The content to publish, pinned: what was named, or initial weights; encrypted when there are readers."""
+    async def _weights_of(self, model: NewModel, architecture: Body, key: bytes | None) -> _Weights:
+        """The content to publish, pinned: what was named, or initial weights; encrypted when there is a key."""
         store, given = self._core.store, None if model.weights is None else parse_cid(model.weights)
         try:
             async with self._core.scratch("weights") as folder:
@@ -101,22 +108,42 @@ class ModelAnswers(Answers):
                 else:
                     seed = blake3(f"celluler initial weights {model.seed}".encode()).digest()
                     await trio.to_thread.run_sync(initial_weights, architecture, seed, path)
-                if readers:
-                    return await self._encrypted(path, folder / "encrypted", readers)
+                if key is not None:
+                    return await self._encrypted(path, folder / "encrypted", key, MODEL)
                 if given is None:
                     return _Weights(await trio.to_thread.run_sync(store.add, path, MODEL))
                 await trio.to_thread.run_sync(store.pin, given)
                 return _Weights(given)
         finally:
-            if readers and given is not None:
+            if key is not None and given is not None:
                 with trio.CancelScope(shield=True):
                     await self._hide(given)
 
-    async def _encrypted(self, path: Path, ciphertext: Path, readers: tuple[PeerId, ...]) -> _Weights:
-        key = new_key()
+    def _check_files(self, model: NewModel) -> None:
+        """Before anything is fetched. Raises InvalidSpec for a file there is not."""
+        for name in model.files:
+            if name not in LIMITS:
+                raise InvalidSpec(f"files.{name[:32]}", f"is none of {', '.join(LIMITS)}")
+
+    async def _file_of(self, model: NewModel, name: str, key: bytes | None) -> FileBeside:
+        """The content of a file beside the weights, pinned; encrypted when there is a key, its own one."""
+        store, given = self._core.store, parse_cid(model.files[name])
+        try:
+            path = await self._core.fetcher.content(given, select=partial(all_within, LIMITS[name]), name=model.name)
+            if key is None:
+                await trio.to_thread.run_sync(store.pin, given)
+                return FileBeside(name, given, None)
+            async with self._core.scratch("files") as folder:
+                sealed = await self._encrypted(path, folder / "encrypted", key_of(key, name), "blob")
+                return FileBeside(name, sealed.root, sealed.plain)
+        finally:
+            if key is not None:
+                with trio.CancelScope(shield=True):
+                    await self._hide(given)
+
+    async def _encrypted(self, path: Path, ciphertext: Path, key: bytes, kind: str) -> _Weights:
         plain = await trio.to_thread.run_sync(encrypt_file, path, ciphertext, key)
-        root = await trio.to_thread.run_sync(self._core.store.add, ciphertext, MODEL)
-        return _Weights(root, seal_key(key, readers), plain)
+        return _Weights(await trio.to_thread.run_sync(self._core.store.add, ciphertext, kind), plain)
 
     async def _hide(self, plaintext: Digest) -> None:
         """Keep no copy that others could fetch of what was encrypted, unless something else here needs it."""
@@ -136,6 +163,9 @@ class ModelAnswers(Answers):
 
     async def show_model(self, ref: str) -> Model:
         return await self._model_view(self._core.repository.held(await self._looked_up(ref)))
+
+    async def model_ports(self, ref: str) -> ModelPorts:
+        return ports_view(self._core.repository.held(await self._core.repository.resolve(ref, hints=self._hints())))
 
     async def model_card(self, ref: str) -> str:
         opened = await self._looked_up(ref)

@@ -186,6 +186,7 @@ async def _said(client: AsyncClient, shown: Model) -> ModelFields:
         "card": await client.models.card(shown.cid) if shown.card else "",
         "preprocess": shown.preprocess,
         "postprocess": shown.postprocess,
+        "files": {} if shown.encrypted else shown.files,
     }
 
 

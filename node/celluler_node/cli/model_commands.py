@@ -348,6 +348,7 @@ def _show(output: Output, model: Model, versions: Versions | None = None) -> Non
         "dataset": model.dataset,
         "job": model.job,
         "transcripts": model.transcripts,
+        "files": [f"{name} {cid}" for name, cid in model.files.items()],
         "card": model.card and f"celluler model card {model.reference}",
         "aliases": model.aliases,
         "versions": [version_commands.brief(one) for one in versions.versions] if versions else (),

@@ -125,7 +125,7 @@ class Worker:
         body = parse_body(request.body, request.spec)
         interface = read_interface(body, request.preprocess, request.postprocess)
         model = load_model(body, Path(request.weights), memory_bytes=self._memory).predictor()
-        served = Served(model, interface)
+        served = Served(model, interface, Path(request.tokenizer) if request.tokenizer else None)
         model.warm_up()
         self._model, self._served = model, served
         return Loaded(body.parameter_count, body.parameter_bytes)

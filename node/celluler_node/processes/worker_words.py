@@ -32,13 +32,15 @@ ColumnText = Annotated[str, Length(0, MAX_NAME_BYTES)]
 @dataclass(frozen=True, slots=True)
 class LoadModel:
     """Check, build and warm up a model. body: the kind of what is computed, spec: its document. weights: a safetensors
-    file. preprocess, postprocess: documents of what stands before and after it, empty for none. → Loaded"""
+    file. preprocess, postprocess: documents of what stands before and after it, empty for none. tokenizer: the model's
+    own, a file, or empty. → Loaded"""
 
     spec: BodyBytes
     weights: PathText
     body: Word = "spec"
     preprocess: TransformBytes = b""
     postprocess: TransformBytes = b""
+    tokenizer: Annotated[str, Length(0, 4096)] = ""
 
 
 @dataclass(frozen=True, slots=True)

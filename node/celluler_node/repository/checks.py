@@ -13,8 +13,17 @@ import trio
 
 from celluler.content.digest import Codec, Digest, cid_of
 from celluler.content.store import Store
-from celluler.errors import CellulerError, Denied, IntegrityError, ProtocolViolation, Retracted, Unavailable
+from celluler.errors import (
+    CellulerError,
+    Denied,
+    IntegrityError,
+    InvalidSpec,
+    ProtocolViolation,
+    Retracted,
+    Unavailable,
+)
 from celluler.identity import short
+from celluler.models.beside import FileBeside, check_size
 from celluler.models.manifest import OpenedManifest
 from celluler.models.provenance import Chain, LogEntry, check_agrees
 from celluler.models.weights import check_weights
@@ -45,6 +54,7 @@ class Checks:
             await _check("log", self._log, opened),
             await _check("content", self._content, opened),
             await _check("weights", self._weights, opened),
+            *([await _check("files", self._files, opened)] if opened.record.files else []),
         )
 
     async def log(self, opened: OpenedManifest) -> tuple[LogEntry, ...]:
@@ -93,6 +103,29 @@ class Checks:
         await trio.to_thread.run_sync(self.weights, opened, path)
         sealed = "; decrypted to what the author signed" if opened.record.sealed else ""
         return f"{opened.architecture.parameter_count} parameters, as the architecture names them{sealed}"
+
+    async def _files(self, opened: OpenedManifest) -> str:
+        told = []
+        for one in opened.record.files:
+            checked = await trio.to_thread.run_sync(self._store.verify, one.root)
+            if checked.damaged:
+                raise IntegrityError(f"{one.name}: {len(checked.damaged)} chunks are damaged")
+            content = await trio.to_thread.run_sync(self._store.path, one.root)
+            await trio.to_thread.run_sync(self.file, opened, one, content)
+            told.append(f"{one.name} {format_bytes(checked.checked_bytes)}")
+        return f"every byte hashed again: {', '.join(told)}"
+
+    def file(self, opened: OpenedManifest, one: FileBeside, content: Path) -> Path:
+        """A file beside the weights, decrypted where it must be, no larger than it may be. Synchronous.
+
+        Raises Denied when we are no reader, IntegrityError, ProtocolViolation for one that is too large.
+        """
+        path = content if one.plain is None else self._vault.open_file(opened, one, content)
+        try:
+            check_size(one.name, path.stat().st_size)
+        except InvalidSpec as error:
+            raise ProtocolViolation(f"model {opened.record.name}: {error}", peer=opened.signed.signer) from error
+        return path
 
     def weights(self, opened: OpenedManifest, content: Path) -> Path:
         """The weights file, decrypted where it must be, fitting its architecture. Synchronous.

@@ -214,7 +214,8 @@ class Publisher:
             changes.append(_Change("aliased", record.version, note=alias))
         self._shelf.keep(opened)
         root = record.weights if isinstance(record, ModelManifest) else record.content
-        self._fetcher.announce(Digest(root), opened.digest)
+        beside = record.files if isinstance(record, ModelManifest) else ()
+        self._fetcher.announce(Digest(root), opened.digest, *(Digest(one.root) for one in beside))
         await self._commit(index, *changes)
         await self._gossip.announce(self._announcement(opened))
         log.info("published", kind=kind, name=record.name, version=record.version, cid=cid_of(opened.digest))

@@ -6,8 +6,8 @@ Putting the parts of this package together; each of them says what it guarantees
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -18,6 +18,8 @@ from celluler.content.store import ContentStat, Store
 from celluler.datasets.manifest import DatasetManifest, OpenedDataset
 from celluler.errors import CellulerError, IntegrityError, InvalidSpec, NotFound, ProtocolViolation
 from celluler.identity import Identity, PeerId, Signed, short
+from celluler.models.access import plain_bytes
+from celluler.models.beside import FileBeside, check_size
 from celluler.models.index import VersionIndex
 from celluler.models.manifest import ModelManifest, OpenedManifest
 from celluler.models.names import ModelName, parse_reference
@@ -130,7 +132,7 @@ class Repository:
 
     def uses(self, root: bytes) -> bool:
         """Whether a model or dataset that is kept here has this content. Reads the disk."""
-        return any(root_of(one.opened) == root for one in self._kept())
+        return any(root in roots_of(one.opened) for one in self._kept())
 
     def announced(self) -> tuple[Signed[ModelAnnouncement], ...]:
         """What the swarm has told of models and datasets, the newest of each author and name."""
@@ -146,6 +148,7 @@ class Repository:
         """
         opened = await self.resolve(reference, hints=hints)
         path = await self._weights(opened, hints)
+        await self._files(opened, hints)
         self._take(opened)
         return self.held(opened), path
 
@@ -186,19 +189,43 @@ class Repository:
             path = await self._weights(opened, hints)
             checked = await trio.to_thread.run_sync(lambda: self._store.verify(opened.record.weights, repair=True))
             if not checked.damaged:
+                await self._files(opened, hints)
                 self._take(opened)
                 return path
         raise IntegrityError(f"{name_of(opened)}: this disk damages its weights as fast as they are fetched")
 
-    def hold(self, opened: Opened) -> AbstractContextManager[None]:
-        """Its content is in use: neither evicted nor removed."""
-        return self._store.hold(root_of(opened))
+    async def file(self, opened: OpenedManifest, name: str, *, hints: Sequence[PeerId] = ()) -> Path | None:
+        """A file beside the weights for reading, decrypted if need be, every byte hashed again as `sound` does.
+
+        None when the model has none of that name. Raises as `sound`.
+        """
+        one = opened.record.file(name)
+        if one is None:
+            return None
+        for _ in range(2):
+            content = await self._file(opened, one, hints)
+            checked = await trio.to_thread.run_sync(lambda: self._store.verify(one.root, repair=True))
+            if not checked.damaged:
+                return await trio.to_thread.run_sync(self.checks.file, opened, one, content)
+        raise IntegrityError(f"{name_of(opened)}: this disk damages its {name} as fast as it is fetched")
+
+    @contextmanager
+    def hold(self, opened: Opened) -> Iterator[None]:
+        """Its contents are in use: neither evicted nor removed."""
+        with ExitStack() as stack:
+            for root in roots_of(opened):
+                stack.enter_context(self._store.hold(root))
+            yield
 
     async def replicate(self, announcement: Signed[ModelAnnouncement]) -> None:
         """Keep a copy for the swarm: content, manifest and the author's index, none of them opened by us."""
         told, author = announcement.record, announcement.signer
         await self._fetcher.block(Digest(told.manifest), hints=[author])
         await self._fetcher.content(Digest(told.root), hints=[author], name=f"{told.nickname or author}/{told.name}")
+        opened = await trio.to_thread.run_sync(self.shelf.model, Digest(told.manifest))
+        if opened is not None:
+            for one in opened.record.files:
+                await self._file(opened, one, [author])
         await self.uphold(announcement)
 
     async def uphold(self, announcement: Signed[ModelAnnouncement]) -> None:
@@ -245,22 +272,22 @@ class Repository:
         return HeldDataset(opened, self.shelf.stat(opened.record.content))
 
     def remove(self, opened: Opened) -> tuple[ContentStat, ...]:
-        """Forget it here: manifest, plaintext, and the content if nothing else here has it. Synchronous.
+        """Forget it here: manifest, plaintext, and the contents that nothing else here has. Synchronous.
 
-        Returns the content that went. Raises NotFound when it is not kept here, LocalError while it is in use. Others
+        Returns the contents that went. Raises NotFound when it is not kept here, LocalError while it is in use. Others
         keep theirs.
         """
         if not self.shelf.keeps(opened):
             raise NotFound(f"{name_of(opened)} here", hint="celluler model ls --local")
-        root = root_of(opened)
-        shared = any(root_of(one.opened) == root for one in self._kept() if one.opened.digest != opened.digest)
-        stat = None if shared else self.shelf.stat(root)
-        if stat is not None:
-            self._store.remove(root)
-            self.refused.add(root)
+        shared = {root for one in self._kept() if one.opened.digest != opened.digest for root in roots_of(one.opened)}
+        stats = (self.shelf.stat(root) for root in dict.fromkeys(roots_of(opened)) if root not in shared)
+        gone = tuple(stat for stat in stats if stat is not None)
+        for stat in gone:
+            self._store.remove(stat.root)
+            self.refused.add(stat.root)
         self.vault.forget(opened.digest)
         self.shelf.forget(opened)
-        return () if stat is None else (stat,)
+        return gone
 
     # --- inside ------------------------------------------------------------------------------------------------
 
@@ -277,6 +304,26 @@ class Repository:
         except InvalidSpec as error:
             raise ProtocolViolation(f"model {opened.record.name}: {error}", peer=opened.signed.signer) from error
 
+    async def _files(self, opened: OpenedManifest, hints: Sequence[PeerId]) -> None:
+        """What belongs to a model beside its weights, as its author signed it."""
+        for one in opened.record.files:
+            content = await self._file(opened, one, hints)
+            await trio.to_thread.run_sync(self.checks.file, opened, one, content)
+
+    async def _file(self, opened: OpenedManifest, one: FileBeside, hints: Sequence[PeerId]) -> Path:
+        """The content of a file as it is stored. Raises ProtocolViolation for one that is larger than it may be."""
+
+        def select(manifest: Manifest) -> Collection[int]:
+            try:
+                check_size(one.name, manifest.total_len if one.plain is None else plain_bytes(manifest.total_len))
+            except InvalidSpec as error:
+                raise ProtocolViolation(f"model {opened.record.name}: {error}", peer=opened.signed.signer) from error
+            return range(manifest.n_chunks + (manifest.header is not None))
+
+        told, root = f"{name_of(opened)} ({one.name})", Digest(one.root)
+        await self._fetcher.content(root, hints=self._hints(opened, hints), select=select, name=told)
+        return await self._fetcher.content(root, hints=self._hints(opened, hints), name=told)
+
     def _take(self, opened: Opened) -> None:
         self.shelf.keep(opened)
         self._fetcher.announce(opened.digest)
@@ -289,3 +336,10 @@ def root_of(opened: Opened) -> Digest:
     """The content of a model or dataset."""
     record = opened.record
     return Digest(record.weights if isinstance(record, ModelManifest) else record.content)
+
+
+def roots_of(opened: Opened) -> tuple[Digest, ...]:
+    """Every content that belongs to a model or dataset, the first as `root_of`."""
+    record = opened.record
+    beside = record.files if isinstance(record, ModelManifest) else ()
+    return (root_of(opened), *(Digest(one.root) for one in beside))

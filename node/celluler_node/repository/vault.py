@@ -11,6 +11,7 @@ from pathlib import Path
 from celluler.content.digest import Digest
 from celluler.identity import Identity
 from celluler.models.access import decrypt_file, open_key
+from celluler.models.beside import LIMITS, FileBeside, key_of
 from celluler.models.manifest import OpenedManifest
 
 
@@ -30,16 +31,23 @@ class Vault:
         Raises Denied when we are no reader, IntegrityError when the ciphertext or what it decrypts to is not what the
         author signed.
         """
-        plain = self._file(opened.digest)
-        if plain.exists():
-            return plain
         key = open_key(self._identity, opened.record.sealed)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        decrypt_file(ciphertext, plain, key, plain=opened.record.plain)
-        return plain
+        return self._opened(self._file(opened.digest), ciphertext, key, opened.record.plain)
+
+    def open_file(self, opened: OpenedManifest, one: FileBeside, ciphertext: Path) -> Path:
+        """The same of a file beside the weights."""
+        key = key_of(open_key(self._identity, opened.record.sealed), one.name)
+        return self._opened(self._file(opened.digest, one.name), ciphertext, key, one.plain)
 
     def forget(self, digest: Digest) -> None:
-        self._file(digest).unlink(missing_ok=True)
+        for name in ("safetensors", *LIMITS):
+            self._file(digest, name).unlink(missing_ok=True)
 
-    def _file(self, digest: Digest) -> Path:
-        return self._folder / f"{digest.hex()}.safetensors"
+    def _opened(self, target: Path, ciphertext: Path, key: bytes, plain: bytes | None) -> Path:
+        if not target.exists():
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            decrypt_file(ciphertext, target, key, plain=plain)
+        return target
+
+    def _file(self, digest: Digest, suffix: str = "safetensors") -> Path:
+        return self._folder / f"{digest.hex()}.{suffix}"

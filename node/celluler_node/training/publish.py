@@ -132,6 +132,7 @@ async def _publish_as(
             transcripts=() if transcript is None else (transcript,),
             preprocess=base.record.preprocess,
             postprocess=base.record.postprocess,
+            files=() if base.record.encrypted else base.record.files,
         )
     )
 
