@@ -101,11 +101,11 @@ def _over_time(layer: Layer, given: Shape) -> nn.Module:
         case Embedding():
             return nn.Embedding(layer.vocabulary, layer.width)
         case Positions():
-            return _Positions(given)
+            return PositionsModule(given)
         case Lstm():
             return _Lstm(given[-1], layer.hidden, layer.layers, last=layer.output == "last")
         case Attention():
-            return _Attention(layer, given)
+            return AttentionModule(layer, given)
         case MeanPool():
             return _MeanPool()
         case First():
@@ -233,7 +233,7 @@ class _GroupNorm(nn.GroupNorm):
         return super().forward(x.float())
 
 
-class _Positions(nn.Module):
+class PositionsModule(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
@@ -253,7 +253,7 @@ class _Lstm(nn.LSTM):
         return states[:, -1] if self.last else states
 
 
-class _Attention(nn.Module):
+class AttentionModule(nn.Module):
     def __init__(self, layer: Attention, given: Shape) -> None:
         super().__init__()
         time, width = given
@@ -284,7 +284,7 @@ class _Attention(nn.Module):
         if self.turns is None:
             return query, key
         cosine, sine = (turn[: query.shape[2]].to(query.device) for turn in self.turns)  # (time, head_width / 2)
-        return _turn(query, cosine, sine), _turn(key, cosine, sine)
+        return turn(query, cosine, sine), turn(key, cosine, sine)
 
 
 def _turns(time: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -295,6 +295,7 @@ def _turns(time: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
     return cosine, sine
 
 
-def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary positions: x (…, head_width), angles (…, head_width / 2) that broadcast to its halves."""
     one, other = x.float().chunk(2, dim=-1)
     return torch.cat((one * cosine - other * sine, other * cosine + one * sine), dim=-1)
