@@ -12,12 +12,12 @@ from celluler.errors import InvalidSpec
 def read_json_file(path: Path, what: str, limit: int) -> dict[str, Any]:
     """The object in a file. Raises InvalidSpec at `what`."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise InvalidSpec(what, f"has {size} bytes, the limit is {limit}")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(limit + 1)  # no more, whatever it is: a device says that it has no bytes
     except OSError as error:
         raise InvalidSpec(what, f"cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise InvalidSpec(what, f"has more than {limit} bytes")
     try:
         document = read_json(data, limit=limit)
     except InvalidSpec as error:

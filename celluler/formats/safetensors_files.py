@@ -36,6 +36,8 @@ def write_safetensors(path: Path, tensors: Iterable[Stored], metadata: Mapping[s
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for one in tensors:
+        if one.name in header or one.name[:2] == "__":
+            raise InvalidSpec(f"tensors.{one.name[:64]}", "is a name of the format itself, or is there twice")
         end = start + one.elements * NUMPY_DTYPES[one.dtype].itemsize
         header[one.name] = {"dtype": one.dtype, "shape": list(one.shape), "data_offsets": [start, end]}
         start = end

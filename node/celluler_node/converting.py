@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +50,23 @@ def _resolved(wanted: Convert) -> tuple[Convert, tuple[Path, ...]]:
     source = Path(wanted.source).resolve()
     if not source.exists():
         raise LocalError(f"{wanted.source} is not there")
-    readable = [source]
-    if source.is_dir():  # the cache of Hugging Face is made of links
-        links = [path for path in source.iterdir() if path.is_symlink()]
-        readable += [path.resolve() for path in links if path.name.endswith((".json", ".safetensors", ".bin"))]
+    readable = [source, *(_linked(source) if source.is_dir() else ())]
     weights = ""
     if wanted.weights:
         readable.append(Path(wanted.weights).resolve())
         weights = str(readable[-1])
     return replace(wanted, source=str(source), weights=weights, out=_OUT), tuple(readable)
+
+
+def _linked(folder: Path) -> Iterator[Path]:
+    """Where the links of a folder lead: the cache of Hugging Face is made of them. Whoever made the folder may have
+    made them to any file of this machine; raises InvalidSpec for such."""
+    blobs = folder.parent.parent / "blobs"
+    for link in folder.iterdir():
+        if link.is_symlink() and link.name.endswith((".json", ".safetensors", ".bin")):
+            target = link.resolve()
+            if not target.is_file() or target.parent not in (folder, blobs):
+                raise InvalidSpec(
+                    f"folder.{link.name[:64]}", "is a link to elsewhere", hint="put the file itself into the folder"
+                )
+            yield target

@@ -307,6 +307,21 @@ def test_garbage_is_refused(garbage: bytes, head: bytes, tmp_path: Path) -> None
             reader(tmp_path / "garbage")
 
 
+def test_no_more_of_a_document_is_read_than_it_may_have(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").symlink_to("/dev/zero")  # it says that it has no bytes
+    with pytest.raises(InvalidSpec, match="more than"):
+        open_hf(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "__private"])
+def test_a_tensor_of_a_name_that_no_reader_would_take_for_one_is_not_written(name: str, tmp_path: Path) -> None:
+    torch.save({name: torch.zeros(3)}, tmp_path / "state.pt")
+    with pytest.raises(InvalidSpec, match="a name of the format itself"):
+        write_safetensors(tmp_path / "out", open_torch(tmp_path / "state.pt").values(), {"format": "pt"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_message_of_onnx_that_can_grow_is_walked() -> None:
     """Held against the package's own description of the format: a field that it gains is a hole."""
 

@@ -104,9 +104,8 @@ def _read_ours(form: str, source: Path, weights: Path | None, wishes: Wishes) ->
         weights = folder / WEIGHTS
     if weights is None:
         raise InvalidSpec("weights", "are missing: there is nothing to convert", hint="give them with --weights FILE")
-    if path.stat().st_size > MAX_BODY_BYTES:
-        raise InvalidSpec("file", f"has {path.stat().st_size} bytes, the limit is {MAX_BODY_BYTES}")
-    document = path.read_bytes()
+    with path.open("rb") as file:
+        document = file.read(MAX_BODY_BYTES + 1)  # one too many is refused where it is read
     tensors = open_tensors(weights)
     if form == "spec":
         return import_state(document, tensors, wishes)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from celluler.errors import InvalidSpec, LocalError
-from celluler.models.folder import DOCUMENT, WEIGHTS
+from celluler.errors import InvalidSpec, LocalError, WorkerFailed
+from celluler.models.folder import DOCUMENT, WEIGHTS, kind_of
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import Json, log_to, run
 
@@ -123,6 +123,8 @@ async def publishable(
     async with in_our_form(source, weights, context=context, by_order=by_order, objective=objective) as (folder, done):
         for note in done.notes:
             say(f"note: {note}")
+        if set(done.files) != {DOCUMENT, WEIGHTS}:  # those were looked at: what else lies there may be a link
+            raise WorkerFailed(f"it wrote {', '.join(done.files)}")
         yield folder / DOCUMENT, folder / WEIGHTS
 
 
@@ -146,10 +148,12 @@ def _fits(source: Path, weights: Path) -> bool:
     from celluler.models.weights import check_weights  # noqa: PLC0415
 
     try:
-        document = source.read_bytes()
+        with source.open("rb") as file:
+            document = file.read(MAX_BODY_BYTES + 1)
         parsed = read_json(document, limit=MAX_BODY_BYTES)
-        kind = "graph" if isinstance(parsed, dict) and "graph" in parsed else "spec"
-        check_weights(parse_body(kind, document), weights)
+        if not isinstance(parsed, dict):
+            return False
+        check_weights(parse_body(kind_of(parsed), document), weights)
     except (InvalidSpec, OSError):
         return False  # the worker tells what is wrong, if anything is
     return True
