@@ -112,16 +112,17 @@ def _finite(logits: Logits) -> _Doubles:
 
 
 def _kept(told: _Doubles, sampling: Sampling) -> _Doubles:
-    """(vocabulary) weights, zero where top_k or top_p cut; they need not sum to one."""
+    """(vocabulary) weights, zero where top_k or top_p cut; they need not sum to one. Which are likeliest the logits say:
+    of those that differ by less than a weight can tell, the weights are equal."""
     with np.errstate(over="ignore"):  # a temperature next to zero
         weights: _Doubles = np.exp((told - told.max()) / sampling.temperature)
     if 0 < sampling.top_k < len(weights):
-        weights = _only(weights, likeliest(weights, sampling.top_k))
+        weights = _only(weights, likeliest(told, sampling.top_k))
     if sampling.top_p < 1.0:
         wanted = sampling.top_p * float(weights.sum())
         count = min(_FIRST_SORTED, len(weights))
         while True:
-            order = likeliest(weights, count)
+            order = likeliest(told, count)
             sums = np.cumsum(weights[order])
             if sums[-1] >= wanted or count == len(weights):
                 break

@@ -250,7 +250,7 @@ def test_what_does_not_fit_is_refused_and_nothing_has_changed() -> None:
 def test_a_model_without_a_finite_logit_is_told_of_that_slot_alone() -> None:
     broken = copy.deepcopy(MODULES["llama"])
     with torch.no_grad():
-        broken[0].weight[3] = float("nan")  # type: ignore[index, union-attr]
+        broken[0].weight[3] = float("nan")  # type: ignore[index]
     slots = GeneratingSlots(BODIES["llama"], broken, slots=2)
     slots.admit(0, [3], GREEDY)
     slots.admit(1, [4], GREEDY)
