@@ -15,7 +15,7 @@ from celluler.errors import InvalidSpec
 MAX_ENTRIES = 65_535
 MAX_DIRECTORY_BYTES = 16 << 20
 _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-_LOCAL_BYTES = 30
+_LOCAL_BYTES, _CENTRAL_BYTES = 30, 46
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,22 @@ def _bound(path: Path, size: int) -> None:
         if tail[-98:-94] != _END64:
             raise InvalidSpec("file", "is a zip archive with a torn end")
         entries, directory = struct.unpack("<QQ", tail[-66:-50])
+        size -= 76
     if entries > MAX_ENTRIES or directory > min(MAX_DIRECTORY_BYTES, size):
         raise InvalidSpec("file", f"is a zip archive of {entries} entries, named in {directory} bytes: over the limit")
+    with path.open("rb") as file:
+        file.seek(max(0, size - 22 - directory))
+        if (found := _count(file.read(directory))) != entries:
+            raise InvalidSpec("file", f"is a zip archive that says it has {entries} entries, and has {found}")
+
+
+def _count(table: bytes) -> int:
+    """Of whole entries; the library reads as many as there are, whatever the end of the archive says."""
+    count = place = 0
+    while place + _CENTRAL_BYTES <= len(table) and count <= MAX_ENTRIES:
+        place += _CENTRAL_BYTES + sum(struct.unpack("<HHH", table[place + 28 : place + 34]))
+        count += 1
+    return count
 
 
 def _entry(info: zipfile.ZipInfo, file: object, size: int) -> Entry:

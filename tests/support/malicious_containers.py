@@ -167,6 +167,14 @@ def _million_entries(folder: Path) -> Path:
     return written(folder, "model.pt", b"PK\3\4" + end)
 
 
+def _more_than_it_says(folder: Path) -> Path:
+    """A hundred thousand entries behind an end that tells of one."""
+    entry = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0)
+    table = b"".join(entry + b"%05d" % number for number in range(100_000))
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 1, 1, len(table), 4, 0)
+    return written(folder, "model.pt", b"PK\3\4" + table + end)
+
+
 def _longer_than_file(folder: Path) -> Path:
     path = torch_zip(folder, b"\x80\2}.", **{"0": bytes(16)})
     data = bytearray(path.read_bytes())
@@ -293,6 +301,7 @@ SIZES: dict[str, Maker] = {
     "zip: compressed storage": _deflated_storage,
     "zip: overlapping entries": _overlapping,
     "zip: 10^12 entries": _million_entries,
+    "zip: 10^5 entries said to be one": _more_than_it_says,
     "zip: longer than the file": _longer_than_file,
     "checkpoint: 32 GiB out of one number": lambda f: torch_zip(
         f, _view(b"K\1", _HUGE + b"\x85", b"K\0\x85"), **{"0": bytes(4)}
