@@ -14,6 +14,7 @@ from celluler.models.body import parse_body
 from celluler.models.weights import check_weights
 from celluler_node.config import NodeConfig
 from celluler_node.limits import worker_limits
+from celluler_node.processes.refusals import Refused
 from celluler_node.processes.supervisor import open_process
 from celluler_node.processes.worker_compress_words import (
     COMPRESS_WORKER,
@@ -23,7 +24,6 @@ from celluler_node.processes.worker_compress_words import (
     Given,
     Prune,
     Quantise,
-    Refused,
 )
 from celluler_node.processes.written import written
 from celluler_node.scratch import temporary_folder
@@ -48,7 +48,7 @@ async def compressed(config: NodeConfig, wanted: Quantise | Prune | Distil) -> A
             except trio.TooSlowError:
                 raise TimedOut(f"nothing came of it within {COMPRESS_S:g} s") from None
         if isinstance(answer, Refused):
-            raise InvalidSpec(answer.path, answer.problem, hint=answer.hint or None)
+            raise answer.as_error()
         path = written(scratch, OUT)
         try:
             check_weights(parse_body(answer.body, answer.spec), path)

@@ -12,8 +12,9 @@ import trio
 from celluler.errors import InvalidSpec, LocalError, TimedOut
 from celluler_node.config import NodeConfig
 from celluler_node.limits import worker_limits
+from celluler_node.processes.refusals import Refused
 from celluler_node.processes.supervisor import open_process
-from celluler_node.processes.worker_formats_words import FORMATS_WORKER, Convert, Converted, Refused
+from celluler_node.processes.worker_formats_words import FORMATS_WORKER, Convert, Converted
 from celluler_node.processes.written import written
 from celluler_node.scratch import temporary_folder
 
@@ -37,7 +38,7 @@ async def converted(config: NodeConfig, wanted: Convert) -> AsyncIterator[tuple[
             except trio.TooSlowError:
                 raise TimedOut(f"{Path(wanted.source).name} was not converted within {CONVERT_S:g} s") from None
         if isinstance(answer, Refused):
-            raise InvalidSpec(answer.path, answer.problem, hint=answer.hint or None)
+            raise answer.as_error()
         if lacking := child.isolation.missing:
             answer = replace(answer, notes=(*answer.notes, f"read with reduced isolation: {'; '.join(lacking)}"))
         for name in answer.files:
@@ -63,7 +64,7 @@ def _linked(folder: Path) -> Iterator[Path]:
     made them to any file of this machine; raises InvalidSpec for such."""
     blobs = folder.parent.parent / "blobs"
     for link in folder.iterdir():
-        if link.is_symlink() and link.name.endswith((".json", ".safetensors", ".bin")):
+        if link.is_symlink() and link.name.endswith((".json", ".jinja", ".safetensors", ".bin")):
             target = link.resolve()
             if not target.is_file() or target.parent not in (folder, blobs):
                 raise InvalidSpec(

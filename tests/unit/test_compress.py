@@ -20,6 +20,7 @@ from celluler.errors import InvalidSpec
 from celluler.models.body import format_body
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.weights import NOTHING_STILL, Vector, initial_vector, save_vector
+from celluler_node.processes.refusals import Refused
 from celluler_node.processes.worker_compress import Compressor
 from celluler_node.processes.worker_compress_words import (
     OUT,
@@ -28,7 +29,6 @@ from celluler_node.processes.worker_compress_words import (
     Given,
     Prune,
     Quantise,
-    Refused,
 )
 from tests.support.specs import MLP, WORDS, digits, save_tensors
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from celluler.engines.load import load_model
 from celluler.models.body import parse_body
 from celluler_node.cli.convert_commands import needs_conversion
+from celluler_node.processes.refusals import Refused
 from celluler_node.processes.worker_formats import Converter
-from celluler_node.processes.worker_formats_words import Convert, Converted, Refused
+from celluler_node.processes.worker_formats_words import Convert, Converted
 from tests.support.decoders import LLAMA, hf_folder, llama_state, tokens
 from tests.support.model_files import a_checkpoint, a_gguf, a_safetensors
 from tests.support.specs import RELU, dense, regression
@@ -31,7 +32,8 @@ def spec(tmp_path: Path) -> Path:
 
 
 def ask(tmp_path: Path, source: Path, *, out: str = "out", to: str = "celluler", **more: Any) -> Converted | Refused:
-    return Converter(tmp_path).convert(Convert(str(source), more.pop("weights", ""), to, out, **more), ())
+    wanted = Convert(str(source), more.pop("weights", ""), to, out, **more)
+    return Converter(tmp_path).handlers[Convert](wanted, ())
 
 
 def predict(folder: Path, kind: str, given: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from blake3 import blake3
@@ -17,12 +17,13 @@ from celluler.engines.compress.prune import prune
 from celluler.engines.compress.structure import prune_units
 from celluler.engines.data import Dataset, load_dataset
 from celluler.engines.load import Model, load_model
-from celluler.errors import InvalidSpec, LocalError
+from celluler.errors import InvalidSpec
 from celluler.models.body import Body, format_body, parse_body
 from celluler.models.narrow_weights import narrow_weights
 from celluler.models.objectives import Classification, Contrastive, Variational
 from celluler.models.spec import Architecture
 from celluler.models.weights import NOTHING_STILL, initial_vector, save_vector
+from celluler_node.processes.refusals import refusing
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.worker_compress_words import (
     COMPRESS_REPLIES,
@@ -34,14 +35,12 @@ from celluler_node.processes.worker_compress_words import (
     Judged,
     Prune,
     Quantise,
-    Refused,
 )
 
 Blobs = tuple[bytearray, ...]
 _SMALLEST_FIRST = ("int4", "int8", "bfloat16")
 _SHARES = (Classification.METRIC, Contrastive.METRIC)
 _HIGHER = (*_SHARES, Variational.METRIC)
-_Request = TypeVar("_Request")
 
 
 def main(link: Link) -> None:
@@ -60,7 +59,7 @@ class Compressor:
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
-        return {Quantise: _told(self.quantise), Prune: _told(self.prune), Distil: _told(self.distil)}
+        return {Quantise: refusing(self.quantise), Prune: refusing(self.prune), Distil: refusing(self.distil)}
 
     def quantise(self, request: Quantise) -> Compressed:
         body = parse_body(request.model.body, request.model.spec)
@@ -159,21 +158,3 @@ def _spec_of(given: Given) -> Architecture:
 
 def _data(body: Body, path: str, request: Quantise | Prune | Distil) -> Dataset | None:
     return load_dataset(body, Path(path), request.selection) if path else None
-
-
-def _told(handler: Callable[[_Request], Compressed]) -> Callable[[_Request, Blobs], Compressed | Refused]:
-    """What is wrong with a request is an answer, and no failure of the worker."""
-
-    def handle(request: _Request, _: Blobs) -> Compressed | Refused:
-        try:
-            return handler(request)
-        except InvalidSpec as error:
-            return Refused(_text(error.path), _text(error.problem), _text(error.hint or ""))
-        except LocalError as error:
-            return Refused("", _text(str(error)), _text(error.hint or ""))
-
-    return handle
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "replace")[:1000].decode("utf-8", "ignore")

@@ -11,7 +11,8 @@ from typing import Annotated
 
 from celluler.datasets.schema import USUAL, Selection
 from celluler.models.body import MAX_BODY_BYTES
-from celluler.wire import U32, U64, Length, Text
+from celluler.wire import U32, U64, Length
+from celluler_node.processes.refusals import Refused
 from celluler_node.processes.words import Answer, PathText, Program
 from celluler_node.processes.worker_words import BodyBytes, Word
 
@@ -101,15 +102,6 @@ class Compressed:
     after: Judged
     tried: Annotated[tuple[Word, ...], Length(0, 8)] = ()
     loss: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The model, the data, or what was wished, is at fault. As of `InvalidSpec`; path may be empty."""
-
-    path: Text
-    problem: Text
-    hint: Text
 
 
 COMPRESS_REQUESTS = (Quantise, Prune, Distil)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from celluler.engines.formats.convert import convert
-from celluler.errors import InvalidSpec, LocalError
+from celluler.errors import InvalidSpec
 from celluler.formats.importing import Wishes
+from celluler_node.processes.refusals import clipped, refusing
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.worker_formats_words import (
     FORMATS_REPLIES,
     FORMATS_REQUESTS,
     Convert,
     Converted,
-    Refused,
 )
 
 Blobs = tuple[bytearray, ...]
@@ -37,17 +37,9 @@ class Converter:
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
-        return {Convert: self.convert}
+        return {Convert: refusing(self.convert)}
 
-    def convert(self, request: Convert, _: Blobs) -> Converted | Refused:
-        try:
-            return self._convert(request)
-        except InvalidSpec as error:
-            return Refused(_text(error.path), _text(error.problem), _text(error.hint or ""))
-        except LocalError as error:
-            return Refused("", _text(str(error)), _text(error.hint or ""))
-
-    def _convert(self, request: Convert) -> Converted:
+    def convert(self, request: Convert) -> Converted:
         if Path(request.out).name != request.out or request.out.startswith("."):
             raise InvalidSpec("out", f"{request.out!r} is no plain name")
         out = self._scratch / request.out
@@ -62,11 +54,7 @@ class Converter:
             done.files,
             done.elements,
             done.byte_count,
-            tuple(map(_text, done.notes)),
+            tuple(map(clipped, done.notes)),
             done.deviation is not None,
             done.deviation or 0.0,
         )
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "replace")[:1000].decode("utf-8", "ignore")

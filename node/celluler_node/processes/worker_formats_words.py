@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from celluler.wire import U32, U64, Length, Name, Text
+from celluler_node.processes.refusals import Refused
 from celluler_node.processes.words import Answer, PathText, Program
 
 _Notes = Annotated[tuple[Text, ...], Length(0, 16)]
@@ -44,15 +45,6 @@ class Converted:
     notes: _Notes
     compared: bool
     deviation: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The file, or what was wished, is at fault. path, problem, hint: as of `InvalidSpec`; path may be empty."""
-
-    path: Text
-    problem: Text
-    hint: Text
 
 
 FORMATS_REQUESTS = (Convert,)
