@@ -26,14 +26,12 @@ SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Replayable:
-    """A member's update that can be replayed, in these parts. carries: momentum of the round before is in it. weighed:
-    the rule gave it weight, so that the model has learned from it."""
+    """A member's update that can be replayed, in these parts. carries: momentum of the round before is in it."""
 
     round: int
     member: int
     parts: tuple[int, ...]
     carries: bool
-    weighed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +130,7 @@ class Population:
         if carries and before is not None:
             parts = parts & self._archive.held(before.round, member) if before.commits else frozenset()
         if parts and self._follows:
-            place = link.members.index(member)
-            weighed = any(part.weights[place] for part in link.body.parts)
-            self.replayable.append(Replayable(link.round, member, tuple(sorted(parts)), carries, weighed))
+            self.replayable.append(Replayable(link.round, member, tuple(sorted(parts)), carries))
 
 
 def draw(replayable: Iterable[Replayable], count: int, seed: bytes) -> frozenset[tuple[int, int]]:

@@ -193,11 +193,11 @@ class _Verification:
         return True
 
     def _in_question(self, population: Population, out: int) -> list[Replayable]:
-        """What may be drawn. Not what the rule gave no weight, since no model came of it, nor what those did whom the
-        run itself expelled: that is known and told. Evidence asks for exactly these."""
+        """What may be drawn: not what those did whom the run itself expelled, which is known and told. Evidence asks for
+        exactly that."""
         if self._sample.only is not None:
             return population.replayable
-        return [one for one in population.replayable if one.weighed and not out >> one.member & 1]
+        return [one for one in population.replayable if not out >> one.member & 1]
 
     def _note_meant(self, link: Link) -> None:
         """Of the updates asked for by name, those that this history has."""

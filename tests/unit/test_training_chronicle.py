@@ -23,6 +23,7 @@ CHAIN.until(1)
 ROSTER = CHAIN.standing.roster
 NAMED = {place: digest("hash", place) for place in range(4)}
 DATA = {place: bytes([place]) * 4 for place in range(4)}
+LIAR = 2
 OURS = Update((0, 0), b"ours" + DATA[0], 0.0)
 
 
@@ -38,13 +39,14 @@ async def written(path: Path, inputs: dict[int, bytes], commits: tuple[bytes, ..
     with path.open("wb") as file:
         chronicle = Chronicle(file, path, Opening(b"order", b"base", ROSTER.raw, 4), 2)
         await chronicle.applied(cast(Any, run), {0: b"\0\0\0\0"}, OURS)
-        chronicle.prove(0, 1, inputs, NAMED)
-        await trio.to_thread.run_sync(chronicle.finish)
+        chronicle.prove(LIAR, 0, 1, inputs, NAMED)
+        chronicle.prove(0, 0, 0, {3: b"fair"}, NAMED)  # who was accused and stayed
+        await trio.to_thread.run_sync(chronicle.finish, 1 << LIAR)
     transcript = Transcript(io.BytesIO(await trio.to_thread.run_sync(chronicle.path.read_bytes)))
     transcript.scan(2)
     pieces = transcript.pieces(0)
     assert (len(transcript), transcript.whole) == (1, True)
-    assert (pieces.aggregate(0), pieces.wire(0, 0)) == (bytes(4), OURS.mantissas[:4])
+    assert (pieces.aggregate(0), pieces.wire(0, 0), pieces.wire(3, 0)) == (bytes(4), OURS.mantissas[:4], None)
     return [pieces.wire(member, 1) for member in range(4)]
 
 

@@ -45,8 +45,8 @@ class Chronicle:
         self._grown = trio.Event()
         self._pieces = part_slices(opening.dimension, parts)
         self._writer = TranscriptWriter(file, opening, parts=parts)
-        self._proofs: dict[tuple[int, int, int, bytes], bytes] = {}
-        """By round, member, part and the hash by which it was committed to."""
+        self._proofs: dict[tuple[int, int, int, int, bytes], bytes] = {}
+        """By whom it is against, round, member, part and the hash by which it was committed to."""
         self._note(0)
 
     async def reached(self, heights: int) -> None:
@@ -83,19 +83,24 @@ class Chronicle:
         signed = run.signatures()
         await trio.to_thread.run_sync(self._writer.add, certificate, signed)
 
-    def prove(self, round_number: int, part: int, inputs: Mapping[int, bytes], named: Mapping[int, bytes]) -> None:
-        """Part of updates of a round by which somebody was found to lie, by roster place; for `finish`.
+    def prove(
+        self, against: int, round_number: int, part: int, inputs: Mapping[int, bytes], named: Mapping[int, bytes]
+    ) -> None:
+        """Part of updates of a round by which `against` was found to lie, by roster place; for `finish`.
 
         named: the hash by which each member committed to it. What would be too much is left out.
         """
         for member, data in inputs.items():
             size = sum(len(one) for one in self._proofs.values()) + len(data)
             if size <= MAX_PROOF_BYTES:
-                self._proofs[round_number, member, part, named[member]] = data
+                self._proofs[against, round_number, member, part, named[member]] = data
 
-    def finish(self) -> None:
-        """Put what proves lies beside its rounds; `path` moves. After the last height. Touches the disk, and leaves the
-        file as it is where there is no room."""
+    def finish(self, expelled: int) -> None:
+        """Put what the run expelled members for beside its rounds; `path` moves. After the last height.
+
+        expelled: mask of roster places. Touches the disk, and leaves the file as it is where there is no room.
+        """
+        self._proofs = {key: data for key, data in self._proofs.items() if expelled >> key[0] & 1}
         if not self._proofs:
             return
         whole = self.path.with_name(f"{self.path.name}-proven")
@@ -129,7 +134,7 @@ class Chronicle:
         hashes = [open_message(raw).record.hashes for raw in record.commits] or [()] * body.members.bit_count()
         in_set = dict(zip(places(body.members), hashes, strict=True))
         wires: dict[int, dict[int, bytes]] = {}
-        for (number, member, part, name), data in self._proofs.items():
+        for (_, number, member, part, name), data in self._proofs.items():
             if number == body.round and (member not in in_set or in_set[member][part : part + 1] == (name,)):
                 wires.setdefault(member, {})[part] = data
         return wires

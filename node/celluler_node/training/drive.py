@@ -238,7 +238,7 @@ class Driver:
             if checked.seen is not None:
                 self._figures.seen(effect.round, checked.seen)
             commits = dict(zip(effect.members, effect.commits, strict=True))
-            self._prove(effect.round, part.part, checked.inputs, commits)
+            self._prove(part.reducer, effect.round, part.part, checked.inputs, commits)
 
         with trio.move_on_after(effect.within_s):
             async with trio.open_nursery() as nursery:
@@ -267,13 +267,17 @@ class Driver:
             assert commit is not None
             for part in effect.parts:
                 size = VALUE_BYTES * (pieces[part].stop - pieces[part].start)
-                self._prove(number, part, {effect.member: whole[at : at + size]}, {effect.member: commit})
+                self._prove(
+                    effect.member, number, part, {effect.member: whole[at : at + size]}, {effect.member: commit}
+                )
                 at += size
 
-    def _prove(self, number: int, part: int, inputs: Mapping[int, bytes], commits: Mapping[int, Commit]) -> None:
+    def _prove(
+        self, against: int, number: int, part: int, inputs: Mapping[int, bytes], commits: Mapping[int, Commit]
+    ) -> None:
         if self._chronicle is not None:
             named = {member: commits[member].hashes[part] for member in inputs}
-            self._chronicle.prove(number, part, inputs, named)
+            self._chronicle.prove(against, number, part, inputs, named)
 
     def _certified(self, report: RoundReport) -> None:
         run = self._run

@@ -293,7 +293,8 @@ class _Member:
         losses = record.life.metrics
         metrics = (Metric("loss", losses["loss"]),) if "loss" in losses else ()
         if self.chronicle is not None:
-            record.transcript = await _hand_in(site, record, self.chronicle)
+            assert record.live is not None
+            record.transcript = await _hand_in(site, record, self.chronicle, record.live.run.standing.expelled)
         # Whoever is told that we are done can find the transcript too.
         async with self.exports.weights() as (_, weights), trio.open_nursery() as telling:
             if record.transcript is not None:
@@ -307,11 +308,14 @@ class _Member:
         record.move(JobState.SUCCEEDED, site.clock(), reason)
 
 
-async def _hand_in(site: Site, record: JobRecord, chronicle: Chronicle) -> Digest | None:
-    """The transcript as content, for whoever wants to verify the run; not pinned. None when there is no room for it."""
+async def _hand_in(site: Site, record: JobRecord, chronicle: Chronicle, expelled: int) -> Digest | None:
+    """The transcript as content, for whoever wants to verify the run; not pinned. None when there is no room for it.
+
+    expelled: mask of roster places.
+    """
 
     def add() -> Digest:
-        chronicle.finish()
+        chronicle.finish(expelled)
         return site.store.add(chronicle.path, "blob", pin=False, move=True)
 
     try:
