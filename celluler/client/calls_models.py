@@ -13,8 +13,7 @@ from urllib.parse import quote
 from celluler import views
 from celluler.client.calls import LONG_S, MOVE_S, Call, read_spec_text, read_text, record, records
 from celluler.errors import InvalidSpec
-from celluler.models.beside import found_in
-from celluler.models.folder import files_of, kind_of
+from celluler.models.folder import beside_in, files_of, kind_of
 from celluler.tensors import tensor_of, tensor_to_json
 
 MAX_CARD_BYTES = 256 << 10
@@ -89,16 +88,10 @@ def beside(
     files: dict[str, str | os.PathLike[str]] = dict(said.get("files") or {})
     if isinstance(spec, Mapping) or "\n" in os.fspath(spec) or not os.path.isdir(spec):
         return said, files
-    folder = Path(spec)
-    documents = {key: read_document(folder / f"{key}.json") for key in ("preprocess", "postprocess")}
-    found: dict[str, Any] = {key: value for key, value in documents.items() if value is not None}
+    documents, there = beside_in(Path(spec))
+    found: dict[str, Any] = {key: _read_spec(path) for key, path in documents.items()}
     given = {key: value for key, value in said.items() if key not in found or value is not None}
-    return cast(ModelFields, found | given), found_in(folder) | files
-
-
-def read_document(path: Path) -> dict[str, Any] | None:
-    """None for a file that is not there. Raises InvalidSpec."""
-    return _read_spec(path) if path.is_file() else None
+    return cast(ModelFields, found | given), there | files
 
 
 def list_models(query: views.ModelQuery | str | None) -> Call[tuple[views.Model, ...]]:

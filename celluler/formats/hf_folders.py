@@ -1,5 +1,5 @@
-"""A Hugging Face folder: config.json and safetensors, in one file or several, or a checkpoint that is a zip of tensors.
-Nothing else of it is opened.
+"""A Hugging Face folder: config.json and safetensors, in one file or several, or a checkpoint that is a zip of tensors;
+its tokenizer and chat template, see `celluler.formats.tokenizers`. Nothing else of it is opened.
 
 Refused: a config that names code of its own (`auto_map`), Python beside it, weights that are bare pickles.
 """

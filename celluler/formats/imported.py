@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from celluler.errors import InvalidSpec
@@ -21,18 +21,21 @@ Turn = Callable[[Floats], Floats]
 @dataclass(frozen=True, slots=True)
 class Imported:
     """kind, document: see `celluler.models.body`. tensors: all of the weights file, in its order. notes: what whoever
-    imports it should know, a sentence each."""
+    imports it should know, a sentence each. beside: other files of the folder, by their names there."""
 
     kind: str
     document: bytes
     tensors: tuple[Stored, ...]
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """The body's document and the weights file, in a folder that is there."""
         body, weights = folder / DOCUMENT, folder / WEIGHTS
         write_safetensors(weights, self.tensors)
         body.write_bytes(self.document)
+        for name, content in self.beside.items():
+            (folder / name).write_bytes(content)
         return body, weights
 
 

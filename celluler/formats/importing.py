@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from celluler.errors import InvalidSpec
@@ -15,6 +15,7 @@ from celluler.formats.imported import Imported, spec_of, turned
 from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors
 from celluler.formats.stored import Stored
+from celluler.formats.tokenizers import read_beside
 from celluler.formats.torch_files import open_torch
 from celluler.models.spec import parse_spec
 from celluler.models.weights import need_float32
@@ -49,7 +50,11 @@ def open_tensors(path: Path) -> dict[str, Stored]:
 
 def import_hf_folder(folder: Path, wishes: Wishes) -> Imported:
     held = open_hf(folder)
-    return import_hf(decoder_of_config(held.config), held.tensors, wishes.context)
+    decoder = decoder_of_config(held.config)
+    imported = import_hf(decoder, held.tensors, wishes.context)
+    places = parse_spec(imported.document).input.shape[0]
+    beside, notes = read_beside(folder, decoder.vocabulary, places)
+    return replace(imported, beside=beside, notes=(*imported.notes, *notes))
 
 
 def import_gguf(path: Path, wishes: Wishes) -> Imported:

@@ -7,7 +7,6 @@ the weights. Nothing of them is read here, and none of them is code that anybody
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from blake3 import blake3
@@ -53,9 +52,3 @@ def check_size(name: str, byte_count: int) -> None:
 def key_of(key: bytes, name: str) -> bytes:
     """From the key of the weights that of one file: a key encrypts one file and no other."""
     return blake3(f"celluler file beside a model: {name}".encode(), key=key).digest()
-
-
-def found_in(folder: Path) -> dict[str, Path]:
-    """The files of a folder, by their names in a manifest."""
-    there = {name: folder / file for name, file in FILE_NAMES.items()}
-    return {name: path for name, path in there.items() if path.is_file()}

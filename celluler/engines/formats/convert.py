@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from celluler.errors import InvalidSpec
@@ -21,6 +21,7 @@ from celluler.formats.importing import Wishes, import_gguf, import_hf_folder, im
 from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors, write_safetensors
 from celluler.formats.stored import NUMPY_DTYPES
+from celluler.formats.tokenizers import read_own_beside, write_beside
 from celluler.formats.torch_files import open_torch
 from celluler.models.body import MAX_BODY_BYTES, Body, parse_body
 from celluler.models.folder import DOCUMENT, WEIGHTS
@@ -107,18 +108,19 @@ def _read_ours(form: str, source: Path, weights: Path | None, wishes: Wishes) ->
     with path.open("rb") as file:
         document = file.read(MAX_BODY_BYTES + 1)  # one too many is refused where it is read
     tensors = open_tensors(weights)
+    beside = {} if folder is None else read_own_beside(folder)
     if form == "spec":
-        return import_state(document, tensors, wishes)
+        return replace(import_state(document, tensors, wishes), beside=beside)
     body = parse_body(form, document)
     need_float32(body, "converted")
-    return Imported(form, document, ordered(body, tensors))
+    return Imported(form, document, ordered(body, tensors), beside=beside)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def _write_ours(_: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
-    return tuple(path.name for path in imported.write(folder))
+    return (*(path.name for path in imported.write(folder)), *imported.beside)
 
 
 def _write_safetensors(_: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
@@ -138,7 +140,7 @@ def _write_hf(body: Body, imported: Imported, folder: Path) -> tuple[str, ...]:
     finally:
         held.unlink()
     (folder / CONFIG_FILE).write_text(json.dumps(config_of(decoder), indent=2) + "\n", encoding="ascii")
-    return CONFIG_FILE, HF_WEIGHTS
+    return CONFIG_FILE, HF_WEIGHTS, *write_beside(imported.beside, folder)
 
 
 def _write_onnx(body: Body, imported: Imported, folder: Path) -> float | None:

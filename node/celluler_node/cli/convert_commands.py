@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from celluler.errors import InvalidSpec, LocalError, WorkerFailed
-from celluler.models.folder import DOCUMENT, WEIGHTS, kind_of
+from celluler.models.folder import BESIDE, DOCUMENT, WEIGHTS, kind_of
 from celluler_node.cli.output import Output, say
 from celluler_node.cli.session import Json, log_to, run
 
@@ -123,9 +123,18 @@ async def publishable(
     async with in_our_form(source, weights, context=context, by_order=by_order, objective=objective) as (folder, done):
         for note in done.notes:
             say(f"note: {note}")
-        if set(done.files) != {DOCUMENT, WEIGHTS}:  # those were looked at: what else lies there may be a link
-            raise WorkerFailed(f"it wrote {', '.join(done.files)}")
-        yield folder / DOCUMENT, folder / WEIGHTS
+        _check_written(folder, set(done.files))
+        yield folder, None
+
+
+def _check_written(folder: Path, told: set[str]) -> None:
+    """What will be published of it is what the worker told of, which was looked at: all else may be a link.
+
+    Raises WorkerFailed.
+    """
+    silent = [name for name in BESIDE if name not in told and os.path.lexists(folder / name)]
+    if silent or not {DOCUMENT, WEIGHTS} <= told <= {DOCUMENT, WEIGHTS, *BESIDE}:
+        raise WorkerFailed(f"it wrote {', '.join(sorted([*told, *silent]))}")
 
 
 def needs_conversion(source: Path, weights: Path | None, *, by_order: bool = False) -> bool:
