@@ -63,7 +63,7 @@ class Sampling:
         _need("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS, f"0…{MAX_TOP_LOGPROBS}")
 
 
-GREEDY = Sampling(temperature=0.0)
+USUAL, GREEDY = Sampling(), Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def _finite(logits: Logits) -> _Doubles:
 
 
 def _kept(told: _Doubles, sampling: Sampling) -> _Doubles:
-    """(vocabulary) weights, zero where top_k or top_p cut; they need not sum to one. Which are likeliest the logits say:
-    of those that differ by less than a weight can tell, the weights are equal."""
+    """(vocabulary) weights, zero where top_k or top_p cut; they need not sum to one. Which are likeliest the logits
+    say: of some that differ the weights are equal."""
     with np.errstate(over="ignore"):  # a temperature next to zero
         weights: _Doubles = np.exp((told - told.max()) / sampling.temperature)
     if 0 < sampling.top_k < len(weights):

@@ -14,26 +14,10 @@ from torch import Tensor, nn
 from celluler.engines.generation.decoder import Decoder, open_decoder
 from celluler.errors import LocalError
 from celluler.inference.caching import MAX_SLOTS, Cached, Recomputed, caching_of, longest_of
+from celluler.inference.requests import Drawn, Stepped
 from celluler.inference.sampling import Chosen, Logits, Sampling, UndefinedLogits, choose
 from celluler.models.body import Body
 from celluler.models.memory import RUNTIME_BYTES, DoesNotFit
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """The next token of a slot; chosen None: the model gave no logit that is a number; the slot is to be released."""
-
-    slot: int
-    chosen: Chosen | None
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """left: tokens of the prompt that was prefilled which are still to come. drawn: of that slot, if none is left, and
-    of each that decoded."""
-
-    left: int
-    drawn: tuple[Drawn, ...]
 
 
 @dataclass(slots=True)
