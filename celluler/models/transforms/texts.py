@@ -80,10 +80,12 @@ class Tokenise:
     pad: int = declare(_NUMBER, "fills up", default=0)
     lower: bool = declare(Flag(), "A…Z as a…z first", default=False)
     _places: dict[bytes, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _sizes: list[int] = field(init=False, repr=False, compare=False, default_factory=list)
 
     def __post_init__(self) -> None:
         for place, entry in enumerate(self.entries):
             self._places[entry.encode("utf-8")] = place
+        self._sizes.append(max(map(len, self._places)))
 
     def plan(self, given: Signal, path: str) -> Signal:
         text_signal(given, path)
@@ -92,19 +94,19 @@ class Tokenise:
         return framed_signal(self.length, self.begin, self.end, path)
 
     def run(self, x: Array) -> Array:
-        longest = max(map(len, self._places))
-        return _tokens(x, self.length, self.begin, self.end, self.pad, lambda text: self._numbers(text, longest))
+        return _tokens(x, self.length, self.begin, self.end, self.pad, lambda text: self.numbers(text, self.length))
 
     @property
     def largest(self) -> int:
         """Number that may come out."""
         return max(len(self.entries) - 1, self.unknown or 0, self.begin or 0, self.end or 0, self.pad)
 
-    def _numbers(self, text: bytes, longest: int) -> list[int]:
+    def numbers(self, text: bytes, most: int) -> list[int]:
+        """Of the entries of a text, the first `most`."""
         found: list[int] = []
         text, at = text.lower() if self.lower else text, 0
-        while at < len(text) and len(found) < self.length:
-            for size in range(min(longest, len(text) - at), 0, -1):
+        while at < len(text) and len(found) < most:
+            for size in range(min(self._sizes[0], len(text) - at), 0, -1):
                 if (number := self._places.get(text[at : at + size])) is not None:
                     found.append(number)
                     break

@@ -1,0 +1,88 @@
+"""From tokens back to text: what the steps that make tokens of texts (`byte_tokens`, `tokenise`) did, the other way.
+
+A stream gives whole characters alone: bytes of one that is not complete yet are held until the tokens that end it come.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from celluler.models.transforms.texts import ByteTokens, Tokenise
+
+
+class TextStream(Protocol):
+    """The text of one answer, token by token. What no character can be made of is U+FFFD."""
+
+    def feed(self, token: int) -> str:
+        """What can be told now; empty while a character is not complete. A token that there is not tells nothing."""
+
+    def end(self) -> str:
+        """What was held, when nothing more comes."""
+
+
+class TextCodec(Protocol):
+    """Texts as a model's tokens, and back."""
+
+    def encode(self, text: str) -> list[int]:
+        """As before the model, neither cut nor filled up, with what stands before a text. What ends one is left out,
+        where a step and not a tokenizer of its own puts it there."""
+
+    def stream(self) -> TextStream: ...
+
+
+def decoded(codec: TextCodec, tokens: Iterable[int]) -> str:
+    """All of it at once."""
+    stream = codec.stream()
+    return "".join([*map(stream.feed, tokens), stream.end()])
+
+
+@dataclass(frozen=True, slots=True)
+class ByteCodec:
+    step: ByteTokens
+
+    def encode(self, text: str) -> list[int]:
+        begin = [] if self.step.begin is None else [self.step.begin]
+        return begin + [one + self.step.offset for one in text.encode("utf-8")]
+
+    def stream(self) -> TextStream:
+        return _Utf8(self)
+
+    def piece(self, token: int) -> bytes:
+        """Of the numbers around a text, and of what fills it up, nothing."""
+        silent = token in (self.step.begin, self.step.end, self.step.pad)
+        return b"" if silent or not 0 <= token - self.step.offset < 256 else bytes([token - self.step.offset])
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyCodec:
+    step: Tokenise
+
+    def encode(self, text: str) -> list[int]:
+        begin = [] if self.step.begin is None else [self.step.begin]
+        return begin + self.step.numbers((raw := text.encode("utf-8")), len(raw))
+
+    def stream(self) -> TextStream:
+        return _Utf8(self)
+
+    def piece(self, token: int) -> bytes:
+        """The entry; of the numbers around a text nothing."""
+        entries = self.step.entries
+        silent = token in (self.step.begin, self.step.end) or not 0 <= token < len(entries)
+        return b"" if silent else entries[token].encode("utf-8")
+
+
+@dataclass(slots=True)
+class _Utf8:
+    codec: ByteCodec | VocabularyCodec
+    _decoder: codecs.IncrementalDecoder = field(
+        init=False, default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+    def feed(self, token: int) -> str:
+        return self._decoder.decode(self.codec.piece(token))
+
+    def end(self) -> str:
+        return self._decoder.decode(b"", final=True)
