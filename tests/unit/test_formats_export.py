@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import celluler
 from celluler.engines.formats.onnx_export import WRITES, export_onnx, onnx_of
 from celluler.engines.formats.onnx_import import import_onnx, runtime
 from celluler.engines.graph.export import export_graph
@@ -222,6 +223,19 @@ def test_what_went_out_as_onnx_comes_back_as_a_graph_that_answers_the_same(name:
     got = load_model(parse_body("graph", document.read_bytes()), held).predictor().predict(x)
     expected = load_model(body, weights).predictor().predict(x)
     assert np.abs(got - expected).max() < TOLERANCE * max(1.0, np.abs(expected).max())
+
+
+class Joined(nn.Module):
+    """Names its batch: a shape for which a number must not be written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x.reshape(x.shape[0] * x.shape[1], x.shape[2])).reshape(x.shape)
+
+
+def test_a_batch_that_varies_by_one_varies_in_onnx_too(tmp_path: Path) -> None:
+    celluler.publish(Joined(), torch.randn(2, 6, 4), tmp_path, dynamic={"batch": (2, 3)})
+    body = parse_body("graph", (tmp_path / "model.json").read_bytes())
+    assert export_onnx(body, tmp_path / "weights.safetensors", tmp_path / "m.onnx") == 0
 
 
 def test_what_draws_at_random_is_not_written(tmp_path: Path) -> None:

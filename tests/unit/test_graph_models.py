@@ -160,6 +160,12 @@ def test_an_example_must_lie_within_what_may_vary() -> None:
             export_graph(nn.Linear(3, 2), (torch.ones(count, 3),), dynamic=dynamic)
 
 
+@pytest.mark.parametrize("ends", [(1, 2), (2, 2), (4, 4), (0, 8), (8, 4)])
+def test_what_may_vary_has_a_range_that_a_trace_can_hold(ends: tuple[int, int]) -> None:
+    with pytest.raises(LocalError, match="is no range"):
+        export_graph(nn.Linear(3, 2), (torch.ones(2, 3),), dynamic={"batch": ends})
+
+
 def test_what_is_otherwise_in_evaluation_has_nodes_of_its_own() -> None:
     torch.manual_seed(2)
     original, x = Fickle(), torch.randn(6, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ WRITES = LAYERS | MATH | SHAPES
 RAW = "raw"
 MAX_BYTES = (2 << 30) - (1 << 20)
 """Protobuf ends there, and tensors in a second file are what we refuse to read ourselves."""
-_SIZES = ({"batch": 3, "sequence": 5}, {"batch": 4, "sequence": 6})
-"""What differs between two passes varies."""
+_SIZES = {"batch": 3, "sequence": 5}
+"""Of the first of two passes, where the graph takes that; what differs between them varies."""
 
 
 def export_onnx(body: Body, weights: Path, path: Path) -> float | None:
@@ -150,7 +150,7 @@ def _side(side: int | None, axis: int) -> int | str:
 
 def _known(graph: Graph) -> dict[str, Known]:
     """Type and shape of every value in evaluation, found on the meta device with two batches and two lengths."""
-    passes = [_shapes(graph, sizes) for sizes in _SIZES]
+    passes = [_shapes(graph, sizes) for sizes in _two_sizes(graph)]
     known: dict[str, Known] = {}
     for name, (dtype, shape) in passes[0].items():
         other = passes[1][name][1]
@@ -158,9 +158,15 @@ def _known(graph: Graph) -> dict[str, Known]:
     return known
 
 
+def _two_sizes(graph: Graph) -> Iterator[dict[str, int]]:
+    """Of every dimension that may vary, two that it may have."""
+    first = {name: min(max(low, _SIZES[name]), high) for name, low, high in graph.dimensions}
+    yield first
+    yield {name: first[name] + 1 if first[name] < high else max(low, high - 1) for name, low, high in graph.dimensions}
+
+
 def _shapes(graph: Graph, sizes: Mapping[str, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """graph: as it is in evaluation."""
-    ranges = {name: (low, high) for name, low, high in graph.dimensions}
     empty = GraphModule(graph).eval()
     found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
 
@@ -170,8 +176,7 @@ def _shapes(graph: Graph, sizes: Mapping[str, int]) -> dict[str, tuple[torch.dty
 
     given = []
     for one in graph.inputs:
-        shape = [max(ranges[side][0], min(sizes[side], ranges[side][1])) if isinstance(side, str) else side
-                 for side in one.shape]  # fmt: skip
+        shape = [sizes[side] if isinstance(side, str) else side for side in one.shape]
         found[one.name] = TORCH_DTYPES[one.dtype], tuple(shape)
         given.append(torch.empty(shape, dtype=TORCH_DTYPES[one.dtype], device="meta"))
     empty.run(given, observe)

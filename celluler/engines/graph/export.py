@@ -139,6 +139,10 @@ def _sides(one: Tensor, first: Tensor, ranges: Mapping[str, tuple[int, int]]) ->
     for name in ranges:
         if name not in AXES:
             raise LocalError(f"{name!r} is no dimension that may vary; there are {', '.join(AXES)}")
+        low, high = ranges[name]
+        if not 1 <= low < high or high < 3:
+            hint = "from 1 at least, to 3 at least; or leave it out"
+            raise LocalError(f"{name} in {low}…{high} is no range", hint=hint)
     varying = {
         axis: name
         for name, axis in AXES.items()
