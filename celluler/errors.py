@@ -44,6 +44,10 @@ class Denied(LocalError):
     exit_code = 5
 
 
+class NotSupported(LocalError):
+    """A standard has this, and this node does not."""
+
+
 class QuotaExceeded(LocalError):
     """No room: the store's quota or the disk is full, or credit ran out."""
 

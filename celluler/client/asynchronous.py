@@ -59,6 +59,11 @@ class AsyncClient:
         """
         return await self._link.send(calls_models.predict(model, inputs, dtype, output))
 
+    async def embed(self, model: str, inputs: Any, *, dtype: str | None = None) -> views.Prediction:
+        """The vector that a model makes of each input: texts, tokens or an array, as `predict` takes them. The model
+        must give an `embedding`. The answer gives `.lists()`, its `outputs` `.numpy()`."""
+        return await self._link.send(calls_models.predict(model, inputs, dtype, "embedding"))
+
     async def transfers(self) -> tuple[views.Transfer, ...]:
         """Contents on their way to the node."""
         return await self._link.send(calls.transfers())

@@ -59,6 +59,11 @@ class Client:
         """
         return self._link.send(calls_models.predict(model, inputs, dtype, output))
 
+    def embed(self, model: str, inputs: Any, *, dtype: str | None = None) -> views.Prediction:
+        """The vector that a model makes of each input: texts, tokens or an array, as `predict` takes them. The model
+        must give an `embedding`. The answer gives `.lists()`, its `outputs` `.numpy()`."""
+        return self._link.send(calls_models.predict(model, inputs, dtype, "embedding"))
+
     def transfers(self) -> tuple[views.Transfer, ...]:
         """Contents on their way to the node."""
         return self._link.send(calls.transfers())

@@ -43,6 +43,10 @@ class NodeConfig:
     api_host: str
     api_port: int
     api_allowed_hosts: tuple[str, ...]
+    api_keys: str
+    api_rate: int
+    tls_certificate: Path | None
+    tls_key: Path | None
     region: str
     store_quota_bytes: int
     replica_bytes: int
@@ -65,6 +69,11 @@ class NodeConfig:
     @property
     def key_file(self) -> Path:
         return self.home / "identity.key"
+
+    @property
+    def keys_file(self) -> Path:
+        """What `celluler key` writes: hashes of API keys."""
+        return self.home / "keys.json"
 
     @property
     def state_file(self) -> Path:
@@ -263,6 +272,36 @@ SETTINGS: tuple[Setting, ...] = (
         "names besides loopback that the Host header of a request may bear",
     ),
     Setting(
+        "api.keys",
+        "api_keys",
+        _one_of("remote", "always"),
+        "remote",
+        "who needs an API key for predictions and metrics: `remote` whoever does not come from this machine, `always` "
+        "everybody, as behind a proxy on this machine",
+    ),
+    Setting(
+        "api.rate",
+        "api_rate",
+        _between(1, 1_000_000),
+        600,
+        "requests a minute that an API key may make when it says nothing else",
+    ),
+    Setting(
+        "api.tls_certificate",
+        "tls_certificate",
+        _path,
+        None,
+        "PEM file with the certificate chain of the HTTP endpoint; with `api.tls_key` it speaks TLS at `api.host`, and "
+        "plain HTTP at a loopback port for the commands of this machine",
+    ),
+    Setting(
+        "api.tls_key",
+        "tls_key",
+        _path,
+        None,
+        "PEM file with the secret key of the certificate, without a password",
+    ),
+    Setting(
         "store.quota",
         "store_quota_bytes",
         parse_bytes,
@@ -417,6 +456,9 @@ def load_config(
         if setting.file_only:
             _only_in_file(setting, given, environment)
         values[setting.field] = _resolve(setting, given, environment, written)
+    if (values["tls_certificate"] is None) != (values["tls_key"] is None):
+        missing = "api.tls_key" if values["tls_key"] is None else "api.tls_certificate"
+        raise InvalidSpec(missing, "a certificate and its key are set together, or neither")
     values["store_folder"] = values["store_folder"] or where.store
     values["worker_threads"] = values["worker_threads"] or _usable_cores()
     return NodeConfig(home=where.home, **values)

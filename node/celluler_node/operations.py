@@ -32,6 +32,7 @@ from celluler.views import (
     Model,
     ModelDiff,
     ModelLog,
+    ModelPorts,
     ModelQuery,
     NewDataset,
     NewJob,
@@ -173,6 +174,13 @@ class Operations(Protocol):
     async def search_models(self, query: ModelQuery) -> tuple[Model, ...]:
         """As `list_models`, over everything the swarm announced: fetches small records that say more, when somebody has
         them. Works offline on what is known. Raises InvalidSpec for an order there is not.
+        """
+        ...
+
+    async def model_ports(self, ref: str) -> ModelPorts:
+        """What it takes and gives. As cheap as `predict` is before it predicts: providers are not asked for.
+
+        Raises InvalidSpec, NotFound.
         """
         ...
 

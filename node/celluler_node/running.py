@@ -18,7 +18,9 @@ from celluler.home import NodeFile, read_node_file, remove_node_file, write_node
 from celluler_node.app import Parts, open_node
 from celluler_node.config import NodeConfig
 from celluler_node.gateway.app import gateway_app
-from celluler_node.gateway.server import serve_gateway
+from celluler_node.gateway.guard import LOOPBACK_NAMES
+from celluler_node.gateway.keys import KeyRing
+from celluler_node.gateway.server import LOOPBACK, TlsFiles, serve_gateway
 from celluler_node.node import Node
 from celluler_protocols.nursery import own_nursery
 
@@ -49,11 +51,13 @@ async def run_node(
                     allowed_hosts=config.api_allowed_hosts,
                     spool=_spool(config),
                     max_upload_bytes=config.store_quota_bytes,
+                    keys=KeyRing(config.keys_file, a_minute=config.api_rate),
+                    keys_always=config.api_keys == "always",
                 )
                 port = await nursery.start(_serve_http, app, config)
                 told = NodeFile(
                     pid=os.getpid(),
-                    api=f"http://{_bracketed(config.api_host)}:{port}",
+                    api=f"http://{_local_host(config)}:{port}",
                     token=token,
                     peer_id=node.peer_id,
                     addresses=node.addresses,
@@ -94,12 +98,25 @@ def _spool(config: NodeConfig) -> Path:
     return spool
 
 
-def _bracketed(host: str) -> str:
+def _tls(config: NodeConfig) -> TlsFiles | None:
+    if config.tls_certificate is None or config.tls_key is None:
+        return None
+    return TlsFiles(config.tls_certificate, config.tls_key)
+
+
+def _local_host(config: NodeConfig) -> str:
+    """By which this machine itself reaches the endpoint."""
+    if _tls(config) is not None or config.api_host == "0.0.0.0":  # noqa: S104  # compared, not bound
+        return LOOPBACK
+    host = "::1" if config.api_host == "::" else config.api_host
     return f"[{host}]" if ":" in host else host
 
 
 async def _serve_http(app: object, config: NodeConfig, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-    await serve_gateway(app, config.api_host, config.api_port, task_status=task_status)  # type: ignore[arg-type]
+    tls = _tls(config)
+    if tls is None and config.api_host not in LOOPBACK_NAMES:
+        log.warning("api_without_tls", host=config.api_host)
+    await serve_gateway(app, config.api_host, config.api_port, tls=tls, task_status=task_status)  # type: ignore[arg-type]
 
 
 async def _await_signal(signals: AsyncIterator[int], stopping: trio.Event) -> None:

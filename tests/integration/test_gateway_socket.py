@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from celluler.client import AsyncClient, Client
 from celluler.errors import LocalError, NodeNotRunning
 from celluler.home import NodeFile, write_node_file
 from celluler.jobs.states import JobState
 from celluler_node.gateway.app import gateway_app
-from celluler_node.gateway.server import serve_gateway
+from celluler_node.gateway.server import TlsFiles, serve_gateway
 from tests.support.jobs import ALICE, JOB_YAML
 from tests.support.operations import MemoryNode
 
@@ -119,3 +126,41 @@ async def test_nothing_listens_after_the_end(node: MemoryNode) -> None:
     async with AsyncClient(f"http://127.0.0.1:{port}", "t") as client:
         with pytest.raises(NodeNotRunning):
             await client.status()
+
+
+async def test_with_a_certificate_others_speak_tls_and_this_machine_need_not(
+    node: MemoryNode, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    await trio.to_thread.run_sync(_self_signed, certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        public = free.getsockname()[1]
+    serve = partial(serve_gateway, gateway_app(node, "t"), "127.0.0.1", public, tls=TlsFiles(certificate, key))
+    local = int(await nursery.start(serve))
+    trusting = await trio.to_thread.run_sync(partial(ssl.create_default_context, cafile=str(certificate)))
+    with trio.fail_after(10):
+        async with AsyncClient(f"http://127.0.0.1:{local}", "t") as client:
+            assert (await client.status()).nickname == "alice"
+        async with httpx.AsyncClient(verify=trusting, trust_env=False) as http:
+            assert (await http.get(f"https://localhost:{public}/healthz")).text == "ok\n"
+            with pytest.raises(httpx.TransportError):
+                await http.get(f"http://localhost:{public}/healthz")
+
+
+def _self_signed(certificate: Path, key: Path) -> None:
+    secret, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(secret, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key.write_bytes(secret.private_bytes(serialization.Encoding.PEM, form, plain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from celluler.views import DamagedContent, ModelQuery
 from celluler_node.cli import (
     blob_commands,
     data_commands,
+    embed_command,
     job_commands,
     model_commands,
     node_commands,
@@ -58,6 +60,7 @@ def celluler(
     for module in (
         blob_commands,
         data_commands,
+        embed_command,
         job_commands,
         model_commands,
         node_commands,
@@ -177,6 +180,20 @@ def test_a_model_is_published_shown_and_run(celluler: Run, tmp_path: Path) -> No
     assert celluler("run", "alice/d", '["käse", "a"]', "--output", "echo")[1].splitlines() == ['"käse"', '"a"']
     for wrong in ("[1", "[[1], [2, 3]]", str(tmp_path / "absent.json"), str(tmp_path / "bad.npy")):
         assert celluler("run", "alice/d", wrong)[0] == 2
+
+
+def test_texts_become_vectors(celluler: Run, node: MemoryNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.json").write_text('{"layers": []}')
+    assert celluler("model", "add", "alice/d:1.0.0", str(tmp_path / "m.json"))[0] == 0
+    code, out, err = celluler("embed", "alice/d", "!!", '"')
+    assert (code, out.splitlines()) == (0, ["[66, 66]", "[68, 0]"])
+    assert "alice/d:1.0.0 at" in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("!!\n!\n"))
+    told = json.loads(celluler("embed", "alice/d", "-", "--json")[1])
+    assert (told["output"], told["outputs"]) == ("embedding", [[66, 66], [66, 0]])
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert celluler("embed", "alice/d", "-")[0] == 2
+    assert celluler("embed", "alice/d")[0] == 2
 
 
 def test_transforms_are_read_from_files(celluler: Run, node: MemoryNode, tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ async def test_a_model_is_added_with_its_weights_and_predicts(client: AsyncClien
     assert (sampled.outputs.dtype, sampled.outputs.lists()) == ("int64", [3, 6])
 
 
+async def test_an_embedding_is_a_prediction_of_that_name(client: AsyncClient) -> None:
+    await client.models.add("alice/d:1.0.0", "{}")
+    told = await client.embed("alice/d", [[1, 2]])
+    assert (told.output, told.lists()) == ("embedding", [[2.0, 4.0]])
+
+
 async def test_texts_go_in_and_come_out(client: AsyncClient) -> None:
     before = {"transforms": 1, "steps": []}
     assert (await client.models.add("alice/d:1.0.0", "{}", preprocess=before)).preprocess == before

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import structlog
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from celluler import errors
 from celluler.errors import CellulerError, InvalidSpec, LocalError, ProtocolViolation
@@ -25,6 +23,7 @@ T = TypeVar("T")
 _STATUS: tuple[tuple[type[CellulerError], int], ...] = (  # the first that fits
     (errors.InvalidSpec, 422),
     (errors.Denied, 403),
+    (errors.NotSupported, 501),
     (errors.QuotaExceeded, 507),
     (errors.IntegrityError, 500),
     (errors.LocalError, 400),
@@ -36,8 +35,6 @@ _STATUS: tuple[tuple[type[CellulerError], int], ...] = (  # the first that fits
     (CellulerError, 500),
 )
 
-log = structlog.get_logger()
-
 
 def document(record: Any, *, status: int = 200) -> JSONResponse:
     """A record as an object with the schema beside its fields."""
@@ -48,20 +45,41 @@ def listing(name: str, records: Any) -> JSONResponse:
     return JSONResponse({"schema": SCHEMA, name: to_json(records)})
 
 
+def exact_json(document: Any) -> JSONResponse:
+    """Of what a model answered. Raises WorkerFailed for numbers that JSON does not have."""
+    try:
+        return JSONResponse(document)
+    except ValueError:
+        raise errors.WorkerFailed("the model answered with infinities or NaN, which JSON does not have") from None
+
+
+def status_of(error: CellulerError) -> int:
+    return next(code for cls, code in _STATUS if isinstance(error, cls))
+
+
 def failure(error: CellulerError, *, status: int | None = None) -> JSONResponse:
-    code = status or next(code for cls, code in _STATUS if isinstance(error, cls))
-    return JSONResponse({"schema": SCHEMA, "error": describe_error(error)}, status_code=code)
+    return JSONResponse({"schema": SCHEMA, "error": describe_error(error)}, status_code=status or status_of(error))
 
 
-async def read_json(request: Request, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The body as an object. Raises InvalidSpec, or LocalError above the limit."""
+async def read_body(request: Request, *, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Raises LocalError above the limit, before the rest is read."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
             raise LocalError(f"the body is longer than {limit} bytes")
+    return bytes(body)
+
+
+async def read_json(request: Request, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The body as an object. Raises InvalidSpec, or LocalError above the limit."""
+    return read_object(await read_body(request, limit=limit))
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """JSON as an object. Raises InvalidSpec."""
     try:
-        value = json.loads(bytes(body))
+        value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidSpec("", f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -106,21 +124,3 @@ def number(request: Request, name: str, *, default: float, most: float) -> float
     if not 0 <= value <= most:
         raise InvalidSpec(name, f"{text!r} is not a number in 0..{most:g}")
     return value
-
-
-async def on_celluler_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, CellulerError)
-    return failure(error)
-
-
-async def on_http_error(_request: Request, error: Exception) -> Response:
-    """No such path, or not this method."""
-    assert isinstance(error, HTTPException)
-    told = errors.NotFound("this path") if error.status_code == 404 else LocalError(error.detail)
-    return failure(told, status=error.status_code)
-
-
-async def on_fault(request: Request, error: Exception) -> Response:
-    """A bug of ours: the person learns that it is one, the log learns which."""
-    log.error("gateway.fault", path=request.url.path, error=repr(error), exc_info=error)
-    return failure(errors.WorkerFailed("internal error; the node's log says more"))

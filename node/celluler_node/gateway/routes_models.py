@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from celluler.errors import InvalidSpec
 from celluler.tensors import tensor_from_json, tensor_of
 from celluler.views import SCHEMA, ModelQuery, NewModel, to_json
-from celluler_node.gateway.documents import check_keys, document, listing, read_json, read_record
+from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.documents import check_keys, document, exact_json, listing, read_json, read_record
 from celluler_node.gateway.references import REFERENCE
 from celluler_node.operations import Operations
 
@@ -21,7 +22,7 @@ MAX_QUESTION_BYTES = 4096
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def model_routes(operations: Operations) -> list[Route]:
+def model_routes(operations: Operations, asking: Asking) -> list[Route]:
     async def models(request: Request) -> Response:
         return listing("models", await operations.list_models(_query(request) if request.query_params else None))
 
@@ -61,11 +62,11 @@ def model_routes(operations: Operations) -> list[Route]:
         output = body.get("output", "")
         dtype = body.get("dtype", "int64" if output == "sample" else None)
         inputs = tensor_of(given, dtype) if in_lists else tensor_from_json(given)
-        prediction = await operations.predict(body["model"], inputs, output)
+        prediction = await asking.predict(body["model"], inputs, output)
         told = to_json(prediction)
         if in_lists:
             told["outputs"] = prediction.lists()
-        return JSONResponse({"schema": SCHEMA, **told})
+        return exact_json({"schema": SCHEMA, **told})
 
     return [
         Route("/api/v1/models", models),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import anycorn
@@ -13,6 +16,16 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from celluler.errors import LocalError
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM: a certificate with its chain, and its secret key without a password."""
+
+    certificate: Path
+    key: Path
 
 
 class PortStatus(Protocol):
@@ -48,15 +61,31 @@ class _Requests:
 
 
 async def serve_gateway(
-    app: Starlette, host: str, port: int, *, task_status: PortStatus = trio.TASK_STATUS_IGNORED
+    app: Starlette,
+    host: str,
+    port: int,
+    *,
+    tls: TlsFiles | None = None,
+    task_status: PortStatus = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `started` gives the port, which `port=0` leaves to the system.
 
-    Raises LocalError when the address cannot be had.
+    tls: speak it at that address, and plain HTTP at a loopback port for whoever trusts no certificate but this machine;
+    then `started` gives the latter. Raises LocalError when the address cannot be had, or the files not be used.
     """
+    config = anycorn.Config()
     listener = await _bind(host, port)
     bound_port: int = listener.getsockname()[1]
-    config = anycorn.Config()
+    if tls is not None:
+        config.certfile, config.keyfile = str(tls.certificate), str(tls.key)
+        try:
+            _check_tls(tls)
+            local = await _bind(LOOPBACK, 0)
+        except LocalError:
+            listener.close()
+            raise
+        bound_port = local.getsockname()[1]
+        config.insecure_bind = [f"fd://{local.detach()}"]
     config.bind = [f"fd://{listener.detach()}"]  # bound by us: anycorn raises what goes wrong in a nest of groups
     config.errorlog = logging.getLogger("celluler.gateway")  # its own would write to stderr whatever we configured
     config.accesslog = None
@@ -65,6 +94,21 @@ async def serve_gateway(
     config.keep_alive_timeout = 10.0  # seconds; also for whoever connects and says nothing
     asgi: Any = _Requests(app)  # anycorn types the messages of ASGI more closely than starlette
     await anycorn.serve(asgi, config, task_status=_PortRelay(task_status, bound_port), mode="asgi")
+
+
+def _check_tls(files: TlsFiles) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.certificate, files.key, _no_password)
+    except (OSError, ValueError) as error:
+        raise LocalError(
+            f"cannot use the certificate {files.certificate} with {files.key}: {error}",
+            hint="set api.tls_certificate and api.tls_key to PEM files",
+        ) from None
+
+
+def _no_password() -> str:
+    """What is called for a key that has one: asking the terminal would stop a node that nobody sits before."""
+    raise ValueError("the key has a password")
 
 
 async def _bind(host: str, port: int) -> socket.socket:

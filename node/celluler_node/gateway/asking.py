@@ -1,0 +1,36 @@
+"""Predictions that are asked for over HTTP, whichever surface they come by: so many at work, so many waiting, the
+rest turned away at once."""
+
+from __future__ import annotations
+
+import trio
+
+from celluler.errors import Busy
+from celluler.tensors import Tensor
+from celluler.views import Prediction
+from celluler_node.operations import Operations
+
+MAX_AT_WORK = 64
+MAX_WAITING = 256
+
+
+class Asking:
+    def __init__(self, operations: Operations, *, at_work: int = MAX_AT_WORK, waiting: int = MAX_WAITING) -> None:
+        self._operations = operations
+        self._places = trio.CapacityLimiter(at_work)
+        self._most_waiting = waiting
+
+    @property
+    def at_work(self) -> int:
+        return self._places.borrowed_tokens
+
+    @property
+    def waiting(self) -> int:
+        return self._places.statistics().tasks_waiting
+
+    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
+        """As `Operations.predict`. Raises Busy, too, when so many wait already."""
+        if self.waiting >= self._most_waiting:
+            raise Busy(f"{self._most_waiting} predictions wait here already")
+        async with self._places:
+            return await self._operations.predict(ref, inputs, output)

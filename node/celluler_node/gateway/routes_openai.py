@@ -1,0 +1,55 @@
+"""What OpenAI's clients ask: models and embeddings. What would write text says that this node does not."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from celluler.errors import NotFound, NotSupported
+from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.documents import exact_json, read_json
+from celluler_node.gateway.openai import (
+    EMBEDDING,
+    calls_of,
+    embeddings_document,
+    model_document,
+    read_question,
+    vectors_of,
+)
+from celluler_node.operations import Operations
+
+MAX_QUESTION_BYTES = 16 << 20
+
+
+def openai_routes(operations: Operations, asking: Asking) -> list[Route]:
+    async def models(_request: Request) -> Response:
+        known = [model for model in await operations.list_models() if not model.retracted]
+        return JSONResponse({"object": "list", "data": [model_document(model) for model in known]})
+
+    async def model(request: Request) -> Response:
+        found = await operations.show_model(request.path_params["ref"])
+        if found.retracted:
+            raise NotFound(f"model {found.reference}, which its author took back")
+        return JSONResponse(model_document(found))
+
+    async def embeddings(request: Request) -> Response:
+        question = read_question(await read_json(request, limit=MAX_QUESTION_BYTES))
+        ports = await operations.model_ports(question.model)
+        vectors = [b""] * len(question.rows)
+        for places, batch in calls_of(question, ports):
+            answer = await asking.predict(ports.cid, batch, EMBEDDING)
+            for place, vector in zip(places, vectors_of(answer.outputs), strict=True):
+                vectors[place] = vector
+        return exact_json(embeddings_document(question, ports.model, vectors))
+
+    async def no_text(_request: Request) -> Response:
+        raise NotSupported("this node does not generate text yet", hint="it embeds: POST /v1/embeddings")
+
+    return [
+        Route("/v1/models", models),
+        Route("/v1/models/{ref:path}", model),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/completions", no_text, methods=["POST"]),
+        Route("/v1/chat/completions", no_text, methods=["POST"]),
+    ]

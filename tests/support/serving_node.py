@@ -1,0 +1,69 @@
+"""A node in memory whose models take numbers, texts, tokens and seeds: for tests of the standard surfaces."""
+
+from __future__ import annotations
+
+import numpy as np
+import trio
+
+from celluler.errors import Busy, InvalidSpec
+from celluler.tensors import Tensor, tensor_of
+from celluler.views import ModelPorts, NewModel, Port, Prediction
+from tests.support.jobs import BOB
+from tests.support.operations import MemoryNode
+
+_VECTOR = Port("embedding", "float32", (3,))
+PORTS: dict[str, tuple[Port | None, tuple[Port, ...]]] = {
+    "alice/digits": (
+        Port("input", "float32", (2, 2)),
+        (Port("probabilities", "float32", (2,)), Port("labels", "int64", ()), Port("name", "text", (8,))),
+    ),
+    "alice/texts": (Port("text", "text", (16,)), (_VECTOR,)),
+    "alice/tokens": (Port("input", "int64", (4,)), (Port("raw", "float32", (4, 9)), _VECTOR)),
+    "alice/dreams": (None, (Port("sample", "float32", (2,)),)),
+}
+"""Names → what they take and give."""
+
+
+class ServingNode(MemoryNode):
+    """`asked`: shapes and outputs of the predictions so far. `busy`: turns them away. `gate`: they wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[tuple[int, ...], str]] = []
+        self.busy, self.bad = False, False
+        self.gate = trio.Event()
+        self.gate.set()
+
+    async def publish(self) -> None:
+        for name in PORTS:
+            for version in ("1.0.0", "1.1.0"):
+                await self.add_model(NewModel(f"{name}:{version}", {}))
+
+    async def model_ports(self, ref: str) -> ModelPorts:
+        model = await self.show_model(ref)
+        return ModelPorts(model.reference, model.version, model.cid, *PORTS[f"alice/{model.name}"])
+
+    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
+        await self.gate.wait()
+        if self.busy:
+            raise Busy("all are at work")
+        model, ports = await self.show_model(ref), await self.model_ports(ref)
+        if ports.takes is not None and ports.takes.name == "input" and inputs.shape[1:] != ports.takes.shape:
+            raise InvalidSpec("input.shape", f"is {inputs.shape}")
+        self.asked.append((inputs.shape, output))
+        told = _answer(inputs, output, bad=self.bad)
+        return Prediction(told, model.reference, model.cid, BOB.peer_id, 0.01, output=output, text=output == "name")
+
+
+def _answer(inputs: Tensor, output: str, *, bad: bool) -> Tensor:
+    rows = inputs.numpy().reshape(inputs.shape[0], -1)
+    match output:
+        case "probabilities":
+            return tensor_of(np.stack([rows.sum(1), rows.max(1)], 1) * (np.nan if bad else 1))
+        case "labels":
+            return tensor_of(rows.argmax(1).astype("int64"))
+        case "name":
+            return tensor_of([f"no. {int(row.sum())} ü" for row in rows])
+        case "embedding":  # how much there is of it, its sum, and its first
+            return tensor_of(np.stack([(rows != 0).sum(1), rows.sum(1), rows[:, 0]], 1).astype("float32") / 2)
+    return tensor_of(np.stack([rows[:, 0], -rows[:, 0]], 1).astype("float32"))
