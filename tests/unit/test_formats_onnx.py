@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from celluler.engines.formats.onnx_import import import_onnx, runtime
+from celluler.engines.formats.onnx_import import import_onnx, run, runtime
 from celluler.engines.formats.onnx_module import OPERATIONS, OnnxModule
 from celluler.errors import InvalidSpec
 from celluler.formats.importing import Wishes
@@ -337,3 +337,9 @@ def saved(folder: Path, graph: Any) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def test_what_onnxruntime_cannot_run_is_told_of_the_file(tmp_path: Path) -> None:
+    path = one_node(tmp_path, "Relu", ["x"])
+    with pytest.raises(InvalidSpec, match="onnxruntime cannot run it"):
+        run(runtime(onnxruntime, path), {"x": np.zeros(3, np.float32)})

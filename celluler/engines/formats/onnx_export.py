@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from celluler.engines.formats.onnx_import import TOLERANCE, runtime
+from celluler.engines.formats.onnx_import import TOLERANCE, run, runtime
 from celluler.engines.formats.onnx_write_layers import LAYERS
 from celluler.engines.formats.onnx_write_math import MATH
 from celluler.engines.formats.onnx_write_shapes import SHAPES
@@ -194,7 +194,7 @@ def _difference(body: Body, module: nn.Module, path: Path) -> float | None:
         x = sample(body, count, seed=count)
         with torch.inference_mode():
             ours = answer(body, Run(module), x, RAW).numpy()
-        theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        theirs = run(session, {session.get_inputs()[0].name: x.numpy()})
         if ours.shape != theirs.shape:
             raise InvalidSpec("to", f"as ONNX it gives {theirs.shape}, not {ours.shape}")
         worst = max(worst, float(np.abs(ours - theirs).max() / max(1e-6, np.abs(ours).max())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def difference(model: Any, module: OnnxModule, graph: GraphModule) -> float | No
         with torch.inference_mode():
             ours = graph(x).numpy()
         told = {name: value.numpy() for name, value in module.feed(x).items()}
-        theirs = session.run([module.output], told)[0]
+        theirs = run(session, told, module.output)
         if ours.shape != theirs.shape:
             raise InvalidSpec("file", f"as a graph it gives {ours.shape}, by onnxruntime {theirs.shape}")
         if ours.size:
@@ -139,6 +140,14 @@ def runtime(onnxruntime: Any, model: Path | bytes) -> Any:
     return onnxruntime.InferenceSession(
         str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
     )
+
+
+def run(session: Any, given: Mapping[str, Any], output: str | None = None) -> Any:
+    """The answer of a session: that output, or the first. Raises InvalidSpec where it has none."""
+    try:
+        return session.run(None if output is None else [output], dict(given))[0]
+    except Exception as error:  # its errors have no common class of their own
+        raise InvalidSpec("file", f"onnxruntime cannot run it: {str(error)[:256]}") from error
 
 
 def _stored(name: str, value: Tensor) -> Stored:
