@@ -7,6 +7,7 @@ What comes out describes tensors; their bytes lie beside the pickle. Source: PEP
 
 from __future__ import annotations
 
+import math
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -245,9 +246,9 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     if any(type(number) is not int or not 0 <= number < _MAX_SIZE for number in numbers):
         raise ValueError("a tensor with sizes that none has")
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
-    elements = 1
-    for side in shape:
-        elements *= side
+    elements = math.prod(shape)
+    if math.prod(max(1, side) for side in shape) >= _MAX_SIZE:  # of empty tensors, too: no array has such sides
+        raise ValueError("a tensor with sizes that none has")
     # A view may name one element many times over: a file of a kilobyte would unfold to gigabytes.
     if elements and (last >= storage.size or elements > storage.size):
         raise ValueError("a tensor that is larger than its storage")

@@ -37,6 +37,7 @@ Still = Mapping[str, npt.NDArray[np.uint8]]
 NOTHING_STILL: Still = MappingProxyType({})
 
 MAX_HEADER_BYTES = 8 << 20
+MAX_RANK = 32
 SEED_BYTES = 32
 _NONE = np.zeros(0, dtype=np.float32)
 
@@ -201,7 +202,9 @@ def read_header(path: Path, what: str) -> dict[str, TensorView]:
 def _view(entry: Any, base: int, path: str) -> TensorView:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if len(entry) == 3:
-            if all(type(side) is int and 0 <= side < 1 << 48 for side in shape) and 0 <= start <= end:
+            sides = len(shape) <= MAX_RANK and all(type(side) is int and side >= 0 for side in shape)
+            # Of empty tensors, too: nothing makes an array with sides that no memory could have.
+            if sides and math.prod(max(1, side) for side in shape) < 1 << 48 and 0 <= start <= end:
                 return TensorView(dtype, tuple(shape), base + start, base + end)
     raise InvalidSpec(path, "has no valid entry in the safetensors header")
 

@@ -12,6 +12,8 @@ PLACES = {
     "checkpoint: storage of 32 GiB": "tensors.w",
     "safetensors: shape of 2^120": "file.w",
     "safetensors: rank of a million": "file.w",
+    "safetensors: nothing, 2^80 times": "file.w",
+    "safetensors: rank of a hundred": "file.w",
     "safetensors: below zero": "file.w",
     "safetensors: overlapping": "file.b",
     "safetensors: gap": "file.w",

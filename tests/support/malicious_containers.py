@@ -284,6 +284,7 @@ CODE: dict[str, Maker] = {
 # --- more than it weighs -------------------------------------------------------------------------------------------
 
 _HUGE = b"\x8a\x05" + (1 << 33).to_bytes(5, "little")
+_HUGER = b"\x8a\x05" + (1 << 38).to_bytes(5, "little")
 
 
 def header(text: bytes | str, data: bytes = b"", length: int | None = None) -> Callable[[Path], Path]:
@@ -312,6 +313,9 @@ SIZES: dict[str, Maker] = {
     "checkpoint: sizes below zero": lambda f: torch_zip(
         f, _view(b"K\4", _long(-4) + b"\x85", b"K\1\x85"), **{"0": bytes(16)}
     ),
+    "checkpoint: nothing, 2^76 times": lambda f: torch_zip(
+        f, _view(b"K\4", b"K\0" + _HUGER * 2 + b"\x87", b"K\1K\1K\1\x87"), **{"0": bytes(16)}
+    ),
     "checkpoint: billion laughs": lambda f: torch_zip(f, _laughs(f)),
     "checkpoint: billion laughs as a name": lambda f: torch_zip(f, _laughs_as_a_name(f)),
     "checkpoint: one size many times": lambda f: torch_zip(f, _copies(f)),
@@ -326,6 +330,8 @@ SIZES: dict[str, Maker] = {
     "safetensors: number of a million digits": header('{"w": ' + "9" * 1_000_000 + "}"),
     "safetensors: below zero": header(tensor(shape=[-4, -1]), bytes(16)),
     "safetensors: beyond the end": header(tensor(data_offsets=[0, 1 << 40], shape=[1 << 38]), bytes(16)),
+    "safetensors: nothing, 2^80 times": header(tensor(shape=[0, 1 << 40, 1 << 40], data_offsets=[0, 0])),
+    "safetensors: rank of a hundred": header(tensor(shape=[1] * 100, data_offsets=[0, 4]), bytes(4)),
     "safetensors: overlapping": header(
         json.dumps({name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for name in "ab"}), bytes(16)
     ),
