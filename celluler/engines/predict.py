@@ -16,10 +16,13 @@ from celluler.engines.modules import module_of
 from celluler.engines.objectives_wired import Run, answer, sample
 from celluler.models.body import Body
 from celluler.models.calls import SAMPLE, check_call, outputs_of
+from celluler.models.spec import Architecture
 from celluler.models.weights import NOTHING_STILL, Still
 
 _BATCH_BYTES = 64 << 20
 _MAX_BATCH = 1024
+_SLOW = 10**10
+"""Multiply-adds of a sample: about a second."""
 _SAMPLE_KEY = b"celluler-sample".ljust(32, b"\0")
 
 
@@ -29,7 +32,8 @@ class Predictor:
     def __init__(self, architecture: Body, vector: Tensor, still: Still = NOTHING_STILL) -> None:
         """vector: (dimension,) float32; the model goes on reading it. still: the rest of the weights file."""
         self.architecture = architecture
-        self._run = Run(module_of(architecture, vector, still).eval())
+        self.module = module_of(architecture, vector, still).eval()
+        self._run = Run(self.module)
         least, most = architecture.batch
         # Activations of a whole batch stay within a bound that depends on the body alone.
         fitting = min(_MAX_BATCH, _BATCH_BYTES // max(1, architecture.activation_bytes))
@@ -49,11 +53,13 @@ class Predictor:
                 answer(self.architecture, self._run, piece, output).numpy()
                 for piece, _ in pieces(torch.from_numpy(x), self._batch, self._least)
             ]
-        return np.concatenate(told)
+        return told[0] if len(told) == 1 else np.concatenate(told)
 
     def warm_up(self) -> None:
-        """Once through what answers: the first time is slow."""
+        """Once through what answers: the first time is slow. Not where every time takes longer than that."""
         body = self.architecture
+        if isinstance(body, Architecture) and body.cost.multiply_adds > _SLOW:
+            return
         zeros = np.zeros((self._least, *body.input.shape), dtype=body.input.dtype)
         if (usual := next(iter(outputs_of(body)))) != SAMPLE:
             self.predict(zeros, usual)

@@ -33,6 +33,7 @@ from celluler.models.interface import read_interface
 from celluler.models.memory import check_batch, micro_batch
 from celluler_node.processes.serving import Link, serve_sync
 from celluler_node.processes.words import Reply
+from celluler_node.processes.worker_generate import Generator
 from celluler_node.processes.worker_mix import Mixer
 from celluler_node.processes.worker_replay import ReplayUnderWay
 from celluler_node.processes.worker_states import KeptStates
@@ -100,6 +101,7 @@ class Worker:
         self._states = KeptStates(scratch, 0)
         self._replay: ReplayUnderWay | None = None
         self._mixer = Mixer(scratch, lambda: (self._need_run(), self._parts))
+        self._generator = Generator(self._need_model, memory_bytes)
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
@@ -119,6 +121,7 @@ class Worker:
             Describe: self.describe,
             Prepare: self.prepare,
             **self._mixer.handlers,
+            **self._generator.handlers,
         }
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
@@ -245,6 +248,11 @@ class Worker:
         if state is None:
             raise LocalError(f"the state before round {round_number} is not here; kept: {self._states.rounds}")
         return state
+
+    def _need_model(self) -> Predictor:
+        if self._model is None:
+            raise LocalError("no model is loaded")
+        return self._model
 
     def _need_run(self) -> Trainer:
         if self._run is None:

@@ -16,6 +16,7 @@ from celluler.models.body import MAX_BODY_BYTES
 from celluler.models.transforms.document import MAX_TRANSFORM_BYTES
 from celluler.wire import I16, U8, U16, U32, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import Answer, PathText, Program
+from celluler_node.processes.worker_generate_words import GENERATE_ANSWERS, GENERATE_REPLIES, GENERATE_REQUESTS
 from celluler_node.processes.worker_mix_words import MIX_ANSWERS, MIX_REPLIES, MIX_REQUESTS
 
 MAX_PARTS = 64
@@ -292,11 +293,13 @@ REQUESTS = (
     *(LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState),
     *(Summarise, Replay, GoOn, Describe, Prepare),
     *MIX_REQUESTS,
+    *GENERATE_REQUESTS,
 )
 REPLIES = (
     *(Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised, Replayed),
     *(Replaying, Described, Prepared),
     *MIX_REPLIES,
+    *GENERATE_REPLIES,
 )
 
 ANSWERS = {
@@ -315,6 +318,7 @@ ANSWERS = {
     Describe: Answer((Described,)),
     Prepare: Answer((Prepared,)),
     **MIX_ANSWERS,
+    **GENERATE_ANSWERS,
 }
 
 WORKER = Program(

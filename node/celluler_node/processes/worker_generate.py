@@ -1,0 +1,65 @@
+"""The worker's part of generating: slots on the model that is loaded, moved as the node says, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celluler.engines.generation.slots import GeneratingSlots
+from celluler.engines.predict import Predictor
+from celluler.errors import LocalError
+from celluler_node.processes.worker_generate_words import (
+    Admit,
+    Admitted,
+    OpenSlots,
+    Release,
+    Released,
+    SlotsOpen,
+    SlotsStepped,
+    Step,
+    reply_of,
+    sampling_of,
+    tokens_of,
+)
+
+Blobs = tuple[bytearray, ...]
+
+
+class Generator:
+    """Made with the worker; its slots go with the model for which they were opened."""
+
+    def __init__(self, model: Callable[[], Predictor], memory_bytes: int | None) -> None:
+        """model: that is loaded. Raises LocalError while there is none. memory_bytes: what this process may take."""
+        self._model, self._memory = model, memory_bytes
+        self._open: tuple[Predictor, GeneratingSlots] | None = None
+
+    @property
+    def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
+        return {OpenSlots: self.open, Admit: self.admit, Step: self.step, Release: self.release}
+
+    def open(self, request: OpenSlots, _: Blobs) -> SlotsOpen:
+        model, self._open = self._model(), None
+        slots = GeneratingSlots(
+            model.architecture, model.module, slots=request.slots, length=request.length, memory_bytes=self._memory
+        )
+        self._open = model, slots
+        return SlotsOpen(slots.length, slots.vocabulary, slots.cache_bytes, slots.why_not_cached)
+
+    def admit(self, request: Admit, blobs: Blobs) -> Admitted:
+        if len(blobs) != 1:
+            raise LocalError(f"{len(blobs)} blobs, a prompt is one")
+        prompt = tokens_of(blobs[0])
+        self._slots().admit(request.slot, prompt, sampling_of(request), source=request.source, shared=request.shared)
+        return Admitted()
+
+    def step(self, request: Step, _: Blobs) -> SlotsStepped:
+        return reply_of(self._slots().step(request.prefill, request.count, request.decode))
+
+    def release(self, request: Release, _: Blobs) -> Released:
+        self._slots().release(request.slot)
+        return Released()
+
+    def _slots(self) -> GeneratingSlots:
+        if self._open is None or self._open[0] is not self._model():
+            raise LocalError("no slots are open on this model")
+        return self._open[1]

@@ -1,0 +1,176 @@
+"""What the node asks of a worker that generates, and what it answers. Imports no torch.
+
+The node decides who gets a slot and what a step does (`celluler.inference.scheduler`); `calls_of` and `stepped_of` are
+a tick and its outcome in these words. Tokens of a prompt travel as one blob, (tokens,) uint32, little-endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+
+from celluler.inference.caching import MAX_SLOTS
+from celluler.inference.requests import Admission, Drawn, Stepped, Tick
+from celluler.inference.sampling import MAX_TOP_LOGPROBS, Chosen, Sampling
+from celluler.wire import U8, U32, U64, Length, Range, Text
+from celluler_node.processes.words import Answer
+
+Slot = Annotated[int, Range(0, MAX_SLOTS - 1)]
+_TOKEN = np.dtype("<u4")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSlots:
+    """Make room to generate with the model that is loaded; what was open before is closed. → SlotsOpen
+
+    length: places of a slot, None for as many as the model looks at.
+    """
+
+    slots: Annotated[int, Range(1, MAX_SLOTS)]
+    length: U32 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsOpen:
+    """vocabulary: tokens are below it. cache_bytes: 0 of a model that keeps nothing, and not_cached says why not."""
+
+    length: U32
+    vocabulary: U64
+    cache_bytes: U64
+    not_cached: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """With the prompt as one blob: begin a sequence in a slot that is free. → Admitted
+
+    temperature … logprobs: see `Sampling`; source, shared: see `GeneratingSlots.admit`.
+    """
+
+    slot: Slot
+    temperature: float
+    top_p: float
+    top_k: U32
+    seed: U64
+    choice: U8
+    logprobs: U8 | None
+    source: Slot | None
+    shared: U32
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The slot is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Prefill one slot by at most `count` tokens, then decode others, ascending, by one token. → SlotsStepped"""
+
+    prefill: Slot | None
+    count: U32
+    decode: Annotated[tuple[Slot, ...], Length(0, MAX_SLOTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """A token that might have been drawn, and the logarithm of its probability."""
+
+    token: U32
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnToken:
+    """token: None of a slot in which the model gave no logit that is a number. logprob, top: if asked for."""
+
+    slot: Slot
+    token: U32 | None
+    logprob: float | None
+    top: Annotated[tuple[Likely, ...], Length(0, MAX_TOP_LOGPROBS)]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsStepped:
+    """left: of the prompt that was prefilled. drawn: one a slot that has a next token."""
+
+    left: U32
+    drawn: Annotated[tuple[DrawnToken, ...], Length(0, MAX_SLOTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A sequence is over, whatever it was at; of a slot that is free, nothing. → Released"""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The slot is free."""
+
+
+GENERATE_REQUESTS = (OpenSlots, Admit, Step, Release)
+GENERATE_REPLIES = (SlotsOpen, Admitted, SlotsStepped, Released)
+GENERATE_ANSWERS = {
+    OpenSlots: Answer((SlotsOpen,)),
+    Admit: Answer((Admitted,)),
+    Step: Answer((SlotsStepped,)),
+    Release: Answer((Released,)),
+}
+
+
+def calls_of(tick: Tick) -> Iterator[tuple[Any, tuple[bytes, ...]]]:
+    """The requests of a tick with their blobs, in the order in which they are to be asked; the last is its `Step`."""
+    for slot in tick.releases:
+        yield Release(slot), ()
+    for one in tick.admissions:
+        yield _admit(one), (np.array(one.prompt, dtype=_TOKEN).tobytes(),)
+    yield Step(tick.prefill, tick.count, tick.decode), ()
+
+
+def stepped_of(reply: SlotsStepped) -> Stepped:
+    """The outcome of a tick, for `Scheduler.stepped`."""
+    return Stepped(reply.left, tuple(_drawn(one) for one in reply.drawn))
+
+
+def sampling_of(request: Admit) -> Sampling:
+    """Raises InvalidSpec for a value out of range."""
+    return Sampling(
+        request.temperature, request.top_p, request.top_k, request.seed, request.choice, request.logprobs
+    )  # fmt: skip
+
+
+def tokens_of(blob: bytes | bytearray) -> list[int]:
+    """The tokens of a prompt; what is behind the last whole one counts for nothing."""
+    tokens: list[int] = np.frombuffer(blob, dtype=_TOKEN, count=len(blob) // _TOKEN.itemsize).tolist()
+    return tokens
+
+
+def reply_of(stepped: Stepped) -> SlotsStepped:
+    """What the worker says of an outcome."""
+    return SlotsStepped(stepped.left, tuple(_token(one) for one in stepped.drawn))
+
+
+def _admit(one: Admission) -> Admit:
+    its = one.sampling
+    return Admit(
+        one.slot, its.temperature, its.top_p, its.top_k, its.seed, its.choice, its.logprobs, one.source, one.shared
+    )  # fmt: skip
+
+
+def _token(one: Drawn) -> DrawnToken:
+    if one.chosen is None:
+        return DrawnToken(one.slot, None, None, ())
+    return DrawnToken(
+        one.slot, one.chosen.token, one.chosen.logprob, tuple(Likely(*likely) for likely in one.chosen.top)
+    )
+
+
+def _drawn(one: DrawnToken) -> Drawn:
+    if one.token is None:
+        return Drawn(one.slot, None)
+    return Drawn(one.slot, Chosen(one.token, one.logprob, tuple((its.token, its.logprob) for its in one.top)))
