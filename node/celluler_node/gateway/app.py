@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 from celluler.errors import CellulerError
 from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.counted import Counted, Measure
 from celluler_node.gateway.failures import on_celluler_error, on_fault, on_http_error
 from celluler_node.gateway.guard import Guard
 from celluler_node.gateway.keys import KeyRing
@@ -50,10 +51,11 @@ def gateway_app(
     that the Host header may bear. spool: folder for uploads on their way into the store. keys: what others than this
     machine may bear instead; keys_always: this machine, too, where no token is needed.
     """
-    asking = Asking(operations)
+    counted = Counted()
+    asking = Asking(operations, counted)
     routes = [
         *health_routes(operations),
-        metrics_route(operations, metrics),
+        metrics_route(operations, asking, metrics),
         *node_routes(operations),
         *content_routes(operations, spool=spool, max_upload_bytes=max_upload_bytes),
         *version_routes(operations),  # before the models, whose last route takes any text
@@ -66,6 +68,9 @@ def gateway_app(
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, token, [host.lower() for host in allowed_hosts], keys, keys_always)],
+        middleware=[
+            Middleware(Measure, counted),
+            Middleware(Guard, token, [host.lower() for host in allowed_hosts], keys, keys_always),
+        ],
         exception_handlers={CellulerError: on_celluler_error, HTTPException: on_http_error, Exception: on_fault},
     )

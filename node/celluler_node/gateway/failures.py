@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from celluler import errors
 from celluler.errors import CellulerError, InvalidSpec, LocalError, NotFound
+from celluler.failures import describe_error
+from celluler_node.gateway.counted import ERROR_KIND
 from celluler_node.gateway.documents import failure, status_of
 
 RETRY_S = 1.0
@@ -58,12 +60,18 @@ def _openai(error: CellulerError, status: int) -> JSONResponse:
     return answer
 
 
+def kind_of(error: CellulerError) -> str:
+    """The nearest of `celluler.errors`, as clients are told."""
+    return str(describe_error(error)["type"])
+
+
 def _text(error: CellulerError) -> str:
     return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 async def on_celluler_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CellulerError)
+    request.scope[ERROR_KIND] = kind_of(error)
     return failure_at(request.url.path, error)
 
 
@@ -71,6 +79,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     """No such path, or not this method."""
     assert isinstance(error, HTTPException)
     told = errors.NotFound("this path") if error.status_code == 404 else LocalError(error.detail)
+    request.scope[ERROR_KIND] = kind_of(told)
     return failure_at(request.url.path, told, status=error.status_code)
 
 

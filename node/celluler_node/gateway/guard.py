@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from celluler.errors import Busy, CellulerError, Denied
-from celluler_node.gateway.failures import failure_at
+from celluler_node.gateway.counted import ERROR_KIND
+from celluler_node.gateway.failures import failure_at, kind_of
 from celluler_node.gateway.keys import KeyRing, Scope
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -47,6 +48,7 @@ class Guard:
             await self._app(scope, receive, send)
         else:
             status, error, retry_s = refusal
+            scope[ERROR_KIND] = kind_of(error)
             answer = failure_at(scope["path"], error, status=status, retry_s=retry_s)
             if status == 401:
                 answer.headers["WWW-Authenticate"] = "Bearer"

@@ -14,6 +14,8 @@ from starlette.routing import Route
 
 from celluler.identity import short
 from celluler.views import Status
+from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.counted import Histogram
 from celluler_node.operations import Operations
 
 if TYPE_CHECKING:
@@ -22,23 +24,24 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def metrics_route(operations: Operations, registry: CollectorRegistry | None) -> Route:
+def metrics_route(operations: Operations, asking: Asking, registry: CollectorRegistry | None) -> Route:
     """registry: the node's own counters, served after the status."""
 
     async def metrics(_request: Request) -> Response:
-        text = _render(await operations.status(), registry)
+        text = _render(await operations.status(), asking, registry)
         return Response(text, media_type=CONTENT_TYPE)
 
     return Route("/metrics", metrics)
 
 
-def _render(status: Status, registry: CollectorRegistry | None) -> bytes:
+def _render(status: Status, asking: Asking, registry: CollectorRegistry | None) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
     from prometheus_client.registry import Collector  # noqa: PLC0415
 
     class Snapshot(Collector):
         def collect(self) -> Iterator[Metric]:
-            return _families(status)
+            yield from _families(status)
+            yield from _work(asking)
 
     own = CollectorRegistry()
     own.register(Snapshot())
@@ -72,3 +75,39 @@ def _families(status: Status) -> Iterator[Metric]:
         traffic.add_metric([short(one.peer), "sent"], one.sent_bytes)
         traffic.add_metric([short(one.peer), "received"], one.received_bytes)
     yield traffic
+
+
+def _work(asking: Asking) -> Iterator[Metric]:
+    """What the endpoint itself did."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+    counted = asking.counted
+    yield _histogram(
+        "celluler_http_request_seconds",
+        "From a request's head to the last byte of its answer",
+        ("method", "route", "status"),
+        counted.requests,
+    )
+    errors = CounterMetricFamily("celluler_http_errors", "Requests answered with an error", labels=["route", "kind"])
+    for labels, count in counted.errors.items():
+        errors.add_metric(labels, count)
+    yield errors
+    yield _histogram(
+        "celluler_prediction_seconds", "Predictions asked for here, waiting included", ("model",), counted.predictions
+    )
+    yield _histogram("celluler_prediction_samples", "Samples of a prediction", ("model",), counted.batches)
+    yield GaugeMetricFamily("celluler_predictions_at_work", "Predictions being made", value=asking.at_work)
+    yield GaugeMetricFamily("celluler_predictions_waiting", "Predictions that wait for a place", value=asking.waiting)
+    failed = CounterMetricFamily("celluler_predictions_failed", "Predictions that failed", labels=["kind"])
+    for kind, count in counted.refused.items():
+        failed.add_metric([kind], count)
+    yield failed
+
+
+def _histogram(name: str, text: str, labels: tuple[str, ...], values: Histogram) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415
+
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for given, buckets, total in values.read():
+        family.add_metric(given, buckets, sum_value=total)
+    return family

@@ -1,0 +1,98 @@
+"""What the endpoint counts of its own work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from celluler_node.gateway.app import gateway_app
+from celluler_node.gateway.counted import MAX_MODELS, Counted, Histogram
+from tests.support.serving_node import ServingNode
+
+Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[ServingNode]:
+    node = ServingNode()
+    await node.publish()
+    yield node
+    node.close()
+
+
+@pytest.fixture
+async def http(node: ServingNode) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=gateway_app(node, "t"), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8787") as http:
+        yield http
+
+
+async def figures(http: httpx.AsyncClient) -> Figures:
+    text = (await http.get("/metrics")).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+
+
+def of(found: Figures, name: str, **labels: str) -> float:
+    return found.get((name, frozenset(labels.items())), 0.0)
+
+
+async def test_latency_batches_and_errors_are_told_by_route_and_model(http: httpx.AsyncClient) -> None:
+    for texts in (["a"], ["a", "b", "c"]):
+        await http.post("/v1/embeddings", json={"model": "alice/texts", "input": texts})
+    await http.post("/v1/embeddings", json={"model": "alice/none", "input": "a"})
+    await http.get("/v1/models/alice/digits")
+    await http.get("/nowhere/at/all")
+    await http.request("BREW", "/v1/models")
+    await http.get("/api/v1/status")
+    found = await figures(http)
+    route = {"method": "POST", "route": "/v1/embeddings"}
+    assert of(found, "celluler_http_request_seconds_count", **route, status="200") == 2
+    assert of(found, "celluler_http_request_seconds_bucket", **route, status="200", le="+Inf") == 2
+    assert of(found, "celluler_http_request_seconds_count", **route, status="404") == 1
+    assert of(found, "celluler_http_errors_total", route="/v1/embeddings", kind="NotFound") == 1
+    shown = {"method": "GET", "route": "/v1/models/{ref:path}", "status": "200"}
+    assert of(found, "celluler_http_request_seconds_count", **shown) == 1
+    assert of(found, "celluler_http_request_seconds_count", method="GET", route="none", status="404") == 1
+    assert of(found, "celluler_http_request_seconds_count", method="other", route="/v1/models", status="405") == 1
+    assert of(found, "celluler_http_errors_total", route="none", kind="Denied") == 1
+    model = {"model": "alice/texts:1.1.0"}
+    assert of(found, "celluler_prediction_seconds_count", **model) == 2
+    assert of(found, "celluler_prediction_samples_sum", **model) == 4
+    assert of(found, "celluler_prediction_samples_bucket", **model, le="1") == 1
+    assert of(found, "celluler_predictions_waiting") == 0
+
+
+async def test_a_prediction_that_failed_and_a_bug_are_told_by_kind(
+    node: ServingNode, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.busy = True
+    await http.post("/v1/embeddings", json={"model": "alice/texts", "input": "a"})
+
+    async def broken(_ref: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(node, "model_ports", broken)
+    assert (await http.post("/v1/embeddings", json={"model": "alice/texts", "input": "a"})).status_code == 500
+    found = await figures(http)
+    assert of(found, "celluler_predictions_failed_total", kind="Busy") == 1
+    assert of(found, "celluler_http_errors_total", route="/v1/embeddings", kind="Fault") == 1
+
+
+def test_models_beyond_a_hundred_are_counted_together() -> None:
+    counted = Counted()
+    for number in range(MAX_MODELS + 50):
+        counted.predicted(f"m{number}", 1, 0.1)
+    told = {labels[0]: buckets[-1][1] for labels, buckets, _ in counted.predictions.read()}
+    assert len(told) == MAX_MODELS + 1
+    assert told["other"] == 50
+
+
+def test_a_value_on_a_bound_counts_below_it() -> None:
+    histogram = Histogram((1, 2))
+    for value in (1, 1.5, 2, 9):
+        histogram.add(("a",), value)
+    assert list(histogram.read()) == [(("a",), [("1", 1.0), ("2", 3.0), ("+Inf", 4.0)], 13.5)]
