@@ -7,6 +7,7 @@ copies, subtracts and steps on that vector alone. Nothing is allocated but the v
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from celluler.models.layers import (
 )
 from celluler.models.spec import Architecture
 
-_UNBOUNDED = Budget(parameter_bytes=1 << 62, activation_bytes=1 << 62, multiply_adds=1 << 62, layers=1 << 62)
+_UNBOUNDED = Budget(*(1 << 62 for _ in fields(Budget)))
 
 
 def build(architecture: Architecture, vector: Tensor) -> nn.Module:

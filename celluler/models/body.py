@@ -82,7 +82,11 @@ class Body(Protocol):
 
     @property
     def activation_bytes(self) -> int:
-        """Of all values of one sample, on the way there."""
+        """Of all values of one sample, on the way there: what training keeps."""
+
+    @property
+    def working_bytes(self) -> int:
+        """Of one sample, held at once where nothing is trained."""
 
     @property
     def batch(self) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from celluler.errors import InvalidSpec
 from celluler.models.graph import Graph, GraphInput, Node, parse_graph, plain_graph
 from celluler.models.graph_arguments import Value, need_keys, one_of, some, whole
 from celluler.models.graph_ops import RANDOM, WRITES
-from celluler.models.layers import Budget, Shape, Signal, TensorSpec
+from celluler.models.layers import Shape, Signal, TensorSpec
 from celluler.models.narrow import DTYPES, SCALE, is_narrow, stored_as
 from celluler.models.objectives import Planned, Straight
 from celluler.models.spec import Input, plain, read_objective
@@ -33,7 +33,7 @@ from celluler.models.stored import Stored
 
 FORMAT = 1
 MAX_GRAPH_BODY_BYTES = 1 << 18
-MAX_ACTIVATION_BYTES = Budget().activation_bytes
+MAX_ACTIVATION_BYTES = 256 << 20
 MAX_VOCABULARY = 1 << 20
 _NORMS = ("batch_norm.default", "instance_norm.default")
 _LAYERS = (
@@ -59,6 +59,11 @@ class GraphBody:
     """What training moves: float32 parameters, and the float32 buffers that the graph writes into."""
     storage: str = "float32"
     """Of those among them that are matrices, see `celluler.models.narrow`."""
+
+    @property
+    def working_bytes(self) -> int:
+        """All values: which of them are held at once nobody has counted."""
+        return self.activation_bytes
 
     @property
     def input(self) -> Input:

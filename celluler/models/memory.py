@@ -19,6 +19,8 @@ LEAST_VECTORS = 8
 """Without which no member trains, however small its batches."""
 COPIES = 3
 """Of a sample's activations: kept for the way back, their gradients, and what a layer works with."""
+WORKING = 2
+"""Of what a layer that answers takes and makes: what it does so with, or the answer on its way out."""
 _FLOAT_BYTES = 4
 
 
@@ -39,9 +41,9 @@ def check_room(body: Body, memory_bytes: int | None, *, training: bool) -> None:
     """
     if memory_bytes is None:
         return
+    sample = COPIES * body.activation_bytes if training else WORKING * body.working_bytes
     vectors = LEAST_VECTORS if training else 0
-    samples = body.batch[0] * (COPIES if training else 1)
-    needed = _weights_bytes(body) + vectors * _FLOAT_BYTES * body.dimension + samples * body.activation_bytes
+    needed = _weights_bytes(body) + vectors * _FLOAT_BYTES * body.dimension + body.batch[0] * sample
     if needed + RUNTIME_BYTES > memory_bytes:
         what = "training this model" if training else "this model"
         raise DoesNotFit(what, needed + RUNTIME_BYTES, memory_bytes)

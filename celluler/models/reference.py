@@ -37,7 +37,8 @@ Costs are counted while the document is read; nothing is allocated before. Refus
 | | |
 |---|---|
 | parameters, running statistics included | {DEFAULT_BUDGET.parameter_bytes} bytes |
-| activations of one sample, all layers | {DEFAULT_BUDGET.activation_bytes} bytes |
+| activations of one sample, all layers, as training keeps them | {DEFAULT_BUDGET.activation_bytes} bytes |
+| what one layer takes, makes and works with, and what waits for a `residual` | {DEFAULT_BUDGET.working_bytes} bytes |
 | multiply-adds for one sample | {DEFAULT_BUDGET.multiply_adds} |
 | layers, repeats unrolled | {DEFAULT_BUDGET.layers} |
 """

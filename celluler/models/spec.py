@@ -57,6 +57,7 @@ class Cost:
     activation_bytes: int
     multiply_adds: int
     layers: int
+    working_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,11 @@ class Architecture:
     def activation_bytes(self) -> int:
         """Of one sample."""
         return self.cost.activation_bytes
+
+    @property
+    def working_bytes(self) -> int:
+        """Of one sample, held at once by a layer that answers."""
+        return self.cost.working_bytes
 
     @property
     def batch(self) -> tuple[int, int]:
@@ -290,9 +296,10 @@ class _Planner:
 
     def through(self, name: str, given: Signal) -> Signal:
         path = f"nets.{name}" if name else "layers"
-        if FLOAT_BYTES * given.elements > self._ledger.budget.activation_bytes:
+        if FLOAT_BYTES * given.elements > self._ledger.budget.working_bytes:
             raise InvalidSpec(path, f"takes {given.elements} elements, over the budget")
         at = Place("nets", f"{name}.", body=name) if name else Place()
+        self._ledger.given = given.elements
         out = plan_layers(self._bodies[name], given, at, self._ledger)
         if out.dtype != "float32":
             raise InvalidSpec(path, f"give {out.dtype}, an objective needs float32")
@@ -306,14 +313,21 @@ def _plan(given: Input, bodies: Bodies, objective: Objective, budget: Budget) ->
             "nets" if "" not in bodies else "layers", f"need {unrolled} layers, the budget is {budget.layers}"
         )
     start = Signal(given.dtype, given.shape)
-    if FLOAT_BYTES * start.elements > budget.activation_bytes:
+    if FLOAT_BYTES * start.elements > budget.working_bytes:
         raise InvalidSpec("input.shape", f"holds {start.elements} elements, over the budget")
     ledger = Ledger(budget, timed=isinstance(objective, Denoising))
     planner = _Planner(bodies, ledger)
     output = objective.plan(start, planner)
     ledger.again(Place("objective.kind"), objective.PASSES - 1)
     trained = sum(tensor.elements for tensor in ledger.tensors if tensor.trained)
-    cost = Cost(trained, ledger.parameter_bytes, ledger.activation_bytes, ledger.multiply_adds, ledger.layers)
+    cost = Cost(
+        trained,
+        ledger.parameter_bytes,
+        ledger.activation_bytes,
+        ledger.multiply_adds,
+        ledger.layers,
+        ledger.working_bytes,
+    )
     return Architecture(
         given, tuple(planner.planned), objective, output, tuple(ledger.tensors), ledger.vocabulary, cost
     )

@@ -21,6 +21,7 @@ from celluler.formats.imported import Imported
 from celluler.formats.importing import Wishes, import_gguf, import_hf_folder
 from celluler.formats.safetensors_files import open_safetensors, write_safetensors
 from celluler.models.body import parse_body
+from celluler.models.memory import DoesNotFit, check_room
 from celluler.models.spec import parse_spec
 from tests.support.decoders import GPT2, LLAMA, gpt2, gpt2_state, hf_folder, llama, llama_state, tokens
 from tests.support.model_files import a_gguf
@@ -37,6 +38,17 @@ def answers(imported: Imported, folder: Path, given: Tensor) -> np.ndarray[Any, 
 
 def length(imported: Imported) -> int:
     return parse_spec(imported.document).input.shape[0]
+
+
+def test_a_decoder_has_the_places_that_answering_has_room_for_and_training_is_counted_whole() -> None:
+    small = {"vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9}
+    small |= {"num_key_value_heads": 3, "intermediate_size": 1536, "max_position_embeddings": 8192}
+    body = parse_spec(document_of(decoder_of_config(LLAMA | small)))
+    assert body.input.shape == (2048,)
+    assert body.working_bytes < 400 << 20 < 2 << 30 < body.activation_bytes
+    check_room(body, 4 << 30, training=False)
+    with pytest.raises(DoesNotFit, match="training this model takes 14543 MiB"):
+        check_room(body, 8 << 30, training=True)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +81,9 @@ def test_a_window_bounds_the_context(tmp_path: Path) -> None:
 def test_as_many_places_as_the_budget_allows_are_kept() -> None:
     decoder = decoder_of_config(LLAMA | {"vocab_size": 1 << 18, "max_position_embeddings": 4096})
     places = parse_spec(document_of(decoder)).input.shape[0]
-    assert 128 < places < 256  # logits alone take a megabyte a place, of 256
+    assert 256 < places < 512  # logits alone take a megabyte a place, of 512
     with pytest.raises(InvalidSpec, match="budget"):
-        document_of(decoder, 256)
+        document_of(decoder, 512)
     assert parse_spec(document_of(decoder, 100)).input.shape == (100,)
 
 

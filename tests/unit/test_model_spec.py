@@ -159,9 +159,18 @@ def test_a_model_over_the_budget_is_refused_before_anything_is_allocated(documen
 
 def test_each_cost_has_a_budget_of_its_own() -> None:
     cost = parse_spec(MLP).cost
-    for name in ("parameter_bytes", "activation_bytes", "multiply_adds", "layers"):
+    for name in ("parameter_bytes", "activation_bytes", "multiply_adds", "layers", "working_bytes"):
         parse_spec(MLP, budget=Budget(**{name: max(getattr(cost, name), 256)}))
         refused(MLP, **{name: getattr(cost, name) - 1})
+
+
+def test_what_an_answer_holds_at_once_is_of_one_layer_and_of_what_waits_behind_it() -> None:
+    branch = {"kind": "residual", "layers": [dense(32), RELU, dense(8)]}
+    inside, at_once = (
+        parse_spec(regression({"kind": "repeat", "times": times, "layers": [branch]})).cost for times in (1, 50)
+    )
+    assert inside.working_bytes == at_once.working_bytes == 4 * (8 + 32 + 32)  # the sum's other side, in, out
+    assert at_once.activation_bytes == 50 * inside.activation_bytes
 
 
 def test_a_repeat_may_change_its_shape_once() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ from celluler.models.layers import (
 from celluler.models.spec import Architecture, format_spec, parse_spec, plain
 from celluler.models.weights import Vector, need_float32
 
-_UNBOUNDED = Budget(1 << 62, 1 << 62, 1 << 62, 1 << 62)
+_UNBOUNDED = Budget(*(1 << 62 for _ in fields(Budget)))
 Places = npt.NDArray[np.intp]
 
 

@@ -54,20 +54,24 @@ class TensorSpec:
 class Budget:
     """What a model may cost at most; a document that asks for more is refused when it is read.
 
-    Costs beside parameters are for one sample. layers: counted after repeats are unrolled.
+    Costs beside parameters are for one sample. activation_bytes: of what all layers make, as training keeps it for the
+    way back; working_bytes: of what a layer takes, makes and works with, and of what waits for a sum behind it, as
+    answering holds it at once. layers: counted after repeats are unrolled.
     """
 
     parameter_bytes: int = 2 << 30
-    activation_bytes: int = 256 << 20
-    multiply_adds: int = 10**11
+    activation_bytes: int = 4 << 30
+    multiply_adds: int = 5 * 10**11
     layers: int = 4096
+    working_bytes: int = 512 << 20
 
 
 @dataclass(slots=True)
 class Ledger:
     """What the layers planned so far cost; raises InvalidSpec as soon as the budget is overdrawn.
 
-    timed: whether the model is told a step, so that a layer may ask for it.
+    timed: whether the model is told a step, so that a layer may ask for it. waiting: elements that are held while other
+    layers work. given: elements that the next layer takes.
     """
 
     budget: Budget
@@ -76,6 +80,9 @@ class Ledger:
     activation_bytes: int = 0
     multiply_adds: int = 0
     layers: int = 0
+    working_bytes: int = 0
+    waiting: int = 0
+    given: int = 0
     vocabulary: int = MAX_SIZE
     tensors: list[TensorSpec] = field(default_factory=list)
 
@@ -86,6 +93,11 @@ class Ledger:
         parameter_bytes = FLOAT_BYTES * sum(tensor.elements for tensor in tensors)
         activation_bytes = FLOAT_BYTES * (out.elements + inside)
         self._check(at, parameter_bytes, activation_bytes, multiply_adds, 1)
+        working_bytes = FLOAT_BYTES * (self.waiting + self.given + inside + out.elements)
+        if working_bytes > self.budget.working_bytes:
+            told = f"needs {working_bytes} bytes at once for a sample, the budget is {self.budget.working_bytes}"
+            raise InvalidSpec(at.path, told)
+        self.working_bytes, self.given = max(self.working_bytes, working_bytes), out.elements
         self.parameter_bytes += parameter_bytes
         self.activation_bytes += activation_bytes
         self.multiply_adds += multiply_adds

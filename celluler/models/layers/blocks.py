@@ -42,6 +42,7 @@ class Residual:
 
     def plan(self, given: Signal, at: Place, ledger: Ledger) -> Signal:
         need_float(given, at)
+        ledger.waiting += given.elements
         branch = plan_layers(self.layers, given, at, ledger)
         if self.join == "add":
             if branch.shape != given.shape:
@@ -52,6 +53,7 @@ class Residual:
                 raise InvalidSpec(at.path, f"cannot concatenate {branch.shape} to {given.shape}")
             out = Signal("float32", (given.shape[0] + branch.shape[0], *given.shape[1:]))
         ledger.book(at, out, out.elements)
+        ledger.waiting -= given.elements
         return out
 
 
