@@ -298,6 +298,7 @@ def test_a_mask_of_the_file_is_no_parameter(tmp_path: Path) -> None:
         ("Reshape", ["x", None], {}, "Reshape"),
         ("MaxPool", ["x"], {"kernel_shape": [2, 2], "outputs": 2}, "where the largest stood"),
         ("GRU", ["x", floats(1, 12, 3), floats(1, 12, 4)], {"hidden_size": 4}, "resets"),
+        ("LSTM", ["x", floats(2, 16, 3), floats(2, 16, 4)], {"hidden_size": 4}, "8 weights for 1 cells"),
         ("Add", ["x", floats(5)], {}, "cannot be computed"),
     ],
 )

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from celluler.engines.formats.onnx_math import Operation
 from celluler.engines.formats.onnx_values import Node, Value, scalar_of, tensor_of
+from celluler.engines.graph.table import FUNCTIONS
 
 _CONVOLUTIONS = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _TRANSPOSED = {3: functional.conv_transpose1d, 4: functional.conv_transpose2d, 5: functional.conv_transpose3d}
@@ -184,7 +185,7 @@ def _lstm(node: Node, *inputs: Value) -> tuple[Tensor, ...]:
     x, parameters, empty, two, hidden = _recurrent(node, (0, 2, 3, 1), inputs)
     first, second = (*inputs, None, None, None)[5:7] if len(inputs) > 5 else (None, None)
     state = (empty if first is None else tensor_of(first, node), empty if second is None else tensor_of(second, node))
-    out, last, cell = torch._VF.lstm(x, state, parameters, True, 1, 0.0, node.training, two, False)
+    out, last, cell = FUNCTIONS["lstm.input"](x, state, parameters, True, 1, 0.0, node.training, two, False)
     return _apart(out, 1 + two, hidden), last, cell
 
 
@@ -193,7 +194,7 @@ def _gru(node: Node, *inputs: Value) -> tuple[Tensor, ...]:
         raise node.refuse("resets before its weights are applied")
     x, parameters, empty, two, hidden = _recurrent(node, (1, 0, 2), inputs)
     state = tensor_of(inputs[5], node) if len(inputs) > 5 and inputs[5] is not None else empty
-    out, last = torch._VF.gru(x, state, parameters, True, 1, 0.0, node.training, two, False)
+    out, last = FUNCTIONS["gru.input"](x, state, parameters, True, 1, 0.0, node.training, two, False)
     return _apart(out, 1 + two, hidden), last
 
 

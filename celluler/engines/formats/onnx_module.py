@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from celluler.engines.formats import onnx_layers, onnx_math, onnx_shapes
 from celluler.engines.formats.onnx_values import DTYPES, MAX_HOST, Host, Node, NotReadable, Value, host_of
-from celluler.errors import InvalidSpec
+from celluler.errors import InvalidSpec, LocalError
 from celluler.formats.onnx_files import opset_of
 
 OPERATIONS = onnx_math.OPERATIONS | onnx_shapes.OPERATIONS | onnx_layers.OPERATIONS
@@ -139,7 +139,16 @@ class OnnxModule(nn.Module):
             return told
         except InvalidSpec:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError) as error:
+        except (
+            LocalError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
             if "torch._dynamo" in type(error).__module__ or "symbolic_shapes" in type(error).__module__:
                 raise  # of the trace: it tells which dimension does not vary as it was said
             raise NotReadable(step.op, f"cannot be computed: {str(error)[:256]}") from error
