@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,12 @@ import pytest
 
 from celluler.client import Client
 from celluler.content.digest import parse_cid
+from celluler.engines.formats.convert import convert
 from celluler.errors import Denied, InvalidSpec, NotFound
+from celluler.formats.importing import Wishes
 from simulations.digits import MLP
 from simulations.swarm import CommandFailed, Swarm, celluler, open_swarm
+from tests.support.decoders import LLAMA, hf_folder, llama_state
 from tests.support.waiting import eventually
 
 WIDE = {**MLP, "layers": [{"kind": "dense", "width": 2048}, *MLP["layers"]]}
@@ -213,6 +217,43 @@ def test_card_log_and_name_outlive_the_author(own_swarm: Swarm) -> None:
         alice.kill()
         assert stranger.models.card("alice/lasting") == "# Lasting on"
         assert len(stranger.models.log("alice/lasting").entries) == 2
+
+
+def test_files_of_a_model_travel_with_its_weights(alice: Client, bob: Client, carol: Client, tmp_path: Path) -> None:
+    files = {"tokenizer": tmp_path / "tokenizer.json", "chat-template": tmp_path / "template"}
+    for file in files.values():
+        file.write_text(f'{{"is": "{file.name}"}}')
+    told = alice.models.add("alice/with-files:1.0.0", MLP, copies=1, files=files)
+    assert bob.models.pull("alice/with-files").files == told.files
+    names = {check.name: check.ok for check in bob.models.verify("alice/with-files").checks}
+    assert names["files"]
+    gone = bob.models.rm("alice/with-files").contents
+    assert {one.cid for one in gone} == {told.weights, *told.files.values()}
+    sealed = alice.models.add("alice/sealed-files:1.0.0", MLP, seed=5, copies=1, files=files, readers=["bob"])
+    assert not set(sealed.files.values()) & set(told.files.values())
+    bob.models.pull("alice/sealed-files")
+    checked = {check.name: check.ok for check in bob.models.verify("alice/sealed-files").checks}
+    assert checked["files"]
+    with pytest.raises(Denied):
+        carol.models.pull("alice/sealed-files")
+    files["chat-template"].write_bytes(bytes(65 << 10))
+    with pytest.raises(InvalidSpec, match="chat-template"):
+        alice.models.add("alice/too-large:1.0.0", MLP, files=files)
+
+
+def test_a_model_with_its_own_tokenizer_is_asked_with_texts(alice: Client, bob: Client, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    folder = hf_folder(tmp_path / "hf", LLAMA, llama_state(LLAMA))
+    words = {"model": {"type": "WordLevel", "vocab": {"<unk>": 0, "one": 1, "two": 2}, "unk_token": "<unk>"}}
+    splits = {"pre_tokenizer": {"type": "Whitespace"}, "added_tokens": [], "version": "1.0"}
+    (folder / "tokenizer.json").write_text(json.dumps(words | splits))
+    (tmp_path / "ours").mkdir()
+    convert(folder, None, "celluler", Wishes(context=8), tmp_path / "ours")
+    alice.models.add("alice/reads:1.0.0", tmp_path / "ours", copies=1)
+    told = bob.predict("alice/reads", ["one two two", "two"], output="next_token").outputs.numpy()
+    assert told.shape == (2, LLAMA["vocab_size"])
+    assert not np.allclose(told[0], told[1])
+    assert np.allclose(told[1], bob.predict("alice/reads", ["two"], output="raw").outputs.numpy()[0, 0], atol=1e-5)
 
 
 def test_damage_on_the_disk_is_found_and_mended(alice: Client, bob: Client, swarm: Swarm) -> None:

@@ -26,11 +26,10 @@ from celluler.models.transforms.document import canonical
 from celluler.models.weights import initial_weights
 from celluler.tensors import Tensor
 from celluler.views import Model, ModelPorts, ModelQuery, NewModel, Prediction
-from celluler_node.answers.content import all_within
 from celluler_node.answers.services import Answers
 from celluler_node.model_views import announced_view, model_view, ports_view
 from celluler_node.placement import ask_servers
-from celluler_node.repository import Held
+from celluler_node.repository import Held, small_enough
 from celluler_node.repository.resolver import MODEL
 from celluler_protocols.gossip import ModelAnnouncement
 from celluler_protocols.inference import Predict, Predicted
@@ -129,7 +128,7 @@ class ModelAnswers(Answers):
         """The content of a file beside the weights, pinned; encrypted when there is a key, its own one."""
         store, given = self._core.store, parse_cid(model.files[name])
         try:
-            path = await self._core.fetcher.content(given, select=partial(all_within, LIMITS[name]), name=model.name)
+            path = await self._core.fetcher.content(given, select=partial(small_enough, name), name=model.name)
             if key is None:
                 await trio.to_thread.run_sync(store.pin, given)
                 return FileBeside(name, given, None)

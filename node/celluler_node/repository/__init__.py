@@ -12,6 +12,6 @@ versions → the signed manifest → the content, each step verified by signatur
 """
 
 from celluler_node.repository.held import Held, HeldDataset, name_of
-from celluler_node.repository.repository import Repository, root_of, roots_of
+from celluler_node.repository.repository import Repository, root_of, roots_of, small_enough
 
-__all__ = ["Held", "HeldDataset", "Repository", "name_of", "root_of", "roots_of"]
+__all__ = ["Held", "HeldDataset", "Repository", "name_of", "root_of", "roots_of", "small_enough"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -313,15 +314,12 @@ class Repository:
     async def _file(self, opened: OpenedManifest, one: FileBeside, hints: Sequence[PeerId]) -> Path:
         """The content of a file as it is stored. Raises ProtocolViolation for one that is larger than it may be."""
 
-        def select(manifest: Manifest) -> Collection[int]:
-            try:
-                check_size(one.name, manifest.total_len if one.plain is None else plain_bytes(manifest.total_len))
-            except InvalidSpec as error:
-                raise ProtocolViolation(f"model {opened.record.name}: {error}", peer=opened.signed.signer) from error
-            return range(manifest.n_chunks + (manifest.header is not None))
-
         told, root = f"{name_of(opened)} ({one.name})", Digest(one.root)
-        await self._fetcher.content(root, hints=self._hints(opened, hints), select=select, name=told)
+        fitting = partial(small_enough, one.name, sealed=one.plain is not None)
+        try:
+            await self._fetcher.content(root, hints=self._hints(opened, hints), select=fitting, name=told)
+        except InvalidSpec as error:
+            raise ProtocolViolation(f"model {opened.record.name}: {error}", peer=opened.signed.signer) from error
         return await self._fetcher.content(root, hints=self._hints(opened, hints), name=told)
 
     def _take(self, opened: Opened) -> None:
@@ -336,6 +334,12 @@ def root_of(opened: Opened) -> Digest:
     """The content of a model or dataset."""
     record = opened.record
     return Digest(record.weights if isinstance(record, ModelManifest) else record.content)
+
+
+def small_enough(name: str, manifest: Manifest, *, sealed: bool = False) -> Collection[int]:
+    """Every piece of a file beside weights. Raises InvalidSpec, before any is asked for, when it is too large."""
+    check_size(name, plain_bytes(manifest.total_len) if sealed else manifest.total_len)
+    return range(sum(1 for _ in manifest.lengths()))
 
 
 def roots_of(opened: Opened) -> tuple[Digest, ...]:
