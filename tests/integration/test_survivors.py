@@ -56,11 +56,13 @@ def holders(nodes: Sequence[NodeProcess], model: Model) -> list[NodeProcess]:
     return found
 
 
-def test_copies_are_made_and_made_anew_and_the_name_outlives_its_author(swarm: Swarm) -> None:
+def test_copies_are_made_and_made_anew_and_the_name_outlives_its_author(swarm: Swarm, tmp_path: Path) -> None:
+    (tmp_path / "template").write_text("{{ messages }}")
+    files = {"chat-template": tmp_path / "template"}
     living = start(swarm, ["alice", "bob", "carol", "dora", "emil"])
     alice = living[0]
     with Client(home=alice.home) as client:
-        model = client.models.add("alice/kept:1.0.0", MLP, copies=3, aliases=["stable"], card="# Kept")
+        model = client.models.add("alice/kept:1.0.0", MLP, copies=3, aliases=["stable"], card="# Kept", files=files)
     held = eventually(lambda: len(found := holders(living, model)) >= 3 and found, within_s=WAIT_S)
     assert alice in held
     for dead in (alice, held[-1]):
@@ -72,6 +74,7 @@ def test_copies_are_made_and_made_anew_and_the_name_outlives_its_author(swarm: S
             assert client.models.show(f"{alice.peer_id}/kept@stable").cid == model.cid
             assert [one.version for one in client.models.versions("alice/kept").versions] == ["1.0.0"]
             assert client.models.pull("alice/kept").local
+            assert client.blobs.stat(model.files["chat-template"]).complete
     with Client(home=living[-1].home) as client:
         answer = client.predict("alice/kept:1.0.0", np.zeros((1, 64), dtype=np.float32))
         assert answer.cid == model.cid
