@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
-BENCHMARKS = ("node", "channel", "models", "content", "rounds")
+BENCHMARKS = ("node", "channel", "models", "inference", "content", "rounds")
 
 
 def main() -> int:

@@ -17,6 +17,8 @@ from celluler.models.body import Body
 from celluler.models.spec import Architecture
 
 _MAX_ROWS = 64
+_PASS_BYTES = 64 << 20
+"""Of the activations of one pass, where more than the least number of rows take it."""
 
 
 class RecomputedDecoder:
@@ -45,7 +47,8 @@ class RecomputedDecoder:
         for row, sequence in enumerate(sequences):
             by_length.setdefault(self._length(len(sequence)), []).append(row)
         least, most = self._body.batch
-        most = min(most, max(least, _MAX_ROWS))
+        fitting = min(_MAX_ROWS, _PASS_BYTES // max(1, self._body.activation_bytes))
+        most = max(least, min(most, fitting))
         told: dict[int, Tensor] = {}
         for length, rows in by_length.items():
             for start in range(0, len(rows), most):

@@ -131,6 +131,7 @@ class Worker:
         served = Served(model, interface, Path(request.tokenizer) if request.tokenizer else None)
         model.warm_up()
         self._model, self._served = model, served
+        self._generator.close()
         return Loaded(body.parameter_count, body.parameter_bytes)
 
     def predict(self, request: Predict, blobs: Blobs) -> Reply:

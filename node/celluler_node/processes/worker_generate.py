@@ -26,24 +26,28 @@ Blobs = tuple[bytearray, ...]
 
 
 class Generator:
-    """Made with the worker; its slots go with the model for which they were opened."""
+    """Made with the worker, which closes it when another model is loaded."""
 
     def __init__(self, model: Callable[[], Predictor], memory_bytes: int | None) -> None:
         """model: that is loaded. Raises LocalError while there is none. memory_bytes: what this process may take."""
         self._model, self._memory = model, memory_bytes
-        self._open: tuple[Predictor, GeneratingSlots] | None = None
+        self._open: GeneratingSlots | None = None
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
         return {OpenSlots: self.open, Admit: self.admit, Step: self.step, Release: self.release}
 
     def open(self, request: OpenSlots, _: Blobs) -> SlotsOpen:
-        model, self._open = self._model(), None
+        model, self._open = self._model(), None  # not two caches at once
         slots = GeneratingSlots(
             model.architecture, model.module, slots=request.slots, length=request.length, memory_bytes=self._memory
         )
-        self._open = model, slots
+        self._open = slots
         return SlotsOpen(slots.length, slots.vocabulary, slots.cache_bytes, slots.why_not_cached)
+
+    def close(self) -> None:
+        """Let go of the slots, and of the model that they are on."""
+        self._open = None
 
     def admit(self, request: Admit, blobs: Blobs) -> Admitted:
         if len(blobs) != 1:
@@ -60,6 +64,6 @@ class Generator:
         return Released()
 
     def _slots(self) -> GeneratingSlots:
-        if self._open is None or self._open[0] is not self._model():
+        if self._open is None:
             raise LocalError("no slots are open on this model")
-        return self._open[1]
+        return self._open
