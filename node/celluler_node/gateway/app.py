@@ -17,6 +17,7 @@ from celluler_node.gateway.failures import on_celluler_error, on_fault, on_http_
 from celluler_node.gateway.guard import Guard
 from celluler_node.gateway.keys import KeyRing
 from celluler_node.gateway.metrics import metrics_route
+from celluler_node.gateway.openapi import openapi_route
 from celluler_node.gateway.routes_content import content_routes
 from celluler_node.gateway.routes_datasets import dataset_routes
 from celluler_node.gateway.routes_jobs import job_routes
@@ -65,6 +66,7 @@ def gateway_app(
         *transcript_routes(operations),
         *openai_routes(operations, asking),
         *kserve_routes(operations, asking),
+        openapi_route(lambda: routes),
     ]
     return Starlette(
         routes=routes,

@@ -32,8 +32,8 @@ def kserve_routes(operations: Operations, asking: Asking) -> list[Route]:
         return JSONResponse({"live": True})
 
     async def ready(_request: Request) -> Response:
-        is_ready = (await operations.readiness()).ready
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 400)
+        told = await operations.readiness()
+        return JSONResponse({"ready": True}) if told.ready else _not_ready({}, told.reason)
 
     async def model(request: Request) -> Response:
         ref = _reference(request)
@@ -50,9 +50,10 @@ def kserve_routes(operations: Operations, asking: Asking) -> list[Route]:
         try:
             found = await operations.show_model(ref)
         except NotFound as error:
-            return JSONResponse({"name": ref, "ready": False, "error": str(error)}, 404)
-        is_ready = found.local or bool(found.providers)
-        return JSONResponse({"name": ref, "ready": is_ready}, 200 if is_ready else 400)
+            return _not_ready({"name": ref}, str(error), 404)
+        if found.local or found.providers:
+            return JSONResponse({"name": ref, "ready": True})
+        return _not_ready({"name": ref}, "nobody who has it can be reached")
 
     async def infer(request: Request) -> Response:
         ref = _reference(request)
@@ -73,6 +74,10 @@ def kserve_routes(operations: Operations, asking: Asking) -> list[Route]:
         Route("/v2/health/ready", ready),
         *(Route(f"{base}{end}", asked, methods=[method]) for base in (_VERSION, _MODEL) for end, asked, method in each),
     ]
+
+
+def _not_ready(told: dict[str, str], reason: str, status: int = 400) -> JSONResponse:
+    return JSONResponse({**told, "ready": False, "error": reason}, status)
 
 
 def _reference(request: Request) -> str:
