@@ -92,11 +92,19 @@ class Interface:
 
     def check_tokenizer(self, *, given: bool) -> None:
         """Steps may name the model's own tokenizer where it has one. Raises InvalidSpec with the step."""
-        for chain in () if given else self.chains:
-            for place, step in enumerate(chain.steps):
-                if isinstance(step, Tokenizer) and step.tokenizer is None:
-                    path = f"{chain.path}.steps[{place}].tokenizer"
-                    raise InvalidSpec(path, "is the model's own, and the model has none")
+        if not given and (path := self.own_tokenizer_at) is not None:
+            raise InvalidSpec(f"{path}.tokenizer", "is the model's own, and the model has none")
+
+    @property
+    def own_tokenizer_at(self) -> str | None:
+        """The first step that is the model's own tokenizer."""
+        steps = ((chain.path, place, step) for chain in self.chains for place, step in enumerate(chain.steps))
+        own = (
+            f"{path}.steps[{place}]"
+            for path, place, step in steps
+            if isinstance(step, Tokenizer) and step.tokenizer is None
+        )
+        return next(own, None)
 
     @property
     def token_step(self) -> int | None:

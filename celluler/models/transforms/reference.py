@@ -70,6 +70,7 @@ values: `input[2]: holds values that are not finite`, `input[0]: is not UTF-8`, 
 be 0…9`.
 
 A text is UTF-8 in `uint8`, filled up with zeros to the longest of the batch; clients take strings and give strings.
+`next_token` of a text that becomes tokens is what follows its last one, not what follows the filling behind it.
 """
 
 _LIMITS = f"""\

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
@@ -130,11 +131,18 @@ async def _publish_as(
             dataset=record.order.spec.data.origin,
             job=record.job,
             transcripts=() if transcript is None else (transcript,),
-            preprocess=base.record.preprocess,
-            postprocess=base.record.postprocess,
-            files=() if base.record.encrypted else base.record.files,
+            **_around(base),
         )
     )
+
+
+def _around(base: OpenedManifest) -> dict[str, Any]:
+    """What stands before and after the model, and beside its weights. Files that were encrypted are left out, and with
+    a tokenizer what needs it: whoever publishes need not be able to read them."""
+    around = {"preprocess": base.record.preprocess, "postprocess": base.record.postprocess}
+    if not base.record.encrypted:
+        return around | {"files": base.record.files}
+    return around if base.interface.own_tokenizer_at is None else {}
 
 
 async def publish_checkpoint(
