@@ -188,6 +188,10 @@ def test_a_tokenizer_of_the_package_computes() -> None:
     step = {"kind": "tokenizer", "tokenizer": json.loads(made.to_str()), "length": 4, "pad": 9}
     x = np.frombuffer(b"two words".ljust(16, b"\0") + b"no words two".ljust(16, b"\0"), np.uint8).reshape(2, 16)
     assert run_alone(before(step, dtype="text", shape=(16,)), x).tolist() == [[1, 2, 9, 9], [0, 2, 1, 9]]
+    bare = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="<unk>"))  # which is no word of it
+    refused = before(step | {"tokenizer": json.loads(bare.to_str())}, dtype="text", shape=(16,))
+    with pytest.raises(InvalidSpec, match=r"steps\[0\].tokenizer: does not take this text"):
+        run_alone(refused, np.frombuffer(b"b", np.uint8)[None])
     with pytest.raises(InvalidSpec, match=r"steps\[0\].tokenizer: is not read"):
         programs_of(before(step | {"tokenizer": {"version": "1.0"}}, dtype="text", shape=(16,)))
 

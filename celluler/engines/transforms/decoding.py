@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from celluler.engines.transforms.tokens import read_tokenizer
+from celluler.engines.transforms.tokens import encoded, read_tokenizer
 from celluler.errors import InvalidSpec
 from celluler.models.interface import Interface
 from celluler.models.transforms.decoding import ByteCodec, TextCodec, TextStream, VocabularyCodec
@@ -48,7 +48,7 @@ class TokenizerCodec:
     special: bool = True
 
     def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=self.special).ids)
+        return encoded(self.tokenizer, text, special=self.special)
 
     def stream(self) -> TextStream:
         return _Windowed(self.tokenizer)

@@ -48,11 +48,19 @@ def tokenizer_program(step: Tokenizer, file: Path | None = None, vocabulary: int
     def run(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         rows = []
         for text in texts_of(x):
-            numbers = read.encode(text.decode("utf-8"), add_special_tokens=step.special).ids
+            numbers = encoded(read, text.decode("utf-8"), special=step.special)
             rows.append(framed(numbers, step.length, None, None, step.pad))
         return np.array(rows, np.int64)
 
     return run
+
+
+def encoded(read: Any, text: str, *, special: bool) -> list[int]:
+    """Raises InvalidSpec for a text that the tokenizer has no numbers for."""
+    try:
+        return list(read.encode(text, add_special_tokens=special).ids)
+    except Exception as error:  # as above
+        raise InvalidSpec("tokenizer", f"does not take this text: {str(error)[:128]}") from error
 
 
 def _document(step: Tokenizer, file: Path | None) -> str:
