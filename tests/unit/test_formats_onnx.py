@@ -125,6 +125,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("DepthToSpace", ["x"], {"blocksize": 2}),
     ("DepthToSpace", ["x"], {"blocksize": 2, "mode": "CRD"}),
     ("Upsample", ["x", np.array([1, 1, 2, 2], np.float32)], {"opset": 9}),
+    ("Selu", ["x"], {"alpha": 1.5, "gamma": 1.2}),
     ("Resize", ["x", None, np.array([1, 1, 2, 3], np.float32)],
      {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
     ("Resize", ["x", None, np.array([1, 1, 2, 2], np.float32)], {"mode": "linear"}),
@@ -291,6 +292,9 @@ def test_a_mask_of_the_file_is_no_parameter(tmp_path: Path) -> None:
     assert [tuple(one.shape) for one in module.buffers()] == [(6, 6)]
 
 
+TWICE = np.array([1, 1, 2, 2], np.float32)
+
+
 @pytest.mark.parametrize(
     ("op", "inputs", "attributes", "said"),
     [
@@ -300,6 +304,12 @@ def test_a_mask_of_the_file_is_no_parameter(tmp_path: Path) -> None:
         ("GRU", ["x", floats(1, 12, 3), floats(1, 12, 4)], {"hidden_size": 4}, "resets"),
         ("LSTM", ["x", floats(2, 16, 3), floats(2, 16, 4)], {"hidden_size": 4}, "8 weights for 1 cells"),
         ("Add", ["x", floats(5)], {}, "cannot be computed"),
+        ("Mod", ["x", np.array(2, np.float32)], {"fmod": 1}, "with the sign of"),
+        ("MaxPool", ["x"], {"kernel_shape": [3, 3], "pads": [0, 0, 2, 1], "ceil_mode": 1}, "pads more"),
+        ("Resize", ["x", None, TWICE], {"nearest_mode": "floor"}, "resizes by nearest, half_pixel, floor"),
+        ("Resize", ["x", None, TWICE], {"coordinate_transformation_mode": "asymmetric"}, "round_prefer_floor"),
+        ("Resize", ["x", None, TWICE], {"mode": "linear", "antialias": 1, "opset": 18}, "by filters"),
+        ("ReduceSumSquare", ["x"], {"noop_with_empty_axes": 1, "opset": 18}, "reduces nothing"),
     ],
 )
 def test_what_cannot_be_read_is_told_by_its_operation(

@@ -77,9 +77,12 @@ def _max_pool(node: Node, x: Tensor) -> Tensor:
         raise node.refuse("tells where the largest stood")
     kernel = node.wholes("kernel_shape") or []
     stride, dilation, low, high = _window(node, x, kernel)
+    ceil = bool(node.whole("ceil_mode", 0))
     if low != high or any(2 * pad > size for pad, size in zip(low, kernel, strict=True)):
+        if ceil or any(by != 1 for by in dilation):
+            raise node.refuse("pads more than torch does, and has holes in its window or a part of one at the end")
         x, low = _padded(x, low, high, float("-inf")), [0] * len(low)
-    return _MAX_POOLS[x.dim()](x, kernel, stride, low, dilation, bool(node.whole("ceil_mode", 0)))
+    return _MAX_POOLS[x.dim()](x, kernel, stride, low, dilation, ceil)
 
 
 def _average_pool(node: Node, x: Tensor) -> Tensor:

@@ -74,6 +74,20 @@ def _gelu(node: Node, x: Tensor) -> Tensor:
     return functional.gelu(x, approximate=node.text("approximate", "none"))
 
 
+def _selu(node: Node, x: Tensor) -> Tensor:
+    if not {"alpha", "gamma"} & node.attributes.keys():
+        return functional.selu(x)
+    return functional.elu(x, node.real("alpha", 1.67326319217681884765625)) * node.real(
+        "gamma", 1.05070102214813232421875
+    )
+
+
+def _mod(node: Node, a: Value, b: Value) -> Any:
+    if node.whole("fmod", 0):
+        raise node.refuse("gives remainders with the sign of what is divided")
+    return binary(torch.remainder, operator.mod)(node, a, b)
+
+
 def _hard_sigmoid(node: Node, x: Tensor) -> Tensor:
     return torch.clamp(node.real("alpha", 0.2) * x + node.real("beta", 0.5), 0.0, 1.0)
 
@@ -124,6 +138,8 @@ def reduction(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operatio
         given = tensor_of(x, node)
         if not chosen:
             if node.whole("noop_with_empty_axes", 0):
+                if node.op in ("ReduceSumSquare", "ReduceL2"):
+                    raise node.refuse("reduces nothing, and readers differ in what that gives")
                 return given
             chosen = list(range(given.dim()))
         return function(given, chosen, keep)
@@ -170,7 +186,7 @@ OPERATIONS: dict[str, Operation] = {
     "Softsign": unary(lambda x: x / (1 + x.abs())),
     "Mish": unary(functional.mish),
     "HardSwish": unary(functional.hardswish),
-    "Selu": unary(functional.selu),
+    "Selu": _selu,
     "LeakyRelu": lambda node, x: functional.leaky_relu(x, node.real("alpha", 0.01)),
     "Elu": lambda node, x: functional.elu(x, node.real("alpha", 1.0)),
     "Celu": lambda node, x: functional.celu(x, node.real("alpha", 1.0)),
@@ -183,7 +199,7 @@ OPERATIONS: dict[str, Operation] = {
     "Sub": binary(operator.sub, operator.sub),
     "Mul": binary(operator.mul, operator.mul),
     "Div": binary(_divide, _host_divide),
-    "Mod": binary(torch.remainder, operator.mod),
+    "Mod": _mod,
     "Pow": _pow,
     "Equal": binary(operator.eq, operator.eq),
     "Greater": binary(operator.gt, operator.gt),

@@ -200,7 +200,10 @@ def _resize(node: Node, x: Tensor, _: Value = None, scales: Value = None, sizes:
     if node.op == "Upsample" and scales is None:
         scales = _
     mode = node.text("mode", "nearest")
-    place = node.text("coordinate_transformation_mode", "asymmetric" if node.op == "Upsample" else "half_pixel")
+    if node.whole("antialias", 0) or node.attributes.keys() & {"axes", "keep_aspect_ratio_policy"}:
+        raise node.refuse("resizes by filters, along chosen axes, or keeps a ratio")
+    early = node.op == "Upsample" or node.opset < 11
+    place = node.text("coordinate_transformation_mode", "asymmetric" if early else "half_pixel")
     if isinstance(scales, Tensor):
         raise node.refuse("its scales are computed from data")
     if sizes is not None:
@@ -213,10 +216,10 @@ def _resize(node: Node, x: Tensor, _: Value = None, scales: Value = None, sizes:
         whole = all(one == int(one) for one in factors)
     else:
         raise node.refuse("says neither scales nor sizes")
-    rounding = node.text("nearest_mode", "round_prefer_floor")
-    if mode == "nearest" and whole and (place == "asymmetric" or rounding != "ceil"):
-        return functional.interpolate(x, mode="nearest", **wanted)
-    if mode == "nearest" and place == "asymmetric" and rounding == "floor":
+    rounding = node.text("nearest_mode", "floor" if early else "round_prefer_floor")
+    # Between centres at halves whole factors make no ties, and nothing that is rounded up where torch rounds down.
+    halves = place in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round_prefer_")
+    if mode == "nearest" and ((whole and halves) or (place == "asymmetric" and rounding == "floor")):
         return functional.interpolate(x, mode="nearest", **wanted)
     if mode == "linear" and x.dim() == 4 and place in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return functional.interpolate(x, mode="bilinear", align_corners=place == "align_corners", **wanted)
