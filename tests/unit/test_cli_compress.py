@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from celluler.client import AsyncClient
+from celluler.errors import LocalError
 from celluler.models.body import parse_body
 from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.spec import parse_spec
@@ -20,7 +21,7 @@ from celluler_node.cli import compress_session, model_commands
 from celluler_node.cli.root import run
 from celluler_node.gateway.app import gateway_app
 from celluler_node.processes.worker_compress import Compressor
-from celluler_node.processes.worker_compress_words import OUT, Compressed, Quantise
+from celluler_node.processes.worker_compress_words import OUT, Compressed, Judged, Quantise
 from tests.support.operations import MemoryNode
 from tests.support.specs import MLP, digits, save_tensors
 
@@ -101,3 +102,14 @@ def test_words_that_nobody_knows_are_told_before_anything_starts(
     assert run(["model", "optimize", str(model), "--target", "moon"]) == 2
     assert "edge" in capsys.readouterr().err
     assert run(["model", "quantize", str(model), "--to", "int8", "--as", "a/b:1.0.0", "-o", "x"]) == 2
+
+
+def test_a_model_that_cannot_be_written_whole_leaves_no_folder(tmp_path: Path) -> None:
+    judged = Judged("int8", 1, 1, 0.0, "", None, None, None, None)
+    done = Compressed(b"{}", "spec", judged, judged)
+    with pytest.raises(LocalError, match="cannot be written"):
+        compress_session.write(tmp_path / "small", tmp_path / "nothing", done, "card")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    compress_session.write(tmp_path / "small", tmp_path / WEIGHTS, done, "card")
+    assert (tmp_path / "small" / WEIGHTS).read_bytes() == b"weights"

@@ -4,6 +4,7 @@ asked, the smaller model published with its parents, or written into a folder, a
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -197,16 +198,20 @@ async def open_workshop(folder: Path, join: Sequence[str]) -> AsyncIterator[Work
 
 
 def write(folder: Path, weights: Path, done: Compressed, card: str) -> None:
-    """As `model add` takes it, with its card."""
+    """As `model add` takes it, with its card; whole, or not there."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        folder.mkdir()
-        (folder / WEIGHTS).write_bytes(weights.read_bytes())
-        (folder / DOCUMENT).write_bytes(done.spec)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        temporary.mkdir()
+        shutil.copyfile(weights, temporary / WEIGHTS)
+        (temporary / DOCUMENT).write_bytes(done.spec)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        temporary.rename(folder)
     except OSError as error:
         raise LocalError(f"{folder} cannot be written: {error.strerror}", hint="name a folder that is not there") from (
             error
         )
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def card_of(verb: str, parents: Sequence[Source], done: Compressed) -> str:
