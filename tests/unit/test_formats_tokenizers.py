@@ -19,6 +19,7 @@ from celluler.formats.importing import Wishes, import_hf_folder
 from celluler.formats.tokenizers import read_beside
 from celluler.models.body import parse_body
 from celluler.models.interface import Interface, read_interface
+from celluler.models.transforms.decoding import decoded
 from celluler_node.cli.convert_commands import _check_written
 from tests.support.decoders import LLAMA, hf_folder, llama_state
 
@@ -90,6 +91,9 @@ def test_a_text_is_answered_by_what_follows_it_and_not_by_what_follows_the_filli
     raw = model.predict(text("one two", "three one two héé"), "raw")
     followed = model.predict(text("one two", "three one two héé"), "next_token")
     assert np.allclose(followed, raw[[0, 1], [1, 3]], atol=1e-6)
+    assert model.codec is not None
+    assert model.codec.encode("three one two héé") == [4, 2, 3, 5]
+    assert decoded(model.codec, [4, 2, 3, 5, 1]) == "three one two héé"
 
 
 def test_numbers_that_the_model_does_not_know_are_refused_by_the_worker(folder: Path, tmp_path: Path) -> None:

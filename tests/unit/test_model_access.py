@@ -18,6 +18,7 @@ from celluler.models.access import (
     encrypt_file,
     new_key,
     open_key,
+    plain_bytes,
     seal_key,
 )
 
@@ -129,3 +130,10 @@ def test_what_cannot_be_read_or_written_is_the_callers_to_mend(plain: Path, tmp_
         encrypt_file(tmp_path / "absent", tmp_path / "out", KEY)
     with pytest.raises(LocalError):
         encrypt_file(plain, tmp_path / "no folder" / "out", KEY)
+
+
+@pytest.mark.parametrize("size", [0, 1, PLAIN_FRAME_BYTES - 1, PLAIN_FRAME_BYTES, PLAIN_FRAME_BYTES + 1])
+def test_how_long_the_plain_file_is_an_encrypted_one_tells(size: int, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(bytes(size))
+    encrypt_file(tmp_path / "plain", tmp_path / "sealed", b"k" * 32)
+    assert plain_bytes((tmp_path / "sealed").stat().st_size) == size

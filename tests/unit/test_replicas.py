@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from celluler.content.manifest import Manifest
 from celluler.content.memory import MemoryStore
+from celluler.errors import InvalidSpec
 from celluler.identity import Identity
-from celluler.models.beside import FileBeside
+from celluler.models.beside import LIMITS, FileBeside
 from celluler.models.manifest import OpenedManifest, describe_model, open_manifest, seal_manifest
 from celluler_node.replicas import _Replicas
+from celluler_node.repository import small_enough
 from tests.support.specs import TINY, as_bytes
 
 ALICE = Identity(b"a" * 32)
@@ -84,3 +89,12 @@ async def test_files_beside_the_weights_come_count_and_go_with_them(tmp_path: Pa
     await replicas.pull(roots["first"], repository.told[0].digest)
     await replicas.release(roots["first"])
     assert set(store.roots()) == {roots["shared"]}  # its user has come to use it
+
+
+def test_a_file_that_is_too_large_is_refused_before_any_of_it_is_fetched() -> None:
+    limit = LIMITS["tokenizer"]
+    manifest = Manifest(1, "blob", limit, 1 << 20, None, (), (bytes(32),), ())
+    assert list(small_enough("tokenizer", manifest)) == list(range(32))
+    for sealed in (False, True):
+        with pytest.raises(InvalidSpec, match="bytes, the limit is 33554432"):
+            small_enough("tokenizer", replace(manifest, total_len=1 << 40), sealed=sealed)

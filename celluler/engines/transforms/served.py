@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from celluler.engines.predict import Predictor
+from celluler.engines.transforms.decoding import codec_of
 from celluler.engines.transforms.graphs import graph_program
 from celluler.engines.transforms.tokens import tokenizer_program
 from celluler.engines.transforms.wasm import wasm_program
 from celluler.errors import InvalidSpec
 from celluler.models.calls import NEXT_TOKEN, SAMPLE
 from celluler.models.interface import Interface
+from celluler.models.transforms.decoding import TextCodec
 from celluler.models.transforms.document import Chain
 from celluler.models.transforms.programs import GraphStep, Tokenizer, Wasm
 from celluler.models.transforms.run import Program, raw_input, run_chain
@@ -31,6 +34,7 @@ class Served:
         Raises InvalidSpec for a program that is none or gives other things than it says; LocalError where the
         package that it needs is missing."""
         self._predictor, self._interface = predictor, interface
+        self._tokenizer = tokenizer
         known = (interface.token_step, interface.body.vocabulary)
         before = interface.preprocess and interface.preprocess.chain
         self._programs = {
@@ -49,6 +53,11 @@ class Served:
         told = self._after_text(x) if source == NEXT_TOKEN and self._filled is not None else None
         told = self._predictor.predict(x, source) if told is None else told
         return told if answer is None else self._run(answer.chain, told)
+
+    @cached_property
+    def codec(self) -> TextCodec | None:
+        """Texts as its tokens and back, by the step that makes them; None where there is none. Raises as `codec_of`."""
+        return codec_of(self._interface, self._tokenizer)
 
     @property
     def _filled(self) -> int | None:
