@@ -85,6 +85,8 @@ def _names(folder: Path) -> set[str]:
     try:
         for path in folder.iterdir():
             names.add(path.name)
+            if path.is_fifo():  # whoever opens one waits for somebody to write
+                raise InvalidSpec(f"folder.{path.name[:64]}", "is a pipe, and no file")
             if len(names) > MAX_FILES:
                 raise InvalidSpec("folder", f"holds more than {MAX_FILES} files")
     except OSError as error:

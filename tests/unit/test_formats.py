@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -312,6 +313,13 @@ def test_no_more_of_a_document_is_read_than_it_may_have(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").symlink_to("/dev/zero")  # it says that it has no bytes
     with pytest.raises(InvalidSpec, match="more than"):
         open_hf(tmp_path / "m")
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(InvalidSpec, match="is a pipe"):
+        open_hf(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["__metadata__", "__private"])
