@@ -1,0 +1,157 @@
+"""Drives a worker that generates: asks it for one tick after the other while anybody waits, and hands out what comes.
+
+Decides nothing: whose turn it is says `celluler.inference.scheduler`. A worker that fails or answers what it cannot
+have found ends all answers with `error`, and whoever asks afterwards is told why; then it is opened anew on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from celluler.errors import WorkerFailed
+from celluler.inference.requests import Done, Event, Request
+from celluler.inference.scheduler import Limits, Scheduler
+from celluler_node.processes.words import Reply
+from celluler_node.processes.worker_generate_words import OpenSlots, SlotsOpen, calls_of, stepped_of
+
+Call = Callable[..., Awaitable[Reply]]
+"""`Child.call` of a worker in which a model is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """chunk: tokens of a prompt in one tick. queue, client_queue: answers that wait, of all clients and of one."""
+
+    chunk: int = 64
+    queue: int = 256
+    client_queue: int = 64
+
+
+USUAL = Queues()
+
+
+class Generating:
+    """Answers of one worker. opened: what it said of its slots."""
+
+    def __init__(self, call: Call, opened: SlotsOpen, slots: int, queues: Queues) -> None:
+        self.opened = opened
+        limits = Limits(slots, opened.length, opened.vocabulary, queues.chunk, queues.queue, queues.client_queue)
+        self._call, self._scheduler = call, Scheduler(limits)
+        self._listeners: dict[int, trio.MemorySendChannel[Event]] = {}
+        self._numbers = 0
+        self._asked = trio.Event()
+        self._failure: WorkerFailed | None = None
+
+    @property
+    def running(self) -> int:
+        """Answers under way."""
+        return self._scheduler.running
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a slot."""
+        return self._scheduler.waiting
+
+    @asynccontextmanager
+    async def ask(self, request: Request) -> AsyncIterator[Answers]:
+        """Its events until it is done; whoever leaves before has cancelled it. Its number is given here.
+
+        deadline_s: of the request, by trio's clock. Raises Busy, InvalidSpec, and WorkerFailed of a worker that has.
+        """
+        if self._failure is not None:
+            raise WorkerFailed(self._failure.reason, limit=self._failure.limit)
+        self._numbers += 1
+        request = replace(request, number=self._numbers)
+        self._scheduler.submit(request)
+        # Each token is an event at most, beside the end of each answer and of all: the channel never is full.
+        most = request.n * (min(request.max_tokens, self.opened.length) + 1) + 1
+        send, receive = trio.open_memory_channel[Event](most)
+        self._listeners[request.number] = send
+        self._asked.set()
+        try:
+            with receive:
+                yield Answers(self, request.number, receive)
+        finally:
+            self._listeners.pop(request.number, None)
+            self._scheduler.cancel(request.number)
+            self._deliver()
+
+    def stop(self, number: int, choice: int) -> None:
+        """An answer has come to a stop that only its text shows."""
+        self._scheduler.stop(number, choice)
+        self._deliver()
+
+    async def run(self) -> None:
+        """As long as the worker does what it is asked."""
+        while self._failure is None:
+            tick = self._scheduler.plan(trio.current_time())
+            self._deliver()
+            if tick is None:
+                await self._wait()
+                continue
+            try:
+                record: Any = None
+                for request, blobs in calls_of(tick):
+                    record = (await self._call(request, *blobs)).record
+                if self._failure is None:  # else it was closed while the worker was at it
+                    self._scheduler.stepped(stepped_of(record))
+            except WorkerFailed as error:
+                self.close(error)
+            self._deliver()
+
+    def close(self, failure: WorkerFailed) -> None:
+        """End all answers with `error`; whoever asks from now on is told of the failure."""
+        self._failure = self._failure or failure
+        self._scheduler.fail()
+        self._deliver()
+
+    async def _wait(self) -> None:
+        """Until somebody asks. Nobody waits meanwhile, so no deadline passes."""
+        self._asked = trio.Event()
+        await self._asked.wait()
+
+    def _deliver(self) -> None:
+        for event in self._scheduler.events():
+            if (listener := self._listeners.get(event.number)) is not None:
+                listener.send_nowait(event)
+                if isinstance(event, Done):
+                    listener.close()
+                    del self._listeners[event.number]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What comes of one request, to iterate over. number: it was given."""
+
+    _generating: Generating
+    number: int
+    events: trio.MemoryReceiveChannel[Event]
+
+    def stop(self, choice: int) -> None:
+        """That answer has come to a stop that only its text shows; its end is told with the next events."""
+        self._generating.stop(self.number, choice)
+
+
+@asynccontextmanager
+async def open_generating(
+    call: Call, *, slots: int, length: int | None = None, queues: Queues = USUAL
+) -> AsyncIterator[Generating]:
+    """Ready on entry; on exit nothing more is asked of the worker, and answers under way have ended.
+
+    call: of a worker that has a model. length: places of a slot, None for all that the model looks at. Raises
+    WorkerFailed for a model that does not generate, and for slots that do not fit.
+    """
+    opened: SlotsOpen = (await call(OpenSlots(slots, length))).record
+    generating = Generating(call, opened, slots, queues)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(generating.run)
+        try:
+            yield generating
+        finally:
+            generating.close(WorkerFailed("the model was unloaded"))
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,159 @@
+"""A node that drives a worker's slots: many ask at once, leave, come too late, and the worker fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from celluler.errors import Busy, InvalidSpec, WorkerFailed
+from celluler.inference.requests import Done, Ended, Event, Request, Told
+from celluler.inference.sampling import GREEDY
+from celluler.models.spec import format_spec, parse_spec
+from celluler.models.templates import fill
+from celluler.models.weights import initial_weights
+from celluler_node.generating import Generating, Queues, open_generating
+from celluler_node.processes.words import Reply
+from celluler_node.processes.worker import Worker
+from celluler_node.processes.worker_generate_words import SlotsStepped, Step
+from celluler_node.processes.worker_words import LoadModel
+
+LATER_S = 1000.0
+
+
+class Worked:
+    """A worker in this process, called as one at the end of a channel is."""
+
+    def __init__(self, folder: Path) -> None:
+        body = parse_spec(fill("transformer-lm"))
+        initial_weights(body, b"s" * 32, folder / "weights.safetensors")
+        self._worker = Worker(folder)
+        self._worker.load_model(LoadModel(format_spec(body), str(folder / "weights.safetensors")), ())
+        self.asked: list[Any] = []
+        self.broken: Callable[[Any], Any] | None = None
+
+    async def call(self, request: Any, *blobs: bytes) -> Reply:
+        self.asked.append(request)
+        await trio.lowlevel.checkpoint()
+        if self.broken is not None and isinstance(request, Step):
+            return Reply(self.broken(request))
+        answer = self._worker.handlers[type(request)](request, tuple(map(bytearray, blobs)))
+        return answer if isinstance(answer, Reply) else Reply(answer)
+
+    @property
+    def widest(self) -> int:
+        return max(len(one.decode) for one in self.asked if isinstance(one, Step))
+
+
+@pytest.fixture
+def worked(tmp_path: Path) -> Worked:
+    return Worked(tmp_path)
+
+
+def asked(client: str, prompt: tuple[int, ...], max_tokens: int = 6, **fields: Any) -> Request:
+    return Request(0, client, prompt, max_tokens, **{"deadline_s": LATER_S, "sampling": GREEDY, **fields})
+
+
+async def told(generating: Generating, request: Request) -> tuple[list[int], list[Event]]:
+    """The tokens of the first answer, and all events."""
+    async with generating.ask(request) as answers:
+        events = [event async for event in answers.events]
+    tokens = [one.token for event in events if isinstance(event, Told) and not event.choice for one in event.tokens]
+    return tokens, events
+
+
+async def test_many_ask_at_once_and_each_is_told_what_it_would_be_alone(worked: Worked, autojump_clock: Any) -> None:
+    prompts = {f"client {n}": tuple(range(n + 1)) for n in range(7)}
+    heard: dict[str, list[int]] = {}
+    async with open_generating(worked.call, slots=1) as alone:
+        wanted = {client: (await told(alone, asked(client, prompt)))[0] for client, prompt in prompts.items()}
+    worked.asked.clear()
+    async with open_generating(worked.call, slots=4) as generating, trio.open_nursery() as nursery:
+
+        async def one(client: str) -> None:
+            tokens, events = await told(generating, asked(client, prompts[client]))
+            heard[client] = tokens
+            assert [type(event) for event in events][-2:] == [Ended, Done]
+
+        for client in prompts:
+            nursery.start_soon(one, client)
+    assert heard == wanted
+    assert worked.widest == 4
+
+
+async def test_who_leaves_has_cancelled_and_who_has_no_time_left_is_told(worked: Worked, autojump_clock: Any) -> None:
+    async with open_generating(worked.call, slots=1) as generating:
+        async with generating.ask(asked("a", (1, 2), 60)) as answers:
+            assert isinstance(await answers.events.receive(), Told)
+            assert generating.running == 1
+        assert generating.running == 0
+        _, events = await told(generating, asked("b", (1,), deadline_s=trio.current_time() - 1))
+        assert [event.reason for event in events if isinstance(event, Ended)] == ["deadline"]
+        async with generating.ask(asked("c", (3,), 60)) as answers:
+            await answers.events.receive()
+            answers.stop(0)
+            rest = [event async for event in answers.events]
+            assert [event.reason for event in rest if isinstance(event, Ended)] == ["stop"]
+        assert len((await told(generating, asked("d", (3,))))[0]) == 6
+
+
+async def test_who_is_being_answered_when_the_model_goes_is_told(worked: Worked, autojump_clock: Any) -> None:
+    events: list[Event] = []
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+
+            async def one() -> None:
+                events.extend((await told(generating, asked("a", (1,), 60)))[1])
+
+            async with open_generating(worked.call, slots=1) as generating:
+                nursery.start_soon(one)
+                while not generating.running:
+                    await trio.lowlevel.checkpoint()
+    assert [event.reason for event in events if isinstance(event, Ended)] == ["error"]
+    with pytest.raises(WorkerFailed, match="unloaded"):
+        async with generating.ask(asked("b", (1,))):
+            pass
+
+
+async def test_what_is_refused_is_refused_at_once(worked: Worked, autojump_clock: Any) -> None:
+    async with open_generating(worked.call, slots=1, queues=Queues(queue=2)) as generating:
+        with pytest.raises(Busy):
+            async with generating.ask(asked("a", (1,), n=3)):
+                pass
+        with pytest.raises(InvalidSpec):
+            async with generating.ask(asked("a", (128,))):
+                pass
+        assert generating.waiting == 0
+
+
+def _dies(_: Any) -> Any:
+    raise WorkerFailed("worker: killed")
+
+
+def _lies(_: Any) -> Any:
+    return SlotsStepped(9, ())
+
+
+@pytest.mark.parametrize("broken", [_dies, _lies])
+async def test_a_worker_that_fails_ends_all_answers_and_nobody_hangs(
+    worked: Worked, broken: Callable[[Any], Any], autojump_clock: Any
+) -> None:
+    ends: list[str] = []
+    with trio.fail_after(5):
+        async with open_generating(worked.call, slots=2) as generating, trio.open_nursery() as nursery:
+
+            async def one(client: str) -> None:
+                _, events = await told(generating, asked(client, (1,), 60))
+                ends.extend(event.reason for event in events if isinstance(event, Ended))
+
+            for client in "abc":
+                nursery.start_soon(one, client)
+            await trio.lowlevel.checkpoint()
+            worked.broken = broken
+        assert ends == ["error"] * 3
+        with pytest.raises(WorkerFailed):
+            async with generating.ask(asked("d", (1,))):
+                pass
