@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celluler.engines.predict import Predictor
 from celluler.engines.transforms.decoding import TokenizerCodec, codec_of
+from celluler.engines.transforms.served import Served
 from celluler.models.interface import read_interface
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.transforms.decoding import TextCodec, decoded
@@ -18,12 +22,16 @@ from celluler.models.transforms.decoding import TextCodec, decoded
 tokenizers = pytest.importorskip("tokenizers")
 
 
-def body(vocabulary: int) -> Architecture:
-    layers = [{"kind": "embedding", "vocabulary": vocabulary, "width": 4}, {"kind": "dense", "width": vocabulary}]
+def body(vocabulary: int, places: int = 16) -> Architecture:
+    layers = [
+        {"kind": "embedding", "vocabulary": vocabulary, "width": 4},
+        {"kind": "positions"},
+        {"kind": "dense", "width": vocabulary},
+    ]
     return parse_spec(
         {
             "spec": 1,
-            "input": {"dtype": "int64", "shape": [16]},
+            "input": {"dtype": "int64", "shape": [places]},
             "layers": layers,
             "objective": {"kind": "next_token", "vocabulary": vocabulary},
         }
@@ -121,3 +129,13 @@ def test_the_codec_is_of_the_models_own_tokenizer(tmp_path: Path) -> None:
     assert decoded(made, made.encode("né €")) == "né €"
     inline = codec({"kind": "tokenizer", "tokenizer": json.loads(byte_level().to_str())})
     assert inline.encode("né €") == made.encode("né €")
+
+
+def test_what_follows_a_text_is_told_where_its_last_token_is_also_what_fills_up() -> None:
+    words = {"kind": "tokenise", "entries": ["a", "b"], "length": 6}  # fills up with 0, which is `a`
+    document = {"transforms": 1, "input": {"name": "text", "dtype": "text", "shape": [8]}, "steps": [words]}
+    net = body(2, 6)
+    model = Served(Predictor(net, torch.randn(net.dimension)), read_interface(net, document))
+    texts = np.frombuffer(b"baa\0b\0\0\0bbbbbbbb".ljust(16, b"\0"), np.uint8).reshape(4, 4)
+    followed, raw = model.predict(texts, "next_token"), model.predict(texts, "raw")
+    assert np.allclose(followed, raw[[0, 1, 2, 3], [2, 0, 3, 3]], atol=1e-5)

@@ -22,7 +22,7 @@ from celluler.models.transforms.decoding import TextCodec
 from celluler.models.transforms.document import Chain
 from celluler.models.transforms.programs import GraphStep, Tokenizer, Wasm
 from celluler.models.transforms.run import Program, raw_input, run_chain
-from celluler.models.transforms.texts import ByteTokens, Tokenise
+from celluler.models.transforms.texts import ByteTokens, Tokenise, texts_of
 
 
 class Served:
@@ -48,10 +48,12 @@ class Served:
         interface.check(x.dtype.name, x.shape, output)
         source, answer = interface.source(output), interface.answer_named(output)
         before = interface.preprocess
+        lengths = None
         if before is not None and source != SAMPLE:
-            x = self._run(before.chain, raw_input(before.chain.given, x))
-        told = self._after_text(x) if source == NEXT_TOKEN and self._filled is not None else None
-        told = self._predictor.predict(x, source) if told is None else told
+            given = raw_input(before.chain.given, x)
+            lengths = self._lengths(given) if source == NEXT_TOKEN else None
+            x = self._run(before.chain, given)
+        told = self._predictor.predict(x, source) if lengths is None else self._after(x, lengths)
         return told if answer is None else self._run(answer.chain, told)
 
     @cached_property
@@ -59,24 +61,21 @@ class Served:
         """Texts as its tokens and back, by the step that makes them; None where there is none. Raises as `codec_of`."""
         return codec_of(self._interface, self._tokenizer)
 
-    @property
-    def _filled(self) -> int | None:
-        """The number that fills up texts, where the last step before the model makes tokens of them."""
-        before = self._interface.preprocess
-        step = before.chain.steps[-1] if before is not None and before.chain.steps else None
-        return step.pad if isinstance(step, ByteTokens | Tokenise | Tokenizer) else None
-
-    def _after_text(self, x: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-        """What follows the last token of each text, not what follows the filling behind it. x: (n, time). None where
-        the model takes several samples at once or not at all."""
-        if self._interface.body.batch[0] > 1:
+    def _lengths(self, x: npt.NDArray[Any]) -> list[int] | None:
+        """Tokens that each text of a raw batch comes to, filling not counted. None where those that reach the model are
+        not made of what it is asked with, or it takes several samples at once or not at all."""
+        before, codec = self._interface.preprocess, self.codec
+        if before is None or codec is None or len(before.chain.steps) != 1 or self._interface.body.batch[0] > 1:
             return None
-        rows = []
-        for row in x:
-            tokens = np.flatnonzero(row != self._filled)
-            last = int(tokens[-1]) if tokens.size else 0
-            rows.append(self._predictor.predict(row[None], "raw")[:, last])
-        return np.concatenate(rows)
+        step = before.chain.steps[0]
+        assert isinstance(step, ByteTokens | Tokenise | Tokenizer)
+        end = not isinstance(step, Tokenizer) and step.end is not None
+        return [min(step.length, len(codec.encode(text.decode("utf-8"))) + end) for text in texts_of(x)]
+
+    def _after(self, x: npt.NDArray[Any], lengths: list[int]) -> npt.NDArray[Any]:
+        """What follows the last token of each text, not what follows the filling behind it. x: (n, time)."""
+        rows = zip(x, lengths, strict=True)
+        return np.concatenate([self._predictor.predict(row[None], "raw")[:, max(0, n - 1)] for row, n in rows])
 
     def _run(self, chain: Chain, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return run_chain(chain, x, self._programs[chain.path])
