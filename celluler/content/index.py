@@ -122,12 +122,13 @@ class Index:
     def begin(self, root: bytes, layout: Layout | None, only: Collection[int] | None, now_s: float) -> bool:
         """Record a content, or want more of one that is here; whether anything is wanted that was not before.
 
-        Raises BlockAbsent when it is not here and no layout is given, or a block of it has gone since that was read.
+        Raises BlockAbsent when it is not here and no layout is given, or a block of it has gone since that was read,
+        LocalError when there is no such piece.
         """
         with self._transaction():
             if self._row("SELECT 1 FROM content WHERE root = ?", root) or layout is None:
                 content = self.content(root)
-                return content.wanted < content.total and self._want(content.id, only)
+                return (only is not None or content.wanted < content.total) and self._want(content.id, only)
             for digest in (root, *layout.manifest.leaves):
                 if not self._row("SELECT 1 FROM block WHERE digest = ?", digest):
                     raise BlockAbsent(digest)

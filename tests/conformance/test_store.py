@@ -107,6 +107,17 @@ def test_a_bad_index_is_a_local_error(store: Store, described: Description) -> N
             store.put_chunk(described.root, index, b"")
 
 
+def test_a_piece_that_is_not_in_it_is_refused_of_a_whole_content_too(
+    store: Store, described: Description, tmp_path: Path, data: bytes
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    root = store.add(path, described.manifest.kind)
+    with pytest.raises(LocalError):
+        store.begin(root, [len(described.layout())])
+    store.begin(root, [0])
+
+
 def test_begin_refuses_a_manifest_without_its_leaves(store: Store, described: Description) -> None:
     root = store.put_block(described.manifest_bytes)
     with pytest.raises(BlockAbsent):
