@@ -116,6 +116,8 @@ async def _serve_http(app: object, config: NodeConfig, *, task_status: Any = tri
     tls = _tls(config)
     if tls is None and config.api_host not in LOOPBACK_NAMES:
         log.warning("api_without_tls", host=config.api_host)
+    elif tls is not None:
+        log.info("api_with_tls", host=config.api_host, port=config.api_port)
     await serve_gateway(app, config.api_host, config.api_port, tls=tls, task_status=task_status)  # type: ignore[arg-type]
 
 

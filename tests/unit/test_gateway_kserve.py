@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from celluler.errors import CellulerError
 from celluler.views import Readiness
+from celluler_node.gateway import asking
 from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.kserve import read_inference
 from tests.support.serving_node import ServingNode
@@ -187,6 +188,19 @@ async def test_numbers_that_json_has_not_are_told_and_go_in_binary(node: Serving
     assert "NaN" in answer.json()["error"]
     asked["parameters"] = {"binary_data_output": True}
     assert (await http.post(f"{MODEL}/infer", json=asked)).status_code == 200
+
+
+async def test_an_answer_has_an_end(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "MAX_JSON_BYTES", 20)
+    asked: dict[str, Any] = {"inputs": [NUMBERS], "outputs": [{"name": "probabilities"}]}
+    assert (await http.post(f"{MODEL}/infer", json=asked)).status_code == 200  # 16 bytes
+    asked["outputs"].append({"name": "labels"})
+    refused = await http.post(f"{MODEL}/infer", json=asked)
+    assert (refused.status_code, "in binary" in refused.json()["error"]) == (400, True)
+    asked["outputs"][1]["parameters"] = {"binary_data": True}
+    assert (await http.post(f"{MODEL}/infer", json=asked)).status_code == 200
+    monkeypatch.setattr(asking, "MAX_ANSWER_BYTES", 20)
+    assert (await http.post(f"{MODEL}/infer", json=asked)).status_code == 400
 
 
 @given(st.binary(max_size=64), st.none() | st.integers(-1, 80))

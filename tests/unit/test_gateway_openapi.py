@@ -14,7 +14,8 @@ from starlette.routing import Route
 from celluler.jobs.states import JobLife
 from celluler.views import Readiness, Transfer, TransferSource
 from celluler_node.gateway.app import gateway_app
-from celluler_node.gateway.openapi import SAID, openapi_document, plain_path
+from celluler_node.gateway.openapi import SAID, openapi_document
+from celluler_node.gateway.references import plain_path
 from tests.support.jobs import ALICE, BOB, DATA_CID, JOB_YAML, NOW_S
 from tests.support.schema import problems
 from tests.support.serving_node import ServingNode

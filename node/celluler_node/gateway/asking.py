@@ -7,7 +7,7 @@ import time
 
 import trio
 
-from celluler.errors import Busy, CellulerError
+from celluler.errors import Busy, CellulerError, InvalidSpec
 from celluler.tensors import Tensor
 from celluler.views import Prediction
 from celluler_node.gateway.counted import Counted
@@ -16,6 +16,10 @@ from celluler_node.operations import Operations
 
 MAX_AT_WORK = 64
 MAX_WAITING = 256
+MAX_ANSWER_BYTES = 1 << 28
+"""Of all tensors of one answer."""
+MAX_JSON_BYTES = 1 << 25
+"""Of those that are written as JSON, which takes five times as much and more."""
 
 
 class Asking:
@@ -58,3 +62,22 @@ class Asking:
             raise Busy(f"{self._most_waiting} predictions wait here already")
         async with self._places:
             return await self._operations.predict(ref, inputs, output)
+
+
+class Answer:
+    """Predictions gathered for one answer: counted as they come, so that nobody has this node hold any number."""
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+        self._bytes = {True: 0, False: 0}
+
+    async def predict(self, ref: str, inputs: Tensor, output: str, *, binary: bool = False) -> Prediction:
+        """As `Asking.predict`. Raises InvalidSpec, too, when all so far come to more than an answer may bear."""
+        prediction = await self._asking.predict(ref, inputs, output)
+        self._bytes[binary] += len(prediction.outputs.data)
+        if self._bytes[False] > MAX_JSON_BYTES:
+            told = f"come to more than {MAX_JSON_BYTES} bytes, too many for JSON; ask with less, or in binary"
+            raise InvalidSpec("outputs", told)
+        if sum(self._bytes.values()) > MAX_ANSWER_BYTES:
+            raise InvalidSpec("outputs", f"come to more than {MAX_ANSWER_BYTES} bytes; ask with less")
+        return prediction

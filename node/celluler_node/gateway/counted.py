@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from celluler_node.gateway.references import plain_path
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 MAX_MODELS = 100
@@ -90,7 +92,7 @@ class Measure:
             status, scope[ERROR_KIND] = 500, "Fault"
             raise
         finally:
-            route = getattr(scope.get("route"), "path", None) or "none"
+            route = plain_path(getattr(scope.get("route"), "path", None) or "none")
             method = scope["method"] if scope["method"] in _METHODS else OTHER
             self._counted.requests.add((method, route, str(status)), time.monotonic() - began)
             if kind := scope.get(ERROR_KIND):

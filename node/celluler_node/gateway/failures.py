@@ -16,6 +16,7 @@ from celluler.failures import describe_error
 from celluler_node.gateway.counted import ERROR_KIND
 from celluler_node.gateway.documents import failure, status_of
 
+NO_PATH = "this path"
 RETRY_S = 1.0
 """When to come back after being turned away for want of room."""
 
@@ -52,7 +53,9 @@ def _openai(error: CellulerError, status: int) -> JSONResponse:
         "message": _text(error),
         "type": _OPENAI_TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error"),
         "param": (error.path or None) if isinstance(error, InvalidSpec) else None,
-        "code": "model_not_found" if type(error) is NotFound and "model" in error.what else _OPENAI_CODES.get(status),
+        "code": "model_not_found"
+        if isinstance(error, NotFound) and error.what != NO_PATH
+        else _OPENAI_CODES.get(status),
     }
     answer = JSONResponse({"error": told}, status)
     if status == 501:
@@ -78,7 +81,7 @@ async def on_celluler_error(request: Request, error: Exception) -> Response:
 async def on_http_error(request: Request, error: Exception) -> Response:
     """No such path, or not this method."""
     assert isinstance(error, HTTPException)
-    told = errors.NotFound("this path") if error.status_code == 404 else LocalError(error.detail)
+    told = NotFound(NO_PATH) if error.status_code == 404 else LocalError(error.detail)
     request.scope[ERROR_KIND] = kind_of(told)
     return failure_at(request.url.path, told, status=error.status_code)
 

@@ -15,13 +15,13 @@ import celluler
 from celluler_node.gateway.described import JSON, OCTETS, OWN, Many, Says
 from celluler_node.gateway.described_standards import STANDARD
 from celluler_node.gateway.guard import OPEN_PATHS, needed_scope
+from celluler_node.gateway.references import plain_path
 from celluler_node.gateway.schemas import BYTES, TEXT, WHOLE, Records, Schema, answered, document, either, list_of
 
 SAID: dict[tuple[str, str], Says] = OWN | STANDARD
 """Of every route, by method and path."""
 PATH = "/openapi.json"
 _NULL: Schema = {"type": "null"}
-_CONVERTOR = re.compile(r"\{(\w+):\w+\}")
 _ERRORS: dict[str, Schema] = {
     "Error": document(error=answered(type=TEXT, message=TEXT, hint=either(TEXT, _NULL), exit_code=WHOLE)),
     "OpenAIError": answered(
@@ -74,11 +74,6 @@ def openapi_document(routes: Sequence[Route]) -> dict[str, Any]:
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
-
-
-def plain_path(path: str) -> str:
-    """`/models/{ref:path}` → `/models/{ref}`."""
-    return _CONVERTOR.sub(r"{\1}", path)
 
 
 def _operation(method: str, path: str, says: Says, records: Records) -> dict[str, Any]:

@@ -6,9 +6,13 @@ A model may be called `versions` or `card`: were the reference matched as any te
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 from starlette.convertors import Convertor, register_url_convertor
 
 REFERENCE = "{ref:reference}"
+_CONVERTOR = re.compile(r"\{(\w+):\w+\}")
 
 
 class _ReferenceConvertor(Convertor[str]):
@@ -22,3 +26,9 @@ class _ReferenceConvertor(Convertor[str]):
 
 
 register_url_convertor("reference", _ReferenceConvertor())
+
+
+@lru_cache(maxsize=256)
+def plain_path(path: str) -> str:
+    """Of a route, as others are told of it: `/models/{ref:path}` → `/models/{ref}`."""
+    return _CONVERTOR.sub(r"{\1}", path)

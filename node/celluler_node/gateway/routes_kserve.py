@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 import celluler
 from celluler.errors import CellulerError, InvalidSpec, NotFound
-from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.asking import Answer, Asking
 from celluler_node.gateway.documents import read_body
 from celluler_node.gateway.kserve import metadata, outputs_for, read_inference, write_answer
 from celluler_node.gateway.references import REFERENCE
@@ -59,9 +59,10 @@ def kserve_routes(operations: Operations, asking: Asking) -> list[Route]:
         ref = _reference(request)
         inference = read_inference(await read_body(request), _header_bytes(request))
         ports = await operations.model_ports(ref)
-        answers = []
+        gathered, answers = Answer(asking), []
         for wanted in outputs_for(inference, ports):
-            answers.append((wanted, await asking.predict(ports.cid, inference.inputs, wanted.name)))
+            predicted = await gathered.predict(ports.cid, inference.inputs, wanted.name, binary=wanted.binary)
+            answers.append((wanted, predicted))
         body, head = write_answer(inference, request.path_params["ref"], ports.version, answers)
         if head is None:
             return Response(body, media_type="application/json")

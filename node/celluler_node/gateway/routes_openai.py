@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from celluler.errors import NotFound, NotSupported
-from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.asking import Answer, Asking
 from celluler_node.gateway.documents import exact_json, read_json
 from celluler_node.gateway.openai import (
     EMBEDDING,
@@ -36,9 +36,9 @@ def openai_routes(operations: Operations, asking: Asking) -> list[Route]:
     async def embeddings(request: Request) -> Response:
         question = read_question(await read_json(request, limit=MAX_QUESTION_BYTES))
         ports = await operations.model_ports(question.model)
-        vectors = [b""] * len(question.rows)
+        gathered, vectors = Answer(asking), [b""] * len(question.rows)
         for places, batch in calls_of(question, ports):
-            answer = await asking.predict(ports.cid, batch, EMBEDDING)
+            answer = await gathered.predict(ports.cid, batch, EMBEDDING, binary=question.base64)
             for place, vector in zip(places, vectors_of(answer.outputs), strict=True):
                 vectors[place] = vector
         return exact_json(embeddings_document(question, ports.model, vectors))
