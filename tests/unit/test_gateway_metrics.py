@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
+import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message
 
 from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.counted import MAX_MODELS, Counted, Histogram
 from tests.support.serving_node import ServingNode
 
+SEEDS = {"name": "seeds", "shape": [1], "datatype": "INT64", "data": [3]}
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -80,6 +85,36 @@ async def test_a_prediction_that_failed_and_a_bug_are_told_by_kind(
     found = await figures(http)
     assert of(found, "celluler_predictions_failed_total", kind="Busy") == 1
     assert of(found, "celluler_http_errors_total", route="/v1/embeddings", kind="Fault") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "alice/texts", "input": "a"}),
+        ("/v2/models/alice/dreams/infer", {"inputs": [SEEDS]}),
+        ("/api/v1/predict", {"model": "alice/texts", "inputs": ["a"]}),
+    ],
+)
+async def test_a_client_that_goes_away_cancels_what_it_asked_for(node: ServingNode, path: str, body: object) -> None:
+    node.gate, sent = trio.Event(), list[Message]()
+    app = gateway_app(node, "t")
+    there: Iterator[Message] = iter(
+        [{"type": "http.request", "body": json.dumps(body).encode()}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> Message:
+        await trio.testing.wait_all_tasks_blocked()
+        return next(there)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"authorization", b"Bearer t")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    with trio.fail_after(5):
+        await app({**scope, "client": ("127.0.0.1", 1), "server": ("localhost", 80), "scheme": "http"}, receive, send)
+    assert sent[0]["status"] == 499
+    assert node.asked == []
 
 
 def test_models_beyond_a_hundred_are_counted_together() -> None:

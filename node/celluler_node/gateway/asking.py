@@ -4,8 +4,12 @@ rest turned away at once."""
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from celluler.errors import Busy, CellulerError, InvalidSpec
 from celluler.tensors import Tensor
@@ -13,7 +17,12 @@ from celluler.views import Prediction
 from celluler_node.gateway.counted import Counted
 from celluler_node.gateway.failures import kind_of
 from celluler_node.operations import Operations
+from celluler_protocols.nursery import own_nursery
 
+T = TypeVar("T")
+
+CLIENT_GONE = 499
+"""As nginx counts it; no standard has one."""
 MAX_AT_WORK = 64
 MAX_WAITING = 256
 MAX_ANSWER_BYTES = 1 << 28
@@ -81,3 +90,18 @@ class Answer:
         if sum(self._bytes.values()) > MAX_ANSWER_BYTES:
             raise InvalidSpec("outputs", f"come to more than {MAX_ANSWER_BYTES} bytes; ask with less")
         return prediction
+
+
+async def while_wanted(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """What the work gives, whose request was read to its end. A client that goes away cancels it: here, in a worker and
+    at a peer nobody computes for nobody. Raises HTTPException then, which is sent to no one."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        nursery.cancel_scope.cancel()
+
+    async with own_nursery() as nursery:
+        nursery.start_soon(watch)
+        return await work()
+    raise HTTPException(CLIENT_GONE, "the client has gone")

@@ -6,15 +6,20 @@ cannot tell apart. Every name has one slash, or is a CID, so that what follows i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import celluler
 from celluler.errors import CellulerError, InvalidSpec, NotFound
-from celluler_node.gateway.asking import Answer, Asking
+from celluler.tensors import Tensor
+from celluler.views import Prediction
+from celluler_node.gateway.asking import Answer, Asking, while_wanted
 from celluler_node.gateway.documents import read_body
-from celluler_node.gateway.kserve import metadata, outputs_for, read_inference, write_answer
+from celluler_node.gateway.kserve import Wanted, metadata, outputs_for, read_inference, write_answer
 from celluler_node.gateway.references import REFERENCE
 from celluler_node.operations import Operations
 
@@ -55,14 +60,16 @@ def kserve_routes(operations: Operations, asking: Asking) -> list[Route]:
             return JSONResponse({"name": ref, "ready": True})
         return _not_ready({"name": ref}, "nobody who has it can be reached")
 
+    async def ask(cid: str, inputs: Tensor, outputs: Sequence[Wanted]) -> list[tuple[Wanted, Prediction]]:
+        gathered = Answer(asking)
+        return [(one, await gathered.predict(cid, inputs, one.name, binary=one.binary)) for one in outputs]
+
     async def infer(request: Request) -> Response:
         ref = _reference(request)
         inference = read_inference(await read_body(request), _header_bytes(request))
         ports = await operations.model_ports(ref)
-        gathered, answers = Answer(asking), []
-        for wanted in outputs_for(inference, ports):
-            predicted = await gathered.predict(ports.cid, inference.inputs, wanted.name, binary=wanted.binary)
-            answers.append((wanted, predicted))
+        wanted = outputs_for(inference, ports)
+        answers = await while_wanted(request, partial(ask, ports.cid, inference.inputs, wanted))
         body, head = write_answer(inference, request.path_params["ref"], ports.version, answers)
         if head is None:
             return Response(body, media_type="application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from starlette.routing import Route
 from celluler.errors import InvalidSpec
 from celluler.tensors import tensor_from_json, tensor_of
 from celluler.views import SCHEMA, ModelQuery, NewModel, to_json
-from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.asking import Asking, while_wanted
 from celluler_node.gateway.documents import check_keys, document, exact_json, listing, read_json, read_record
 from celluler_node.gateway.references import REFERENCE
 from celluler_node.operations import Operations
@@ -62,7 +63,7 @@ def model_routes(operations: Operations, asking: Asking) -> list[Route]:
         output = body.get("output", "")
         dtype = body.get("dtype", "int64" if output == "sample" else None)
         inputs = tensor_of(given, dtype) if in_lists else tensor_from_json(given)
-        prediction = await asking.predict(body["model"], inputs, output)
+        prediction = await while_wanted(request, partial(asking.predict, body["model"], inputs, output))
         told = to_json(prediction)
         if in_lists:
             told["outputs"] = prediction.lists()

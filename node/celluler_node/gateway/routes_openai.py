@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from celluler.errors import NotFound, NotSupported
-from celluler_node.gateway.asking import Answer, Asking
+from celluler.tensors import Tensor
+from celluler_node.gateway.asking import Answer, Asking, while_wanted
 from celluler_node.gateway.documents import exact_json, read_json
 from celluler_node.gateway.openai import (
     EMBEDDING,
@@ -33,14 +37,19 @@ def openai_routes(operations: Operations, asking: Asking) -> list[Route]:
             raise NotFound(f"model {found.reference}, which its author took back")
         return JSONResponse(model_document(found))
 
+    async def ask(cid: str, calls: Sequence[tuple[list[int], Tensor]], *, binary: bool) -> list[bytes]:
+        """A vector for each row, in the order of the rows."""
+        gathered, vectors = Answer(asking), dict[int, bytes]()
+        for places, batch in calls:
+            answer = await gathered.predict(cid, batch, EMBEDDING, binary=binary)
+            vectors.update(zip(places, vectors_of(answer.outputs), strict=True))
+        return [vectors[place] for place in sorted(vectors)]
+
     async def embeddings(request: Request) -> Response:
         question = read_question(await read_json(request, limit=MAX_QUESTION_BYTES))
         ports = await operations.model_ports(question.model)
-        gathered, vectors = Answer(asking), [b""] * len(question.rows)
-        for places, batch in calls_of(question, ports):
-            answer = await gathered.predict(ports.cid, batch, EMBEDDING, binary=question.base64)
-            for place, vector in zip(places, vectors_of(answer.outputs), strict=True):
-                vectors[place] = vector
+        calls = calls_of(question, ports)
+        vectors = await while_wanted(request, partial(ask, ports.cid, calls, binary=question.base64))
         return exact_json(embeddings_document(question, ports.model, vectors))
 
     async def no_text(_request: Request) -> Response:
