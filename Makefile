@@ -27,7 +27,8 @@ check: $(READY)  ## the quick part of it: style, types, layers, unit and propert
 	$(MAKE) --no-print-directory -j2 lint quick
 
 quick: $(READY)
-	$(BIN)/python -m pytest -q $(SHARED) --hypothesis-profile=brief tests/unit tests/property
+	$(BIN)/python -m pytest -q $(SHARED) --hypothesis-profile=brief \
+		-m "not large and not thorough" tests/unit tests/property
 
 lint: $(READY)
 	$(BIN)/ruff check .

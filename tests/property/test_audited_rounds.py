@@ -27,6 +27,8 @@ from simulations.rounds.cast import GENESIS, signers_of
 from simulations.rounds.liars import Words
 from simulations.rounds.schedule import Schedule
 
+pytestmark = pytest.mark.thorough
+
 
 def calm(size: int, liars: dict[int, type], **changes: Any) -> Schedule:
     return replace(

@@ -17,6 +17,8 @@ from celluler.learning.topology import Topology
 from simulations.neighbours import Outcome, Schedule, identity, play, roster_of, signers_of
 from simulations.world import Network
 
+pytestmark = pytest.mark.thorough
+
 MEMBERS = 7
 STARTS = np.random.default_rng(5).normal(size=(MEMBERS, 3)).astype(np.float32)
 TARGETS = np.tile(STARTS.mean(axis=0) + 5, (MEMBERS, 1)).astype(np.float32)

@@ -30,6 +30,8 @@ from celluler.learning.run import Run
 from celluler_protocols.rounds_messages import frames
 from simulations.rounds import GENESIS, play, roster_of, signers_of
 
+pytestmark = pytest.mark.thorough
+
 ROSTER = roster_of(4, 2, 2)
 BITS = st.integers(0, 2**64 - 1)
 HASHES = st.sampled_from((ROSTER.digest, GENESIS, b"z" * 32))

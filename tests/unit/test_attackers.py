@@ -16,6 +16,8 @@ from simulations.attacks.protocol.disturbing import Late
 from simulations.attacks.stage import MEMBERS, Stage
 from simulations.attacks.stage_material import roster_of
 
+pytestmark = pytest.mark.thorough
+
 ROUNDS = 3
 
 

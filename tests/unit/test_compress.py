@@ -32,6 +32,8 @@ from celluler_node.processes.worker_compress_words import (
 )
 from tests.support.specs import MLP, WORDS, digits, save_tensors
 
+pytestmark = pytest.mark.thorough
+
 SEED = b"s" * 32
 DIGITS = parse_spec(MLP)
 

@@ -24,6 +24,8 @@ from celluler.models.spec import Architecture, parse_spec
 from celluler.models.weights import initial_vector
 from tests.support.specs import CNN, MLP, TINY, WORDS, digits, regression, save_tensors
 
+pytestmark = pytest.mark.thorough
+
 SEED, RUN = b"s" * 32, b"r" * 32
 DIGITS = parse_spec(MLP)
 

@@ -26,6 +26,8 @@ from celluler.models.spec import parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_weights
 
+pytestmark = pytest.mark.thorough
+
 TOLERANCE = 1e-5
 """Of the largest answer."""
 X = torch.linspace(-3, 3, 3 * 4 * 6 * 6).reshape(3, 4, 6, 6)

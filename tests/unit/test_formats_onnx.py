@@ -21,6 +21,8 @@ from celluler.formats.importing import Wishes
 from celluler.formats.onnx_files import read_onnx
 from celluler.models.body import parse_body
 
+pytestmark = pytest.mark.thorough
+
 TOLERANCE = 1e-5
 """Of the largest answer."""
 

@@ -29,6 +29,8 @@ from celluler_node.processes.worker import Worker
 from celluler_node.processes.worker_words import Evaluate, Evaluated, LoadModel, Predict
 from tests.support.specs import digits, save_tensors
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 Floats = npt.NDArray[np.float32]
 

@@ -14,6 +14,8 @@ from celluler.models.graph import Graph, parse_graph
 from tests.support.graphs import NAMES, stored
 from tests.support.modules import CASES
 
+pytestmark = pytest.mark.thorough
+
 
 def graph_of(module: nn.Module, graph: Graph) -> GraphModule:
     """The graph with the module's tensors."""

@@ -41,6 +41,8 @@ from celluler_node.processes.worker_words import (
 from tests.support.graphs import stored
 from tests.support.modules import CASES, VOCABULARY
 
+pytestmark = pytest.mark.thorough
+
 RUN = b"r" * 32
 
 

@@ -24,6 +24,8 @@ from celluler.models.graph_body import GraphBody
 from tests.support.malicious import CRAFTED, PLACES
 from tests.support.malicious_containers import CANARY, SECRET, Runs
 
+pytestmark = pytest.mark.thorough
+
 BUDGET_BYTES = 48 << 20
 """Of address space, in Python or under it, for any one of them. Passing it would be a MemoryError."""
 FORBIDDEN = (

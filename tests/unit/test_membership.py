@@ -42,6 +42,8 @@ from celluler_protocols.membership.messages import (
 )
 from simulations.membership import Scenario, Swarm, quiet, simulate
 
+pytestmark = pytest.mark.thorough
+
 PROFILE = Profile("test", Capabilities(2, 1024, "cpu", ("store",)))
 ALICE, BOB, CAROL, DAVE = (Identity(bytes([number]) * 32) for number in range(1, 5))
 NEAR = (0.001, 0.02)

@@ -33,6 +33,8 @@ from celluler.models.templates import TEMPLATES
 from celluler.models.weights import initial_vector
 from tests.support.specs import TINY, dense, digits, regression
 
+pytestmark = pytest.mark.thorough
+
 WIRED = ("vae", "gan", "diffusion", "contrastive")
 RUN = b"r" * 32
 CONFIG = TrainConfig(RUN, index=0, members=2, inner_steps=3, batch=8, learning_rate=0.05)

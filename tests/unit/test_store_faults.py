@@ -19,6 +19,8 @@ from celluler.content.manifest import Description, describe
 from celluler.errors import CellulerError, IntegrityError, QuotaExceeded
 from tests.support.stores import fill, folder_in_memory, put_blocks
 
+pytestmark = pytest.mark.thorough
+
 QUOTA_BYTES = 1 << 20
 DATA = random.Random(5).randbytes(9 * 1024 + 5)
 OTHER = DATA[:4096] + random.Random(6).randbytes(3000)
