@@ -13,11 +13,12 @@ from typing import Any
 
 import trio
 
-from celluler.errors import WorkerFailed
+from celluler.errors import InvalidSpec, WorkerFailed
 from celluler.inference.requests import Done, Event, Request
 from celluler.inference.scheduler import Limits, Scheduler
+from celluler.models.transforms.base import MAX_TEXT_BYTES
 from celluler_node.processes.words import Reply
-from celluler_node.processes.worker_generate_words import OpenSlots, SlotsOpen, calls_of, stepped_of
+from celluler_node.processes.worker_generate_words import Encode, OpenSlots, SlotsOpen, calls_of, stepped_of, tokens_of
 
 Call = Callable[..., Awaitable[Reply]]
 """`Child.call` of a worker in which a model is loaded."""
@@ -56,6 +57,16 @@ class Generating:
     def waiting(self) -> int:
         """Answers that wait for a slot."""
         return self._scheduler.waiting
+
+    async def encode(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text, to go on from. Raises InvalidSpec for a model without texts or a text that is too
+        long, WorkerFailed."""
+        if not self.opened.texts:
+            raise InvalidSpec("prompt", "is a text, and this model makes no tokens of texts")
+        raw = text.encode("utf-8", "replace")
+        if len(raw) > MAX_TEXT_BYTES:
+            raise InvalidSpec("prompt", f"has {len(raw)} bytes, the limit is {MAX_TEXT_BYTES}")
+        return tuple(tokens_of(bytes((await self._call(Encode(), raw)).blobs[0])))
 
     @asynccontextmanager
     async def ask(self, request: Request) -> AsyncIterator[Answers]:
@@ -148,10 +159,14 @@ async def open_generating(
     """
     opened: SlotsOpen = (await call(OpenSlots(slots, length))).record
     generating = Generating(call, opened, slots, queues)
+    failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(generating.run)
         try:
             yield generating
-        finally:
-            generating.close(WorkerFailed("the model was unloaded"))
-            nursery.cancel_scope.cancel()
+        except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
+            failure = error
+        generating.close(WorkerFailed("the model was unloaded"))
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

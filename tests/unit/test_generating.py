@@ -12,6 +12,7 @@ import trio
 from celluler.errors import Busy, InvalidSpec, WorkerFailed
 from celluler.inference.requests import Done, Ended, Event, Request, Told
 from celluler.inference.sampling import GREEDY
+from celluler.inference.stops import StopFilter
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_weights
@@ -20,6 +21,7 @@ from celluler_node.processes.words import Reply
 from celluler_node.processes.worker import Worker
 from celluler_node.processes.worker_generate_words import SlotsStepped, Step
 from celluler_node.processes.worker_words import LoadModel
+from tests.support.generating import reciting
 
 LATER_S = 1000.0
 
@@ -27,11 +29,9 @@ LATER_S = 1000.0
 class Worked:
     """A worker in this process, called as one at the end of a channel is."""
 
-    def __init__(self, folder: Path) -> None:
-        body = parse_spec(fill("transformer-lm"))
-        initial_weights(body, b"s" * 32, folder / "weights.safetensors")
+    def __init__(self, folder: Path, model: LoadModel) -> None:
         self._worker = Worker(folder)
-        self._worker.load_model(LoadModel(format_spec(body), str(folder / "weights.safetensors")), ())
+        self._worker.load_model(model, ())
         self.asked: list[Any] = []
         self.broken: Callable[[Any], Any] | None = None
 
@@ -50,7 +50,9 @@ class Worked:
 
 @pytest.fixture
 def worked(tmp_path: Path) -> Worked:
-    return Worked(tmp_path)
+    body = parse_spec(fill("transformer-lm"))
+    initial_weights(body, b"s" * 32, tmp_path / "weights.safetensors")
+    return Worked(tmp_path, LoadModel(format_spec(body), str(tmp_path / "weights.safetensors")))
 
 
 def asked(client: str, prompt: tuple[int, ...], max_tokens: int = 6, **fields: Any) -> Request:
@@ -116,6 +118,39 @@ async def test_who_is_being_answered_when_the_model_goes_is_told(worked: Worked,
     with pytest.raises(WorkerFailed, match="unloaded"):
         async with generating.ask(asked("b", (1,))):
             pass
+
+
+async def test_a_text_is_gone_on_with_until_a_stop_that_only_its_text_shows(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    worked = Worked(tmp_path, reciting("Wie schön,du!".encode(), tmp_path))
+    told, reasons = "", []
+    async with open_generating(worked.call, slots=1) as generating:
+        prompt = await generating.encode("Wi")
+        stops = StopFilter[str](("ön,",), "")
+        async with generating.ask(asked("a", prompt, 60)) as answers:
+            async for event in answers.events:
+                match event:
+                    case Told(tokens=tokens):
+                        passed = stops.feed("".join(one.text for one in tokens))
+                        told += passed.told
+                        if passed.stopped:
+                            answers.stop(event.choice)
+                    case Ended(reason=reason):
+                        reasons.append(reason)
+    assert (told, reasons) == ("e sch", ["stop"])
+
+
+async def test_a_model_without_texts_is_asked_with_tokens(worked: Worked) -> None:
+    async with open_generating(worked.call, slots=1) as generating:
+        with pytest.raises(InvalidSpec, match="no tokens of texts"):
+            await generating.encode("a")
+
+
+async def test_an_error_inside_comes_out_as_it_is(worked: Worked) -> None:
+    with pytest.raises(KeyError):
+        async with open_generating(worked.call, slots=1):
+            raise KeyError
 
 
 async def test_what_is_refused_is_refused_at_once(worked: Worked, autojump_clock: Any) -> None:

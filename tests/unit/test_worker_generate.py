@@ -20,12 +20,14 @@ from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.memory import RUNTIME_BYTES, DoesNotFit
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
+from celluler.models.transforms.base import MAX_TEXT_BYTES
 from celluler.models.weights import initial_weights
 from celluler.wire import pack, unpack
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker import Worker
 from celluler_node.processes.worker_generate_words import (
     Admit,
+    Encode,
     OpenSlots,
     Release,
     SlotsOpen,
@@ -35,6 +37,7 @@ from celluler_node.processes.worker_generate_words import (
     stepped_of,
 )
 from celluler_node.processes.worker_words import ANSWERS, REPLIES, REQUESTS, LoadModel, Predict
+from tests.support.generating import reciting
 from tests.support.modules import VOCABULARY, Llama
 
 Ask = Callable[..., Any]
@@ -144,6 +147,29 @@ def test_logprobs_come_through_the_words(tmp_path: Path) -> None:
     assert drawn is not None
     assert len(drawn.top) == 20
     assert (drawn.token, drawn.logprob) == drawn.top[0]
+
+
+def test_a_model_with_texts_reads_them_and_tells_whole_characters(tmp_path: Path) -> None:
+    raw = "ab é€.".encode()
+    ask = asker(Worker(tmp_path))
+    ask(reciting(raw, tmp_path))
+    assert ask(OpenSlots(1))[0].texts
+    encoded = ask(Encode(), b"ab")[1].blobs[0]
+    assert np.frombuffer(encoded, dtype="<u4").tolist() == [97, 98]
+    ask(Admit(0, 0.0, 1.0, 0, 0, 0, None, None, 0), encoded)
+    pieces = [ask(Step(0, 8, ()))[0].drawn[0].text]
+    pieces += [ask(Step(None, 1, (0,)))[0].drawn[0].text for _ in raw[3:]]
+    assert pieces == [" ", "", "é", "", "", "€", "."]
+    for wrong in ((b"\xff",), (b"a" * (MAX_TEXT_BYTES + 1),), ()):
+        with pytest.raises(InvalidSpec):
+            ask(Encode(), *wrong)
+
+
+def test_a_model_without_texts_says_so(tmp_path: Path) -> None:
+    ask = loaded(tmp_path, "transformer-lm")
+    assert not ask(OpenSlots(1))[0].texts
+    with pytest.raises(InvalidSpec, match="no tokens of texts"):
+        ask(Encode(), b"ab")
 
 
 def test_what_a_worker_cannot_do_it_refuses(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Whoever calls decides who gets a slot and when (`celluler.inference.scheduler`);
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -18,18 +18,23 @@ from celluler.inference.requests import Drawn, Stepped
 from celluler.inference.sampling import Chosen, Logits, Sampling, UndefinedLogits, choose
 from celluler.models.body import Body
 from celluler.models.memory import RUNTIME_BYTES, DoesNotFit
+from celluler.models.transforms.decoding import TextCodec, TextStream
+
+_READ_BEFORE = 8
+"""Tokens of the prompt that a text's reading begins with: how a token reads depends on those before it."""
 
 
 @dataclass(slots=True)
 class _Slot:
     """held: tokens whose places the decoder holds. left: of the prompt, to be prefilled. token: drawn, to be decoded
-    next. drawn: how many were."""
+    next. drawn: how many were. stream: reads them."""
 
     held: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     sampling: Sampling | None = None
     token: int | None = None
     drawn: int = 0
+    stream: TextStream | None = None
 
 
 class GeneratingSlots:
@@ -37,10 +42,17 @@ class GeneratingSlots:
     changed nothing."""
 
     def __init__(
-        self, body: Body, module: nn.Module, *, slots: int, length: int | None = None, memory_bytes: int | None = None
+        self,
+        body: Body,
+        module: nn.Module,
+        *,
+        slots: int,
+        length: int | None = None,
+        memory_bytes: int | None = None,
+        codec: TextCodec | None = None,
     ) -> None:
         """module: of the body, in eval. length: places of a slot; None: as many as the model looks at. memory_bytes:
-        what this process may take.
+        what this process may take. codec: reads what is drawn.
 
         Raises InvalidSpec for a model that does not tell the next token, DoesNotFit before anything is allocated.
         """
@@ -54,6 +66,7 @@ class GeneratingSlots:
         if memory_bytes is not None and needed > memory_bytes:
             raise DoesNotFit(f"a cache of {slots} slots of {self.length} places", needed, memory_bytes)
         self.vocabulary = body.vocabulary
+        self._codec = codec
         self._decoder: Decoder = open_decoder(body, module, self.caching, slots, self.length)
         self._slots = [_Slot() for _ in range(slots)]
 
@@ -81,7 +94,7 @@ class GeneratingSlots:
         if not 0 <= shared < len(prompt) or kept != list(prompt[:shared]):
             raise LocalError(f"slot {source} does not hold the first {shared} tokens of the prompt")
         self._decoder.copy(slot if source is None else source, slot, shared)
-        self._slots[slot] = _Slot(kept, list(prompt[shared:]), sampling)
+        self._slots[slot] = _Slot(kept, list(prompt[shared:]), sampling, stream=self._reading(prompt))
 
     def step(self, prefill: int | None, count: int, decode: Sequence[int]) -> Stepped:
         """Prefill one slot by at most `count` tokens, then let others go on by one token, all at once.
@@ -135,7 +148,15 @@ class GeneratingSlots:
             its.token = None
             return None
         its.token, its.drawn = chosen.token, its.drawn + 1
-        return chosen
+        return chosen if its.stream is None else replace(chosen, text=its.stream.feed(chosen.token))
+
+    def _reading(self, prompt: Sequence[int]) -> TextStream | None:
+        if self._codec is None:
+            return None
+        stream = self._codec.stream()
+        for token in prompt[-_READ_BEFORE:]:
+            stream.feed(token)
+        return stream
 
     def _slot(self, slot: int) -> _Slot:
         if not 0 <= slot < len(self._slots):

@@ -250,10 +250,10 @@ class Worker:
             raise LocalError(f"the state before round {round_number} is not here; kept: {self._states.rounds}")
         return state
 
-    def _need_model(self) -> Predictor:
-        if self._model is None:
+    def _need_model(self) -> tuple[Predictor, Served]:
+        if self._model is None or self._served is None:
             raise LocalError("no model is loaded")
-        return self._model
+        return self._model, self._served
 
     def _need_run(self) -> Trainer:
         if self._run is None:

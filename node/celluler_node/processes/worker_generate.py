@@ -7,16 +7,22 @@ from typing import Any
 
 from celluler.engines.generation.slots import GeneratingSlots
 from celluler.engines.predict import Predictor
-from celluler.errors import LocalError
+from celluler.engines.transforms.served import Served
+from celluler.errors import InvalidSpec, LocalError
+from celluler.models.transforms.base import MAX_TEXT_BYTES
+from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_generate_words import (
     Admit,
     Admitted,
+    Encode,
+    Encoded,
     OpenSlots,
     Release,
     Released,
     SlotsOpen,
     SlotsStepped,
     Step,
+    blob_of,
     reply_of,
     sampling_of,
     tokens_of,
@@ -28,22 +34,34 @@ Blobs = tuple[bytearray, ...]
 class Generator:
     """Made with the worker, which closes it when another model is loaded."""
 
-    def __init__(self, model: Callable[[], Predictor], memory_bytes: int | None) -> None:
+    def __init__(self, model: Callable[[], tuple[Predictor, Served]], memory_bytes: int | None) -> None:
         """model: that is loaded. Raises LocalError while there is none. memory_bytes: what this process may take."""
         self._model, self._memory = model, memory_bytes
         self._open: GeneratingSlots | None = None
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
-        return {OpenSlots: self.open, Admit: self.admit, Step: self.step, Release: self.release}
+        return {
+            OpenSlots: self.open,
+            Admit: self.admit,
+            Step: self.step,
+            Release: self.release,
+            Encode: self.encode,
+        }
 
     def open(self, request: OpenSlots, _: Blobs) -> SlotsOpen:
-        model, self._open = self._model(), None  # not two caches at once
+        (model, served), self._open = self._model(), None  # not two caches at once
         slots = GeneratingSlots(
-            model.architecture, model.module, slots=request.slots, length=request.length, memory_bytes=self._memory
+            model.architecture,
+            model.module,
+            slots=request.slots,
+            length=request.length,
+            memory_bytes=self._memory,
+            codec=served.codec,
         )
         self._open = slots
-        return SlotsOpen(slots.length, slots.vocabulary, slots.cache_bytes, slots.why_not_cached)
+        why, texts = slots.why_not_cached, served.codec is not None
+        return SlotsOpen(slots.length, slots.vocabulary, slots.cache_bytes, why, texts)
 
     def close(self) -> None:
         """Let go of the slots, and of the model that they are on."""
@@ -62,6 +80,18 @@ class Generator:
     def release(self, request: Release, _: Blobs) -> Released:
         self._slots().release(request.slot)
         return Released()
+
+    def encode(self, _: Encode, blobs: Blobs) -> Reply:
+        codec = self._model()[1].codec
+        if codec is None:
+            raise InvalidSpec("prompt", "is a text, and this model makes no tokens of texts")
+        if len(blobs) != 1 or len(blobs[0]) > MAX_TEXT_BYTES:
+            raise InvalidSpec("prompt", f"must be one text of at most {MAX_TEXT_BYTES} bytes")
+        try:
+            text = blobs[0].decode("utf-8")
+        except UnicodeDecodeError:
+            raise InvalidSpec("prompt", "is not UTF-8") from None
+        return Reply(Encoded(), (blob_of(codec.encode(text)),))
 
     def _slots(self) -> GeneratingSlots:
         if self._open is None:

@@ -6,7 +6,7 @@ a tick and its outcome in these words. Tokens of a prompt travel as one blob, (t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from celluler_node.processes.words import Answer
 
 Slot = Annotated[int, Range(0, MAX_SLOTS - 1)]
 _TOKEN = np.dtype("<u4")
+_MAX_PIECE_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,24 @@ class OpenSlots:
 
 @dataclass(frozen=True, slots=True)
 class SlotsOpen:
-    """vocabulary: tokens are below it. cache_bytes: 0 of a model that keeps nothing, and not_cached says why not."""
+    """vocabulary: tokens are below it. cache_bytes: 0 of a model that keeps nothing, and not_cached says why not.
+    texts: what is drawn can be read, and `Encode` asked."""
 
     length: U32
     vocabulary: U64
     cache_bytes: U64
     not_cached: Text
+    texts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """With a text as one blob, in UTF-8: its tokens, as the model is asked with texts, without an end. → Encoded"""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """With the tokens as one blob, as those of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +98,14 @@ class Likely:
 
 @dataclass(frozen=True, slots=True)
 class DrawnToken:
-    """token: None of a slot in which the model gave no logit that is a number. logprob, top: if asked for."""
+    """token: None of a slot in which the model gave no logit that is a number. logprob, top: if asked for. text: see
+    `Chosen`; cut where it is longer than a piece may be."""
 
     slot: Slot
     token: U32 | None
     logprob: float | None
     top: Annotated[tuple[Likely, ...], Length(0, MAX_TOP_LOGPROBS)]
+    text: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +128,14 @@ class Released:
     """The slot is free."""
 
 
-GENERATE_REQUESTS = (OpenSlots, Admit, Step, Release)
-GENERATE_REPLIES = (SlotsOpen, Admitted, SlotsStepped, Released)
+GENERATE_REQUESTS = (OpenSlots, Admit, Step, Release, Encode)
+GENERATE_REPLIES = (SlotsOpen, Admitted, SlotsStepped, Released, Encoded)
 GENERATE_ANSWERS = {
     OpenSlots: Answer((SlotsOpen,)),
     Admit: Answer((Admitted,)),
     Step: Answer((SlotsStepped,)),
     Release: Answer((Released,)),
+    Encode: Answer((Encoded,), blobs=1),
 }
 
 
@@ -128,7 +144,7 @@ def calls_of(tick: Tick) -> Iterator[tuple[Any, tuple[bytes, ...]]]:
     for slot in tick.releases:
         yield Release(slot), ()
     for one in tick.admissions:
-        yield _admit(one), (np.array(one.prompt, dtype=_TOKEN).tobytes(),)
+        yield _admit(one), (blob_of(one.prompt),)
     yield Step(tick.prefill, tick.count, tick.decode), ()
 
 
@@ -142,6 +158,10 @@ def sampling_of(request: Admit) -> Sampling:
     return Sampling(
         request.temperature, request.top_p, request.top_k, request.seed, request.choice, request.logprobs
     )  # fmt: skip
+
+
+def blob_of(tokens: Sequence[int]) -> bytes:
+    return np.array(tokens, dtype=_TOKEN).tobytes()
 
 
 def tokens_of(blob: bytes | bytearray) -> list[int]:
@@ -164,13 +184,13 @@ def _admit(one: Admission) -> Admit:
 
 def _token(one: Drawn) -> DrawnToken:
     if one.chosen is None:
-        return DrawnToken(one.slot, None, None, ())
-    return DrawnToken(
-        one.slot, one.chosen.token, one.chosen.logprob, tuple(Likely(*likely) for likely in one.chosen.top)
-    )
+        return DrawnToken(one.slot, None, None, (), "")
+    chosen = one.chosen
+    text = chosen.text.encode("utf-8", "replace")[:_MAX_PIECE_BYTES].decode("utf-8", "ignore")
+    return DrawnToken(one.slot, chosen.token, chosen.logprob, tuple(Likely(*likely) for likely in chosen.top), text)
 
 
 def _drawn(one: DrawnToken) -> Drawn:
     if one.token is None:
         return Drawn(one.slot, None)
-    return Drawn(one.slot, Chosen(one.token, one.logprob, tuple((its.token, its.logprob) for its in one.top)))
+    return Drawn(one.slot, Chosen(one.token, one.logprob, tuple((its.token, its.logprob) for its in one.top), one.text))
