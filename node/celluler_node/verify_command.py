@@ -193,8 +193,8 @@ class _Verification:
         return True
 
     def _in_question(self, population: Population, out: int) -> list[Replayable]:
-        """What may be drawn: not what those did whom the run itself expelled, which is known and told. Evidence asks for
-        exactly that."""
+        """What may be drawn: not what those did whom the run itself expelled, which is known and told. Evidence asks
+        for exactly that."""
         if self._sample.only is not None:
             return population.replayable
         return [one for one in population.replayable if not out >> one.member & 1]
