@@ -7,7 +7,7 @@ have found ends all answers with `error`, and whoever asks afterwards is told wh
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,7 +129,8 @@ class Generating:
     def _deliver(self) -> None:
         for event in self._scheduler.events():
             if (listener := self._listeners.get(event.number)) is not None:
-                listener.send_nowait(event)
+                with suppress(trio.BrokenResourceError):  # whoever asked does not listen any more
+                    listener.send_nowait(event)
                 if isinstance(event, Done):
                     listener.close()
                     del self._listeners[event.number]

@@ -11,7 +11,7 @@ import trio
 
 from celluler.errors import Busy, InvalidSpec, WorkerFailed
 from celluler.inference.requests import Done, Ended, Event, Request, Told
-from celluler.inference.sampling import GREEDY
+from celluler.inference.sampling import GREEDY, Sampling
 from celluler.inference.stops import StopFilter
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
@@ -145,6 +145,13 @@ async def test_a_model_without_texts_is_asked_with_tokens(worked: Worked) -> Non
     async with open_generating(worked.call, slots=1) as generating:
         with pytest.raises(InvalidSpec, match="no tokens of texts"):
             await generating.encode("a")
+
+
+async def test_who_does_not_listen_holds_up_nobody(worked: Worked, autojump_clock: Any) -> None:
+    deaf = asked("a", (1, 2), 60, sampling=Sampling(temperature=1, top_p=1))
+    async with open_generating(worked.call, slots=2) as generating, generating.ask(deaf) as answers:
+        answers.events.close()
+        assert len((await told(generating, asked("b", (3,))))[0]) == 6
 
 
 async def test_an_error_inside_comes_out_as_it_is(worked: Worked) -> None:

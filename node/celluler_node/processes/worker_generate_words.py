@@ -177,9 +177,8 @@ def reply_of(stepped: Stepped) -> SlotsStepped:
 
 def _admit(one: Admission) -> Admit:
     its = one.sampling
-    return Admit(
-        one.slot, its.temperature, its.top_p, its.top_k, its.seed, its.choice, its.logprobs, one.source, one.shared
-    )  # fmt: skip
+    divisor, share = float(its.temperature), float(its.top_p)
+    return Admit(one.slot, divisor, share, its.top_k, its.seed, its.choice, its.logprobs, one.source, one.shared)
 
 
 def _token(one: Drawn) -> DrawnToken:
