@@ -58,7 +58,7 @@ class Demo:
         self.note_traffic(job["id"])
         with findings.phase("kill the publisher and predict"):
             self.kill_publisher(job)
-            findings.accuracy = self.predict(findings.model, digits, self._alive())
+            findings.accuracy = self.predict(findings.model, digits, self._honest())
         self.judge()
         return findings
 
@@ -138,7 +138,8 @@ class Demo:
         findings.expect(findings.rounds == ROUNDS, f"{findings.rounds} rounds instead of {ROUNDS}")
         served_by = findings.served_by.get(findings.model, [])
         findings.expect(findings.publisher not in served_by, "the dead publisher answered")
-        findings.expect(len(set(served_by)) == len(NAMES) - 1, "not every node that is left has served")
+        honest = {node.name for node in self._honest()}
+        findings.expect(set(served_by) == honest, "not every honest node that is left has served")
 
     # --- tools -----------------------------------------------------------------------------------------------------
 
@@ -150,10 +151,11 @@ class Demo:
         return celluler_events(*arguments, *self._joins(), home=self.client_home, timeout_s=JOB_S)
 
     def _joins(self) -> list[str]:
-        return [part for node in self._alive() if node.name != LIAR for part in ("--join", node.address)]
+        return [part for node in self._honest() for part in ("--join", node.address)]
 
-    def _alive(self) -> list[NodeProcess]:
-        return [node for node in self.swarm.nodes if node.process.poll() is None]
+    def _honest(self) -> list[NodeProcess]:
+        """Those alive; the others no longer talk to whom they have proof against."""
+        return [node for node in self.swarm.nodes if node.process.poll() is None and node.name != LIAR]
 
     def say(self, text: str) -> None:
         self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
