@@ -43,6 +43,9 @@ class OneModel:
     async def sound(self, _: OpenedManifest, **__: Any) -> Path:
         return self._weights
 
+    async def file(self, _: OpenedManifest, __: str, **___: Any) -> None:
+        return None
+
     def hold(self, _: OpenedManifest) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
