@@ -27,6 +27,8 @@ from celluler.models.spec import Architecture, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_vector
 
+pytestmark = pytest.mark.thorough
+
 TIME, WORDS = 24, 19
 TOLERANCE = 5e-5
 """Of the largest logit, between one place after the other and all at once."""

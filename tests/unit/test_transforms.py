@@ -25,6 +25,8 @@ from celluler.models.transforms.document import NUMBER_STEPS, STEPS, Chain, pars
 from celluler.models.transforms.run import raw_input, run_chain
 from tests.support.specs import WORDS
 
+pytestmark = pytest.mark.thorough
+
 MLP = TEMPLATES["mlp"].document
 
 

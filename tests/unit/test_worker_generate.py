@@ -40,6 +40,8 @@ from celluler_node.processes.worker_words import ANSWERS, REPLIES, REQUESTS, Loa
 from tests.support.generating import reciting
 from tests.support.modules import VOCABULARY, Llama
 
+pytestmark = pytest.mark.thorough
+
 Ask = Callable[..., Any]
 
 
