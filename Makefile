@@ -50,8 +50,10 @@ simulate: $(READY) ## the machines under a virtual clock, many seeded schedules
 fuzz: $(READY)   ## what strangers' bytes reach first, fed with garbage for two minutes: make fuzz SECONDS=600 for longer
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),120)
 
-test-large: $(READY) ## tests that need large assets, or minutes of a whole machine
+test-large: $(READY) ## tests that need large assets, libraries of others, or minutes of a whole machine
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,large]'
 	$(BIN)/python -m pytest -m large
+	$(BIN)/python -m pytest tests/unit/test_gateway_clients.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
