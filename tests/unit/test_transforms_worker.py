@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from celluler.engines.transforms.served import programs_of, run_alone
+from celluler.engines.transforms.served import programs_of
 from celluler.errors import InvalidSpec
 from celluler.models.layers import Signal
 from celluler.models.transforms.document import Chain, parse_postprocess, parse_preprocess
+from celluler.models.transforms.run import raw_input, run_chain
 
 wasmtime = pytest.importorskip("wasmtime")
 
@@ -47,6 +49,11 @@ def program(*, run: str, alloc: str = "i32.const 1024", memory: str = "1") -> st
     return f"""(module (memory (export "memory") {memory})
       (func (export "alloc") (param i32) (result i32) {alloc})
       (func (export "run") (param i32 i32) (result i32) {run}))"""
+
+
+def run_alone(chain: Chain, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A chain without a model, with whatever programs it has."""
+    return np.ascontiguousarray(run_chain(chain, raw_input(chain.given, x), programs_of(chain)))
 
 
 X = np.array([[1, 2], [3, 4]], np.float32)

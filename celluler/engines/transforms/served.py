@@ -102,8 +102,3 @@ def programs_of(
             path = f"{chain.path}.steps[{place}]"
             raise InvalidSpec(f"{path}.{error.path}" if error.path else path, error.problem) from error
     return found
-
-
-def run_alone(chain: Chain, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A chain without a model, with whatever programs it has."""
-    return np.ascontiguousarray(run_chain(chain, raw_input(chain.given, x), programs_of(chain)))

@@ -15,7 +15,7 @@ from celluler_node.processes.words import Isolation
 
 FULL, REDUCED, OFF = "full", "reduced", "off"
 
-DECLARATIVE = ("spec", "hf")
+DECLARATIVE = ("spec",)
 """Bodies that name layers of ours: no operation, argument or file of theirs reaches an engine unchecked."""
 
 
