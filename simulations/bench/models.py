@@ -94,7 +94,7 @@ async def first_answer(pool: Spares, body: str, document: bytes, weights: Path) 
     x = np.zeros((1, 64), dtype=np.float32)
     start = time.perf_counter()
     with trio.fail_after(_RUN_S):
-        async with pool.open(weights) as (child, path):
+        async with pool.open(weights) as (child, (path,)):
             await child.call(LoadModel(document, str(path), body))
             await child.call(Predict("float32", x.shape, "raw"), x.tobytes())
             return time.perf_counter() - start
