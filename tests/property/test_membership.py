@@ -6,6 +6,7 @@ import random
 from contextlib import suppress
 from dataclasses import replace
 
+import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,8 @@ from celluler_protocols.membership.messages import (
     open_peer_record,
 )
 from simulations.membership import Scenario, Swarm
+
+pytestmark = pytest.mark.thorough
 
 PROFILE = Profile("test", Capabilities(2, 1024, "cpu", ()))
 PEERS = [Identity(bytes([number]) * 32) for number in range(1, 6)]

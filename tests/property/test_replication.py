@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,8 @@ from celluler.content.replication import (
     shares,
 )
 from celluler.identity import PeerId
+
+pytestmark = pytest.mark.thorough
 
 REGIONS = ("eu", "us", "asia")
 POLICY = Policy()

@@ -25,6 +25,8 @@ from celluler_node.processes.worker_compress_words import OUT, Compressed, Judge
 from tests.support.operations import MemoryNode
 from tests.support.specs import MLP, digits, save_tensors
 
+pytestmark = pytest.mark.thorough
+
 SEED = b"s" * 32
 
 

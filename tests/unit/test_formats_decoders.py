@@ -26,6 +26,8 @@ from celluler.models.spec import parse_spec
 from tests.support.decoders import GPT2, LLAMA, gpt2, gpt2_state, hf_folder, llama, llama_state, tokens
 from tests.support.model_files import a_gguf
 
+pytestmark = pytest.mark.thorough
+
 TOLERANCE = 1e-5
 """Of logits of size 1: two orders of float32 sums."""
 

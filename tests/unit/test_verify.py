@@ -27,6 +27,8 @@ from simulations.rounds import identity
 from tests.support.specs import as_bytes
 from tests.support.transcripts import AUTHOR, COORDINATOR, SPEC, Played, play
 
+pytestmark = pytest.mark.thorough
+
 SIZE, ROUNDS = 4, 3
 
 

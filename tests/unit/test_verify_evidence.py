@@ -20,6 +20,8 @@ from tests.support import cases
 from tests.support.transcripts import Played, play
 from tests.support.verifying import KnowingNode
 
+pytestmark = pytest.mark.thorough
+
 SIZE = 4
 Told = dict[str, Any]
 Verify = Callable[..., tuple[int, Told]]

@@ -25,6 +25,8 @@ from celluler_node.verify_sources import Gathering
 from tests.support.transcripts import AUTHOR, COORDINATOR, Played, play
 from tests.support.verifying import KnowingNode
 
+pytestmark = pytest.mark.thorough
+
 SIZE, ROUNDS = 4, 2
 Told = dict[str, Any]
 
