@@ -12,8 +12,9 @@ from celluler.client import Client, Job
 from celluler.learning.evidence_file import Kind, open_evidence_file
 from celluler_node.cli.root import run
 from simulations.digits import Digits, write_digits
+from simulations.learners import NAMES, TRAIN_S, start_nodes, submit
 from simulations.swarm import NodeProcess, Swarm, open_swarm
-from tests.support.training import NAMES, TRAIN_S, await_round, start_nodes, submit
+from tests.support.training import await_round
 from tests.support.waiting import eventually
 
 ACCURACY = 0.93

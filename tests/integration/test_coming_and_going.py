@@ -9,8 +9,9 @@ import pytest
 
 from celluler.client import Client
 from simulations.digits import Digits, write_digits
+from simulations.learners import TRAIN_S, start_nodes, submit
 from simulations.swarm import Swarm, open_swarm
-from tests.support.training import TRAIN_S, await_round, start_nodes, submit
+from tests.support.training import await_round
 from tests.support.waiting import eventually
 
 

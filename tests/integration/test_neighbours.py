@@ -16,9 +16,10 @@ from celluler.client import Client
 from celluler.errors import WorkerFailed
 from celluler_node.processes.averager_words import Inputs, Offer
 from simulations.digits import Digits, write_digits
+from simulations.learners import TRAIN_S, start_nodes, submit
 from simulations.swarm import Swarm, open_swarm
 from tests.support.averagers import RUN, open_peers
-from tests.support.training import TRAIN_S, await_round, start_nodes, submit
+from tests.support.training import await_round
 
 PARTS = 3
 GOSSIP = {"consensus": "gossip", "topology": "ring", "rounds": 8, "inner_steps": 20, "learning_rate": 0.3}
