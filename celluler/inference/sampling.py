@@ -25,7 +25,7 @@ LOWEST_LOGPROB = -9999.0
 """What stands for the logarithm of nothing."""
 
 Logits = npt.NDArray[Any]
-_Doubles = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 _FIRST_SORTED = (256, 4096)
 """Of the likeliest, before all: sorting a large vocabulary takes milliseconds, and few tokens hold most of it."""
 
@@ -84,7 +84,7 @@ def choose(logits: Logits, sampling: Sampling, place: int) -> Chosen:
 
     Raises UndefinedLogits when no logit is finite.
     """
-    told = _finite(logits)
+    told = finite(logits)
     if sampling.temperature == 0.0:
         token = int(told.argmax())
     else:
@@ -98,15 +98,16 @@ def draw(seed: int, choice: int, place: int) -> float:
     return (int.from_bytes(blake3(words).digest(length=8), "little") >> 11) * 2.0**-53
 
 
-def log_probabilities(logits: Logits) -> _Doubles:
+def log_probabilities(logits: Logits) -> Doubles:
     """(vocabulary) float64: logarithms of what a softmax makes of them."""
-    told = _finite(logits)
+    told = finite(logits)
     shifted = told - told.max()
-    logs: _Doubles = shifted - math.log(float(np.exp(shifted).sum()))
+    logs: Doubles = shifted - math.log(float(np.exp(shifted).sum()))
     return logs
 
 
-def _finite(logits: Logits) -> _Doubles:
+def finite(logits: Logits) -> Doubles:
+    """(vocabulary) float64: what is no number is minus infinity. Raises UndefinedLogits when all of it is."""
     told = np.array(logits, dtype=np.float64)
     told[~np.isfinite(told)] = -np.inf
     if not len(told) or told.max() == -np.inf:
@@ -114,11 +115,11 @@ def _finite(logits: Logits) -> _Doubles:
     return told
 
 
-def _kept(told: _Doubles, sampling: Sampling) -> _Doubles:
+def _kept(told: Doubles, sampling: Sampling) -> Doubles:
     """(vocabulary) weights, zero where top_k or top_p cut; they need not sum to one. Which are likeliest the logits
     say: of some that differ the weights are equal."""
     with np.errstate(over="ignore"):  # a temperature next to zero
-        weights: _Doubles = np.exp((told - told.max()) / sampling.temperature)
+        weights: Doubles = np.exp((told - told.max()) / sampling.temperature)
     if 0 < sampling.top_k < len(weights):
         weights = _only(weights, likeliest(told, sampling.top_k))
     if sampling.top_p < 1.0:
@@ -135,7 +136,7 @@ def _kept(told: _Doubles, sampling: Sampling) -> _Doubles:
     return weights
 
 
-def likeliest(values: _Doubles, count: int) -> npt.NDArray[np.int64]:
+def likeliest(values: Doubles, count: int) -> npt.NDArray[np.int64]:
     """Places of the `count` largest, largest first, the lower place first among equals."""
     count = min(count, len(values))
     if not count:
@@ -148,20 +149,20 @@ def likeliest(values: _Doubles, count: int) -> npt.NDArray[np.int64]:
     return order
 
 
-def _only(weights: _Doubles, places: npt.NDArray[np.int64]) -> _Doubles:
+def _only(weights: Doubles, places: npt.NDArray[np.int64]) -> Doubles:
     kept = np.zeros_like(weights)
     kept[places] = weights[places]
     return kept
 
 
-def _at(weights: _Doubles, share: float) -> int:
+def _at(weights: Doubles, share: float) -> int:
     """The token in whose part of the sum the share falls; never one of weight zero."""
     sums = np.cumsum(weights)
     found = int(np.searchsorted(sums, share * sums[-1], side="right"))
     return found if found < len(weights) else int(np.flatnonzero(weights)[-1])
 
 
-def _with_logprobs(told: _Doubles, token: int, count: int) -> Chosen:
+def _with_logprobs(told: Doubles, token: int, count: int) -> Chosen:
     logs = np.maximum(log_probabilities(told), LOWEST_LOGPROB)
     top = tuple((int(place), float(logs[place])) for place in likeliest(told, count))
     return Chosen(token, float(logs[token]), top)
