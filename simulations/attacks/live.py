@@ -37,7 +37,8 @@ WEIGHTLESS = 0.7
 class Play:
     """What came of one attacker. ended: honest nodes that succeeded; equal: all of them with the same weights.
 
-    wronged: honest ones that were expelled or suspended. accuracy: held out, of the model that came out. wall_s: of the job.
+    wronged: honest ones that were expelled or suspended. accuracy: held out, of the model that came out. wall_s: of
+    the job.
     """
 
     attack: str
