@@ -264,7 +264,7 @@ class AttentionModule(nn.Module):
         self.key = nn.Linear(width, few, bias=layer.bias)
         self.value = nn.Linear(width, few, bias=layer.bias)
         self.output = nn.Linear(width, width, bias=layer.bias)
-        self.turns = None if layer.rope_base is None else _turns(time, self.head_width, layer.rope_base)
+        self.turns = _turns(time, self.head_width, layer)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, time, n)
         query, key = self._turned(self._split(self.query(x), self.heads), self._split(self.key(x), self.groups))
@@ -287,11 +287,16 @@ class AttentionModule(nn.Module):
         return turn(query, cosine, sine), turn(key, cosine, sine)
 
 
-def _turns(time: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of (time, head_width / 2) angles, rounded once from float64."""
-    frequencies = base ** (-np.arange(0, head_width, 2) / head_width)
+def _turns(time: int, head_width: int, layer: Attention) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines of (time, head_width / 2) angles, rounded once from float64; None where nothing turns."""
+    if layer.rope_base is None:
+        return None
+    frequencies = layer.rope_base ** (-np.arange(0, head_width, 2) / head_width)
+    amplitude = 1.0
+    if (scaling := layer.rope_scaling) is not None:
+        frequencies, amplitude = frequencies * scaling.multipliers(layer.rope_base, head_width), scaling.amplitude
     angles = np.arange(time)[:, None] * frequencies[None, :]
-    cosine, sine = (torch.from_numpy(of(angles).astype(np.float32)) for of in (np.cos, np.sin))
+    cosine, sine = (torch.from_numpy((amplitude * of(angles)).astype(np.float32)) for of in (np.cos, np.sin))
     return cosine, sine
 
 

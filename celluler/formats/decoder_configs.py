@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from celluler.errors import InvalidSpec
+from celluler.formats.decoder_positions import (
+    DEFAULT_BASE,
+    config_of_positions,
+    positions_of_config,
+    positions_of_gguf,
+    scaling_of_factors,
+)
 from celluler.formats.decoders import GPT2, LAYER_NORM_EPSILON, LLAMA, Decoder
+from celluler.formats.stored import Floats
 
 _FUNCTIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
 
@@ -38,6 +46,7 @@ def _llama_of_config(config: Mapping[str, Any], kind: str) -> Decoder:
     heads = _whole(config, "num_attention_heads")
     width = _whole(config, "hidden_size")
     context = _whole(config, "max_position_embeddings", 2048)
+    base, scaling = positions_of_config(config, context)
     _need(config, "hidden_act", ("silu", "swish"), "silu")
     _need(config, "head_dim", (width // max(1, heads), None), None)
     _need(config, "partial_rotary_factor", (1.0, 1, None), None)
@@ -56,26 +65,12 @@ def _llama_of_config(config: Mapping[str, Any], kind: str) -> Decoder:
         context=context,
         epsilon=_real(config, "rms_norm_eps", 1e-6),
         tied=bool(config.get("tie_word_embeddings", False)),
-        rope_base=_rope_base(config),
+        rope_base=base,
+        rope_scaling=scaling,
         biases=biased or kind == "qwen2",
         output_bias=biased,
         hidden_bias=bool(config.get("mlp_bias", False)),
     )
-
-
-def _rope_base(config: Mapping[str, Any]) -> float:
-    """Since transformers 5 all of it stands in `rope_parameters`, before it in `rope_scaling` and `rope_theta`."""
-    for key in ("rope_parameters", "rope_scaling"):
-        told = config.get(key)
-        if told is None:
-            continue
-        if not isinstance(told, dict) or told.get("rope_type", told.get("type", "default")) != "default":
-            raise InvalidSpec(
-                f"config.json.{key}", f"is {str(told)[:96]}; a spec turns by plain rotary positions alone"
-            )
-        if "rope_theta" in told:
-            return _real(told, "rope_theta", 1e4)
-    return _real(config, "rope_theta", 1e4)
 
 
 def _gpt2_of_config(config: Mapping[str, Any]) -> Decoder:
@@ -130,7 +125,7 @@ def config_of(decoder: Decoder) -> dict[str, Any]:
         "intermediate_size": decoder.hidden,
         "max_position_embeddings": decoder.context,
         "rms_norm_eps": decoder.epsilon,
-        "rope_theta": decoder.rope_base,
+        **config_of_positions(decoder.rope_base or DEFAULT_BASE, decoder.rope_scaling),
         "hidden_act": "silu",
         "attention_bias": decoder.biases,
         "mlp_bias": decoder.hidden_bias,
@@ -140,8 +135,10 @@ def config_of(decoder: Decoder) -> dict[str, Any]:
 # --- metadata of GGUF ------------------------------------------------------------------------------------------------
 
 
-def decoder_of_gguf(metadata: Mapping[str, Any], vocabulary: int, *, tied: bool) -> Decoder:
-    """Raises InvalidSpec with the key that a spec cannot say."""
+def decoder_of_gguf(
+    metadata: Mapping[str, Any], vocabulary: int, *, tied: bool, factors: Floats | None = None
+) -> Decoder:
+    """factors: by which each pair of a head turns slower. Raises InvalidSpec with the key that a spec cannot say."""
     kind = metadata.get("general.architecture")
     if kind not in ("llama", "qwen2"):
         raise InvalidSpec("metadata.general.architecture", f"is {str(kind)[:64]!r}; read are llama and qwen2")
@@ -149,12 +146,14 @@ def decoder_of_gguf(metadata: Mapping[str, Any], vocabulary: int, *, tied: bool)
     heads, width = _whole(own, "attention.head_count"), _whole(own, "embedding_length")
     head_width = width // max(1, heads)
     _need(own, "expert_count", (0,), 0)
-    _need(own, "rope.scaling.type", ("none",), "none")
-    for key in ("rope.scaling.factor", "rope.scale_linear"):  # the second is how files of 2023 say it
-        _need(own, key, (1, 0), 1)
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         _need(own, key, (head_width,), head_width)
     context = _whole(own, "context_length")
+    base, scaling = positions_of_gguf(own, context)
+    if factors is not None:
+        if scaling is not None:
+            raise InvalidSpec("tensors.rope_freqs.weight", "stands beside a scaling in the metadata")
+        scaling = scaling_of_factors(factors, base, head_width)
     if own.get("attention.sliding_window"):
         context = min(context, _whole(own, "attention.sliding_window"))
     return Decoder(
@@ -168,7 +167,8 @@ def decoder_of_gguf(metadata: Mapping[str, Any], vocabulary: int, *, tied: bool)
         context=context,
         epsilon=_real(own, "attention.layer_norm_rms_epsilon", 1e-5),
         tied=tied,
-        rope_base=_real(own, "rope.freq_base", 1e4),
+        rope_base=base,
+        rope_scaling=scaling,
         biases=kind == "qwen2",
     )
 

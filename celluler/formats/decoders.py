@@ -24,8 +24,9 @@ from celluler.models.layers import (
     RmsNorm,
     SwiGLU,
 )
+from celluler.models.layers.rotary import Scaling
 from celluler.models.objectives import NextToken
-from celluler.models.spec import Architecture, parse_spec
+from celluler.models.spec import Architecture, parse_spec, plain
 
 LLAMA, GPT2 = "llama", "gpt2"
 LONGEST_CONTEXT = 2048
@@ -50,6 +51,7 @@ class Decoder:
     epsilon: float
     tied: bool
     rope_base: float | None = None
+    rope_scaling: Scaling | None = None
     biases: bool = False
     output_bias: bool = False
     hidden_bias: bool = False
@@ -100,6 +102,8 @@ def _document(decoder: Decoder, context: int) -> dict[str, Any]:
     mixer = {"kind": "feed_forward", "hidden": decoder.hidden, "function": decoder.function}
     if decoder.family == LLAMA:
         attention["rope_base"] = decoder.rope_base
+        if decoder.rope_scaling is not None:
+            attention["rope_scaling"] = plain(decoder.rope_scaling)
         norm, places = {"kind": "rms_norm", "epsilon": decoder.epsilon}, []
         mixer = {"kind": "swiglu", "hidden": decoder.hidden, "bias": decoder.hidden_bias}
     branches = [{"kind": "residual", "layers": [norm, one]} for one in (attention, mixer)]
@@ -149,6 +153,7 @@ def decoder_of_spec(architecture: Architecture) -> Decoder:
                 norm.epsilon,
                 False,
                 attention.rope_base,
+                attention.rope_scaling,
                 biases,
                 biases,
                 mixer.bias,
@@ -183,6 +188,7 @@ def decoder_of_spec(architecture: Architecture) -> Decoder:
                 architecture.input.shape[0],
                 LAYER_NORM_EPSILON,
                 False,
+                None,
                 None,
                 True,
                 True,

@@ -23,6 +23,8 @@ from celluler.models.weights import need_float32
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 """What wrappers put in front of the names of a state dict."""
 _COUNTERS = ".num_batches_tracked"
+ROTARY_FACTORS, MAX_FACTORS = "rope_freqs.weight", 4096
+"""Of a GGUF: by what each pair of a head turns slower. At most so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,14 @@ def import_gguf(path: Path, wishes: Wishes) -> Imported:
     if embedding is None or len(embedding.shape) != 2:
         raise InvalidSpec("tensors.token_embd.weight", "is missing: this is no language model")
     tied = "output.weight" not in held.tensors
-    decoder = decoder_of_gguf(held.metadata, embedding.shape[0], tied=tied)
-    return import_hf(
-        decoder, gguf_as_hf(decoder, str(held.metadata["general.architecture"]), held.tensors), wishes.context
+    tensors = dict(held.tensors)
+    factors = tensors.pop(ROTARY_FACTORS, None)
+    if factors is not None and factors.elements > MAX_FACTORS:
+        raise InvalidSpec(f"tensors.{ROTARY_FACTORS}", f"has {factors.elements} numbers")
+    decoder = decoder_of_gguf(
+        held.metadata, embedding.shape[0], tied=tied, factors=None if factors is None else factors.floats().reshape(-1)
     )
+    return import_hf(decoder, gguf_as_hf(decoder, str(held.metadata["general.architecture"]), tensors), wishes.context)
 
 
 def import_state(document: bytes, tensors: Mapping[str, Stored], wishes: Wishes) -> Imported:

@@ -7,7 +7,8 @@ import sys
 from dataclasses import MISSING, fields
 
 from celluler.models.fields import rule_of
-from celluler.models.layers import KINDS
+from celluler.models.layers import KINDS, Attention
+from celluler.models.layers.rotary import SCALINGS
 from celluler.models.objectives import OBJECTIVES, Objective
 from celluler.models.spec import DEFAULT_BUDGET, DOCUMENT, MAX_SPEC_BYTES, Input, parse_spec
 from celluler.models.templates import TEMPLATES, Template
@@ -89,7 +90,11 @@ def _objective(kind: str, cls: type[Objective]) -> str:
 
 def _section(kind: str, cls: type) -> str:
     doc = "\n".join(line.strip() for line in (cls.__doc__ or "").strip().splitlines())
-    return f"### `{kind}`\n\n{doc}\n\n{_table(cls)}"
+    return f"### `{kind}`\n\n{doc}\n\n{_table(cls)}" + (_scalings() if cls is Attention else "")
+
+
+def _scalings() -> str:
+    return "".join(f"\n#### `rope_scaling` of the kind `{_section(kind, cls)[5:]}" for kind, cls in SCALINGS.items())
 
 
 def _table(cls: type) -> str:

@@ -40,6 +40,16 @@ LIBRARY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", SIZES | {"rope_theta": 20000.0}),
     "llama tied and biased": (
         "Llama", SIZES | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama, linear": ("Llama", SIZES | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "llama, dynamic": ("Llama", SIZES | {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
+    "llama 3": ("Llama", SIZES | {"rope_theta": 500000.0, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 32}}),
+    "qwen2, yarn": ("Qwen2", SIZES | {"rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0}}),
+    "llama, yarn with factors": ("Llama", SIZES | {"rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 1.0,
+        "mscale_all_dim": 0.5, "truncate": False}}),
     "mistral": ("Mistral", SIZES | {"sliding_window": None}),
     "qwen2": ("Qwen2", SIZES),
     "gpt2": ("GPT2", {"vocab_size": 500, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}),

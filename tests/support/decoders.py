@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,44 @@ def llama_state(config: dict[str, Any], *, biases: tuple[str, ...] = ()) -> dict
     return a_state(shapes)
 
 
+def rotary(config: dict[str, Any], width: int) -> tuple[Tensor, float]:
+    """How far each pair of a head turns a place, and by what turned heads are stretched."""
+    base, told = config["rope_theta"], config.get("rope_scaling") or {"rope_type": "default"}
+    speeds = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    match told["rope_type"]:
+        case "linear":
+            return speeds / told["factor"], 1.0
+        case "llama3":
+            wavelengths, original = 2 * torch.pi / speeds, told["original_max_position_embeddings"]
+            longest, shortest = (original / told[f"{one}_freq_factor"] for one in ("low", "high"))
+            smooth = (original / wavelengths - told["low_freq_factor"]) / (
+                told["high_freq_factor"] - told["low_freq_factor"]
+            )
+            between = (1 - smooth) * speeds / told["factor"] + smooth * speeds
+            slow = torch.where(wavelengths > longest, speeds / told["factor"], between)
+            return torch.where(wavelengths < shortest, speeds, slow), 1.0
+        case "yarn":
+            factor, original = told["factor"], told["original_max_position_embeddings"]
+            first, last = (
+                width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+                for turns in (told.get("beta_fast", 32), told.get("beta_slow", 1))
+            )
+            if told.get("truncate", True):
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, width - 1)
+            ramp = ((torch.arange(width // 2) - first) / (last - first)).clamp(0, 1)
+            amplitude = told.get("attention_factor") or 0.1 * math.log(factor) + 1
+            return speeds / factor * ramp + speeds * (1 - ramp), amplitude
+    return speeds, 1.0
+
+
 def llama(config: dict[str, Any], state: dict[str, Tensor], tokens: Tensor) -> Tensor:
     """Logits. tokens: (batch, time)."""
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     width = config["hidden_size"] // heads
     time = tokens.shape[1]
-    angles = torch.arange(time)[:, None] / config["rope_theta"] ** (torch.arange(0, width, 2) / width)
+    speeds, amplitude = rotary(config, width)
+    angles = torch.arange(time)[:, None] * speeds
     turns = torch.cat((angles, angles), dim=-1)
 
     def norm(x: Tensor, name: str) -> Tensor:
@@ -80,7 +113,7 @@ def llama(config: dict[str, Any], state: dict[str, Tensor], tokens: Tensor) -> T
 
     def rotate(x: Tensor) -> Tensor:
         half = torch.cat((-x[..., width // 2 :], x[..., : width // 2]), dim=-1)
-        return x * turns.cos() + half * turns.sin()
+        return (x * turns.cos() + half * turns.sin()).float() * amplitude
 
     x = state["model.embed_tokens.weight"][tokens]
     mask = torch.full((time, time), float("-inf")).triu(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from celluler.formats.imported import Imported
 from celluler.formats.importing import Wishes, import_gguf, import_hf_folder
 from celluler.formats.safetensors_files import open_safetensors, write_safetensors
 from celluler.models.body import parse_body
+from celluler.models.layers.rotary import Linear, Llama3, Yarn
 from celluler.models.memory import DoesNotFit, check_room
 from celluler.models.spec import parse_spec
 from tests.support.decoders import GPT2, LLAMA, gpt2, gpt2_state, hf_folder, llama, llama_state, tokens
@@ -75,6 +77,43 @@ def test_a_llama_folder_says_the_same_as_a_spec(
     assert np.abs(answers(imported, tmp_path, given) - llama(config, state, given).numpy()).max() < TOLERANCE
 
 
+STRETCHED: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 12,
+        "low_freq_factor": 0.25, "high_freq_factor": 1.0,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2},
+    "yarn, as it is told": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 1.5,
+        "beta_slow": 0.05, "truncate": False, "attention_factor": 1.25,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_stretched_positions_turn_as_the_config_says(name: str, tmp_path: Path) -> None:
+    config = LLAMA | {"rope_scaling": STRETCHED[name]}
+    state = llama_state(config)
+    imported = import_hf_folder(hf_folder(tmp_path, config, state), Wishes())
+    given = tokens(config, length(imported))
+    told = llama(config, state, given).numpy()
+    assert np.abs(answers(imported, tmp_path, given) - told).max() < TOLERANCE
+    if name != "dynamic":
+        assert np.abs(told - llama(LLAMA, state, given).numpy()).max() > 100 * TOLERANCE
+        again = config_of(decoder_of_spec(parse_spec(imported.document)))
+        assert decoder_of_config(again).rope_scaling == decoder_of_config(config).rope_scaling is not None
+
+
+def test_what_yarn_leaves_out_is_what_the_library_takes() -> None:
+    told = {"type": "yarn", "original_max_position_embeddings": 6, "mscale": 1.0, "mscale_all_dim": 0.5}
+    scaling = decoder_of_config(LLAMA | {"rope_scaling": told}).rope_scaling
+    assert scaling is not None
+    assert scaling.factor == 4.0
+    assert scaling.amplitude == pytest.approx((0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
+
+
 def test_a_window_bounds_the_context(tmp_path: Path) -> None:
     config = LLAMA | {"model_type": "mistral", "sliding_window": 8}
     assert length(import_hf_folder(hf_folder(tmp_path, config, llama_state(config)), Wishes())) == 8
@@ -100,7 +139,14 @@ def test_a_gpt2_folder_says_the_same_as_a_spec(tmp_path: Path) -> None:
     "change",
     [
         {"model_type": "bert"},
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
+        {"rope_scaling": {"rope_type": "linear"}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 4}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 1, "beta_slow": 2}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": "24"}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "of_its_own": 1}},
         {"head_dim": 16},
         {"quantization_config": {"quant_method": "gptq"}},
         {"hidden_act": "gelu"},
@@ -153,14 +199,32 @@ def gguf_of(folder: Path, config: dict[str, Any], state: dict[str, Tensor], kind
     )
 
 
-@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
-def test_a_gguf_whose_positions_are_stretched_is_refused(key: str) -> None:
+def metadata_of(**more: Any) -> dict[str, Any]:
     numbers = {"attention.head_count": 2, "embedding_length": 8, "block_count": 1, "feed_forward_length": 8}
-    metadata = {f"llama.{name}": number for name, number in (numbers | {"context_length": 16}).items()}
-    metadata["general.architecture"] = "llama"
-    assert decoder_of_gguf(metadata | {f"llama.{key}": 1.0}, 8, tied=True).width == 8
-    with pytest.raises(InvalidSpec, match=key):
-        decoder_of_gguf(metadata | {f"llama.{key}": 4.0}, 8, tied=True)
+    numbers |= {"context_length": 16} | {name.replace("__", "."): value for name, value in more.items()}
+    return {"general.architecture": "llama"} | {f"llama.{name}": number for name, number in numbers.items()}
+
+
+@pytest.mark.parametrize("key", ["rope__scaling__factor", "rope__scale_linear"])
+def test_a_gguf_says_how_its_positions_are_stretched(key: str) -> None:
+    assert decoder_of_gguf(metadata_of(**{key: 1.0}), 8, tied=True).rope_scaling is None
+    assert decoder_of_gguf(metadata_of(**{key: 4.0}), 8, tied=True).rope_scaling == Linear(4.0)
+    yarn = {"rope__scaling__type": "yarn", "rope__scaling__original_context_length": 4, key: 4.0}
+    assert decoder_of_gguf(metadata_of(**yarn), 8, tied=True).rope_scaling == Yarn(4.0, 4)
+    for wrong in ({"rope__scaling__type": "longrope"}, {"rope__scaling__type": "none"}):
+        with pytest.raises(InvalidSpec, match=r"rope\.scaling"):
+            decoder_of_gguf(metadata_of(**{key: 4.0}, **wrong), 8, tied=True)
+
+
+def test_a_gguf_that_holds_factors_alone_is_told_by_them() -> None:
+    rule = Llama3(32.0, 8192)
+    factors = (1 / np.array(rule.multipliers(500000.0, 64))).astype(np.float32)
+    told = metadata_of(embedding_length=128, rope__freq_base=500000.0)
+    assert decoder_of_gguf(told, 8, tied=True, factors=factors).rope_scaling == rule
+    assert decoder_of_gguf(told, 8, tied=True, factors=np.ones(32, np.float32)).rope_scaling is None
+    for wrong in (factors[:-1], factors[::-1], factors * 1.01):
+        with pytest.raises(InvalidSpec, match="rope_freqs"):
+            decoder_of_gguf(told, 8, tied=True, factors=wrong)
 
 
 def rounded_to(form: Any, value: Tensor) -> Tensor:

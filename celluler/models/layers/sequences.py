@@ -9,6 +9,7 @@ from typing import ClassVar
 from celluler.errors import InvalidSpec
 from celluler.models.fields import MAX_SIZE, Choice, Flag, Real, Whole, declare
 from celluler.models.layers.base import Ledger, Place, Signal, TensorSpec, need_float, need_sequence, weight_and_bias
+from celluler.models.layers.rotary import Scaling, ScalingRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,9 @@ class Attention:
         Real(1.0, 1e9), "turn queries and keys by their place; 10000 is usual; not at all when absent", default=None
     )
     bias: bool = declare(Flag(), "add trained offsets", default=False)
+    rope_scaling: Scaling | None = declare(  # noqa: RUF009  a field like the others, of a class that is frozen
+        ScalingRule(), "turn them otherwise, for longer texts", default=None
+    )
 
     @property
     def groups(self) -> int:
@@ -110,6 +114,8 @@ class Attention:
             raise InvalidSpec(f"{at.path}.kv_heads", f"must divide {self.heads} heads")
         if self.rope_base is not None and n // self.heads % 2:
             raise InvalidSpec(f"{at.path}.rope_base", f"needs heads of even width, they are {n // self.heads} wide")
+        if self.rope_scaling is not None and (self.rope_base is None or self.rope_base <= 1):
+            raise InvalidSpec(f"{at.path}.rope_scaling", "needs a rope_base above 1")
         few = self.groups * (n // self.heads)
         tensors: tuple[TensorSpec, ...] = ()
         for part, outputs in (("query", n), ("key", few), ("value", few), ("output", n)):
