@@ -122,11 +122,13 @@ class Over:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All answers are over. prompt, generated: tokens. shared: of prompts, not computed again."""
+    """All answers are over. prompt, generated: tokens. shared: of prompts, not computed again. receipt: what another
+    peer that answered has signed of it, empty for nothing."""
 
     prompt: int
     generated: int
     shared: int
+    receipt: bytes = b""
 
 
 Event = Said | Over | Finished
@@ -147,6 +149,20 @@ class Answering(Protocol):
     def stop(self, choice: int) -> None:
         """This answer is wanted no further: its Over, with reason `stop`, is all that still comes of it."""
         ...
+
+
+class Generated(Answering, Protocol):
+    """An answer as `Operations.generate` gives it. model: `author/name:version`. cid: of its manifest. peer: who
+    answers now."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def cid(self) -> str: ...
+
+    @property
+    def peer(self) -> str: ...
 
 
 class Answerer(Protocol):

@@ -18,7 +18,8 @@ class Request:
 
     number: unique among those that are not over. client: who shares fairly. sampling: of the first answer; the others
     have its choice counted on. n: answers. deadline_s: by the caller's clock. stops: sequences of tokens, none of which
-    is told. ends: tokens that end an answer, not told either.
+    is told. ends: tokens that end an answer, not told either. given: tokens of the answer, of one alone and without
+    stops, that were drawn before; what comes goes on behind them, and they count and are not told again.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Request:
     n: int = 1
     stops: tuple[tuple[int, ...], ...] = ()
     ends: frozenset[int] = frozenset()
+    given: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -38,6 +40,13 @@ class Request:
             raise InvalidSpec("max_tokens", "must be at least 1")
         if not 1 <= self.n <= MAX_CHOICES - self.sampling.choice:
             raise InvalidSpec("n", f"must be 1…{MAX_CHOICES - self.sampling.choice}")
+        if self.given and (self.n != 1 or self.stops or len(self.given) >= self.max_tokens):
+            raise InvalidSpec("given", "goes with one answer, without stops, of which more is wanted")
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Tokens that the model reads before it draws one."""
+        return self.prompt + self.given
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,8 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing more comes of this answer. generated: tokens drawn for it, those of a stop sequence included."""
+    """Nothing more comes of this answer. generated: tokens drawn for it, those of a stop sequence and those that were
+    given included."""
 
     number: int
     choice: int
@@ -75,13 +85,14 @@ Event = Told | Ended | Done
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A sequence begins in a slot. source, shared: see `GeneratingSlots.admit`."""
+    """A sequence begins in a slot. source, shared, drawn: see `GeneratingSlots.admit`."""
 
     slot: int
     prompt: tuple[int, ...]
     sampling: Sampling
     source: int | None
     shared: int
+    drawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

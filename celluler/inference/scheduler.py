@@ -51,8 +51,8 @@ class Limits:
 
 @dataclass(eq=False, slots=True)
 class _Answer:
-    """One choice of a request. left: tokens of its prompt to be read. token: drawn, not yet given to the model. turn:
-    of prompts that are read the one with the lowest is next."""
+    """One choice of a request. left: tokens of its prompt, and given, to be read. token: drawn, not yet given to the
+    model. turn: of prompts that are read the one with the lowest is next."""
 
     request: Request
     choice: int
@@ -116,9 +116,9 @@ class Scheduler:
         limits = self._limits
         if request.number in self._live:
             raise LocalError(f"request {request.number} is under way")
-        if len(request.prompt) > limits.length:
-            raise InvalidSpec("prompt", f"holds {len(request.prompt)} tokens, this model takes {limits.length}")
-        if not all(0 <= token < limits.vocabulary for token in request.prompt):
+        if len(request.read) > limits.length:
+            raise InvalidSpec("prompt", f"holds {len(request.read)} tokens, this model takes {limits.length}")
+        if not all(0 <= token < limits.vocabulary for token in request.read):
             raise InvalidSpec("prompt", f"holds a token that is not below {limits.vocabulary}")
         filters = [StopFilter[tuple[int, ...]](request.stops, ()) for _ in range(request.n)]
         queue = self._waiting.get(request.client, [])
@@ -127,7 +127,7 @@ class Scheduler:
         answers = {}
         for choice, stops in enumerate(filters):
             self._arrivals += 1
-            answers[choice] = _Answer(request, choice, self._arrivals, stops)
+            answers[choice] = _Answer(request, choice, self._arrivals, stops, generated=len(request.given))
         self._waiting.setdefault(request.client, []).extend(answers.values())
         self._live[request.number] = _Live(request, answers)
 
@@ -218,13 +218,13 @@ class Scheduler:
 
     def _begin(self, answer: _Answer, free: list[int]) -> Admission:
         request = answer.request
-        place = self._book.place(request.client, request.prompt, free)
+        place = self._book.place(request.client, request.read, free)
         self._turns += 1
-        answer.slot, answer.left, answer.turn = place.slot, len(request.prompt) - place.shared, self._turns
+        answer.slot, answer.left, answer.turn = place.slot, len(request.read) - place.shared, self._turns
         self._running[place.slot] = answer
         self._live[request.number].shared += place.shared
         sampling = replace(request.sampling, choice=request.sampling.choice + answer.choice)
-        return Admission(place.slot, request.prompt, sampling, place.source, place.shared)
+        return Admission(place.slot, request.read, sampling, place.source, place.shared, len(request.given))
 
     # --- what comes of it --------------------------------------------------------------------------------------------
 
@@ -289,6 +289,6 @@ class Scheduler:
 
 
 def _read(answer: _Answer, left: int) -> tuple[int, ...]:
-    """The tokens of the prompt that a tick has read."""
-    prompt = answer.request.prompt
+    """The tokens of the prompt, and given behind it, that a tick has read."""
+    prompt = answer.request.read
     return prompt[len(prompt) - answer.left : len(prompt) - left]

@@ -111,6 +111,15 @@ class Interface:
         """Place of the step in `preprocess` whose tokens reach the model, moved about at most; None where none does."""
         return None if self.preprocess is None else _token_step(self.preprocess)
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens behind which a text is over, as far as the step says that makes tokens of texts."""
+        place = self.token_step
+        step = None if place is None or self.preprocess is None else self.preprocess.chain.steps[place]
+        if isinstance(step, ByteTokens | Tokenise):
+            return frozenset(() if step.end is None else (step.end,))
+        return frozenset()
+
     def answer(self, samples: int, output: str) -> tuple[str, Shape, int]:
         """(dtype on the wire, shape, bytes) of the answer to a call that fits, at most."""
         one = self.outputs[output]

@@ -14,9 +14,9 @@ from typing import Any
 import trio
 
 from celluler.errors import InvalidSpec, WorkerFailed
+from celluler.inference.questions import MAX_PROMPT_BYTES
 from celluler.inference.requests import Done, Event, Request
 from celluler.inference.scheduler import Limits, Scheduler
-from celluler.models.transforms.base import MAX_TEXT_BYTES
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_generate_words import Encode, OpenSlots, SlotsOpen, calls_of, stepped_of, tokens_of
 
@@ -37,7 +37,8 @@ USUAL = Queues()
 
 
 class Generating:
-    """Answers of one worker. opened: what it said of its slots."""
+    """Answers of one worker. opened: what it said of its slots. failure: why no more is asked of it; then it is
+    `closed`."""
 
     def __init__(self, call: Call, opened: SlotsOpen, slots: int, queues: Queues) -> None:
         self.opened = opened
@@ -46,7 +47,8 @@ class Generating:
         self._listeners: dict[int, trio.MemorySendChannel[Event]] = {}
         self._numbers = 0
         self._asked = trio.Event()
-        self._failure: WorkerFailed | None = None
+        self.failure: WorkerFailed | None = None
+        self.closed = trio.Event()
 
     @property
     def running(self) -> int:
@@ -64,8 +66,8 @@ class Generating:
         if not self.opened.texts:
             raise InvalidSpec("prompt", "is a text, and this model makes no tokens of texts")
         raw = text.encode("utf-8", "replace")
-        if len(raw) > MAX_TEXT_BYTES:
-            raise InvalidSpec("prompt", f"has {len(raw)} bytes, the limit is {MAX_TEXT_BYTES}")
+        if len(raw) > MAX_PROMPT_BYTES:
+            raise InvalidSpec("prompt", f"has {len(raw)} bytes, the limit is {MAX_PROMPT_BYTES}")
         return tuple(tokens_of(bytes((await self._call(Encode(), raw)).blobs[0])))
 
     @asynccontextmanager
@@ -74,8 +76,8 @@ class Generating:
 
         deadline_s: of the request, by trio's clock. Raises Busy, InvalidSpec, and WorkerFailed of a worker that has.
         """
-        if self._failure is not None:
-            raise WorkerFailed(self._failure.reason, limit=self._failure.limit)
+        if self.failure is not None:
+            raise WorkerFailed(self.failure.reason, limit=self.failure.limit)
         self._numbers += 1
         request = replace(request, number=self._numbers)
         self._scheduler.submit(request)
@@ -97,9 +99,14 @@ class Generating:
         self._scheduler.stop(number, choice)
         self._deliver()
 
+    def expire(self) -> None:
+        """End what has no time left, while the worker is at a tick."""
+        self._scheduler.expire(trio.current_time())
+        self._deliver()
+
     async def run(self) -> None:
         """As long as the worker does what it is asked."""
-        while self._failure is None:
+        while self.failure is None:
             tick = self._scheduler.plan(trio.current_time())
             self._deliver()
             if tick is None:
@@ -109,7 +116,7 @@ class Generating:
                 record: Any = None
                 for request, blobs in calls_of(tick):
                     record = (await self._call(request, *blobs)).record
-                if self._failure is None:  # else it was closed while the worker was at it
+                if self.failure is None:  # else it was closed while the worker was at it
                     self._scheduler.stepped(stepped_of(record))
             except WorkerFailed as error:
                 self.close(error)
@@ -117,7 +124,8 @@ class Generating:
 
     def close(self, failure: WorkerFailed) -> None:
         """End all answers with `error`; whoever asks from now on is told of the failure."""
-        self._failure = self._failure or failure
+        self.failure = self.failure or failure
+        self.closed.set()
         self._scheduler.fail()
         self._deliver()
 

@@ -11,6 +11,7 @@ import trio
 from celluler.identity import PeerId
 from celluler_node.answers.content import ContentAnswers
 from celluler_node.answers.datasets import DatasetAnswers
+from celluler_node.answers.generation import GenerationAnswers
 from celluler_node.answers.jobs import JobAnswers
 from celluler_node.answers.models import ModelAnswers
 from celluler_node.answers.services import Services
@@ -21,7 +22,16 @@ from celluler_node.answers.versions import VersionAnswers
 __all__ = ["Node", "Services"]
 
 
-class Node(SwarmAnswers, ContentAnswers, ModelAnswers, VersionAnswers, DatasetAnswers, JobAnswers, TranscriptAnswers):
+class Node(
+    SwarmAnswers,
+    ContentAnswers,
+    ModelAnswers,
+    GenerationAnswers,
+    VersionAnswers,
+    DatasetAnswers,
+    JobAnswers,
+    TranscriptAnswers,
+):
     """Implements `celluler_node.operations.Operations`."""
 
     @property

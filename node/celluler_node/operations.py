@@ -13,9 +13,11 @@ it: Denied elsewhere. A retracted version is found by its exact version and its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
+from celluler.inference.questions import Generated, Question
 from celluler.tensors import Tensor
 from celluler.views import (
     Blob,
@@ -246,6 +248,13 @@ class Operations(Protocol):
         """Run a model on a batch, here or at the peer that serves it best. output: one of `outputs_of` the model.
 
         Raises NotFound, Unavailable, LocalError; InvalidSpec for what the model does not take or give.
+        """
+        ...
+
+    def generate(self, ref: str, question: Question) -> AbstractAsyncContextManager[Generated]:
+        """Let a model write, here or at the peer that serves it best. Leaving the context cancels what is left.
+
+        Raises what `Answerer` does, on entry or in the middle; NotSupported where nobody can be asked.
         """
         ...
 

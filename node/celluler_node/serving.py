@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -18,8 +19,11 @@ import trio
 from celluler.content.digest import Digest
 from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.identity import PeerId
+from celluler.inference.caching import longest_of
+from celluler.inference.questions import Answering, Question
 from celluler.models.beside import TOKENIZER
 from celluler.models.manifest import OpenedManifest
+from celluler_node.bounded import bounded
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.supervisor import Child
 from celluler_node.processes.words import Isolation, Limits, Program
@@ -28,6 +32,7 @@ from celluler_node.processes.worker_words import Predict as PredictCall
 from celluler_node.repository import Repository
 from celluler_node.scratch import ScratchRoot
 from celluler_node.spares import Spares
+from celluler_node.writing import Writing, open_writing
 from celluler_protocols.inference import MAX_DATA_BYTES, Predict, Predicted
 
 MAX_LOADED = 4
@@ -38,7 +43,9 @@ MAX_BATCH_ITEMS = 1 << 22
 MAX_ANSWER_BYTES = 1 << 28
 """For our own user; for other peers what the protocol carries. A seed of 8 bytes may ask for a large sample."""
 
-_VALUES = re.compile(r"worker: InvalidSpec: ((?:input|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)", re.DOTALL)
+_VALUES = re.compile(
+    r"worker: InvalidSpec: ((?:input|prompt|messages|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)", re.DOTALL
+)
 
 log = structlog.get_logger()
 
@@ -52,7 +59,8 @@ def blamed(error: WorkerFailed) -> InvalidSpec | WorkerFailed:
 
 @dataclass(slots=True)
 class _Loaded:
-    """A model in its worker, or on its way there. failure: why it did not get there."""
+    """A model in its worker, or on its way there. failure: why it did not get there. writing: None of a model that
+    does not tell the next token."""
 
     opened: OpenedManifest
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -61,6 +69,7 @@ class _Loaded:
     failure: CellulerError | None = None
     used_at: float = 0.0
     in_flight: int = 0
+    writing: Writing | None = None
 
 
 class ModelServer:
@@ -87,6 +96,7 @@ class ModelServer:
         self._repository, self._nursery = repository, nursery
         # What a worker may have this node hold is no more than an answer may have.
         worker = replace(program, max_blob_bytes=MAX_ANSWER_BYTES)
+        self._memory = limits.memory_bytes
         self._workers = Spares(worker, replace(limits, call_s=CALL_S), scratch, nursery, spares)
         self._loaded: dict[Digest, _Loaded] = {}
 
@@ -105,10 +115,7 @@ class ModelServer:
         began = trio.current_time()
         if math.prod(request.shape) > MAX_BATCH_ITEMS:
             raise InvalidSpec("input.shape", f"{request.shape} has more than {MAX_BATCH_ITEMS} items")
-        opened = await self._repository.resolve(request.model, hints=hints)
-        if asker is not None and opened.record.encrypted and asker not in opened.record.readers:
-            raise Denied("this model is encrypted, and its author has not named you among its readers")
-        self._confinement.require(opened.interface.kind, own=opened.signed.signer == self._own)
+        opened = await self._allowed(request.model, asker, hints)
         opened.interface.check(request.dtype, request.shape, request.output)
         answer_bytes = opened.interface.answer(request.shape[0], request.output)[2]
         if answer_bytes > (limit := MAX_ANSWER_BYTES if asker is None else MAX_DATA_BYTES):
@@ -127,6 +134,32 @@ class ModelServer:
         answer = reply.record
         return Predicted(answer.dtype, answer.shape, bytes(reply.blobs[0]), opened.digest, served_ms)
 
+    @asynccontextmanager
+    async def generate(
+        self, model: str, question: Question, *, asker: PeerId | None = None, hints: tuple[PeerId, ...] = ()
+    ) -> AsyncIterator[Answering]:
+        """What the model writes, raw: stop texts are not looked for. asker: as of `predict`.
+
+        Raises as `predict`, InvalidSpec also for a model that does not write, and TimedOut before the answer has begun;
+        one that has ends with `deadline`.
+        """
+        deadline_s = trio.current_time() + question.timeout_s
+        with bounded(question.timeout_s, "beginning to write"):
+            opened = await self._allowed(model, asker, hints)
+            longest_of(opened.interface.body)
+            loaded = await self._load(opened, hints)
+        if loaded.writing is None:
+            raise WorkerFailed("the model was unloaded")
+        loaded.in_flight += 1
+        try:
+            async with loaded.writing.ask(question, asker or "", deadline_s) as answering:
+                yield answering
+        except WorkerFailed as error:
+            raise blamed(error) from None
+        finally:
+            loaded.in_flight -= 1
+            loaded.used_at = trio.current_time()
+
     async def unload_idle(self) -> None:
         """Let go of what nobody asked for lately; runs as long as the node."""
         while True:
@@ -134,6 +167,14 @@ class ModelServer:
             for loaded in tuple(self._loaded.values()):
                 if not loaded.in_flight and loaded.ready.is_set() and trio.current_time() - loaded.used_at > IDLE_S:
                     loaded.scope.cancel()
+
+    async def _allowed(self, model: str, asker: PeerId | None, hints: tuple[PeerId, ...]) -> OpenedManifest:
+        """The model, if whoever asks may use it and it may run here. Raises NotFound, Denied."""
+        opened = await self._repository.resolve(model, hints=hints)
+        if asker is not None and opened.record.encrypted and asker not in opened.record.readers:
+            raise Denied("this model is encrypted, and its author has not named you among its readers")
+        self._confinement.require(opened.interface.kind, own=opened.signed.signer == self._own)
+        return opened
 
     async def _load(self, opened: OpenedManifest, hints: tuple[PeerId, ...]) -> _Loaded:
         loaded = self._loaded.get(opened.digest)
@@ -172,14 +213,21 @@ class ModelServer:
                     transforms = record.preprocess, record.postprocess
                     path, *beside = map(str, paths)
                     await child.call(LoadModel(record.spec, path, record.body, *transforms, *beside))
-                    loaded.child = child
-                    loaded.ready.set()
-                    await child.ended.wait()
+                    async with open_writing(
+                        child.call,
+                        loaded.opened.interface,
+                        loaded.opened.digest,
+                        self._memory,
+                        on_failure=loaded.scope.cancel,
+                    ) as loaded.writing:
+                        loaded.child = child
+                        loaded.ready.set()
+                        await child.ended.wait()
                     log.info("worker_ended", model=loaded.opened.record.name, reason=child.reason)
         except CellulerError as error:
             loaded.failure = error
         finally:
-            loaded.child = None
+            loaded.child = loaded.writing = None
             loaded.failure = loaded.failure or WorkerFailed("the model was unloaded")
             loaded.ready.set()
             if self._loaded.get(loaded.opened.digest) is loaded:

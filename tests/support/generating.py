@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import trio
 
 from celluler.engines.build import views_of
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_vector, save_vector
+from celluler_node.processes.words import Reply
+from celluler_node.processes.worker import Worker
+from celluler_node.processes.worker_generate_words import Step
 from celluler_node.processes.worker_words import LoadModel
 
 BYTES = {
@@ -38,3 +44,25 @@ def reciting(text: bytes, folder: Path) -> LoadModel:
     return LoadModel(
         format_spec(body), str(folder / "weights.safetensors"), preprocess=json.dumps(BYTES).encode()
     )  # fmt: skip
+
+
+class Worked:
+    """A worker in this process, called as one at the end of a channel is."""
+
+    def __init__(self, folder: Path, model: LoadModel) -> None:
+        self._worker = Worker(folder)
+        self._worker.load_model(model, ())
+        self.asked: list[Any] = []
+        self.broken: Callable[[Any], Any] | None = None
+
+    async def call(self, request: Any, *blobs: bytes) -> Reply:
+        self.asked.append(request)
+        await trio.lowlevel.checkpoint()
+        if self.broken is not None and isinstance(request, Step):
+            return Reply(self.broken(request))
+        answer = self._worker.handlers[type(request)](request, tuple(map(bytearray, blobs)))
+        return answer if isinstance(answer, Reply) else Reply(answer)
+
+    @property
+    def widest(self) -> int:
+        return max(len(one.decode) for one in self.asked if isinstance(one, Step))

@@ -17,35 +17,11 @@ from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_weights
 from celluler_node.generating import Generating, Queues, open_generating
-from celluler_node.processes.words import Reply
-from celluler_node.processes.worker import Worker
-from celluler_node.processes.worker_generate_words import SlotsStepped, Step
+from celluler_node.processes.worker_generate_words import SlotsStepped
 from celluler_node.processes.worker_words import LoadModel
-from tests.support.generating import reciting
+from tests.support.generating import Worked, reciting
 
 LATER_S = 1000.0
-
-
-class Worked:
-    """A worker in this process, called as one at the end of a channel is."""
-
-    def __init__(self, folder: Path, model: LoadModel) -> None:
-        self._worker = Worker(folder)
-        self._worker.load_model(model, ())
-        self.asked: list[Any] = []
-        self.broken: Callable[[Any], Any] | None = None
-
-    async def call(self, request: Any, *blobs: bytes) -> Reply:
-        self.asked.append(request)
-        await trio.lowlevel.checkpoint()
-        if self.broken is not None and isinstance(request, Step):
-            return Reply(self.broken(request))
-        answer = self._worker.handlers[type(request)](request, tuple(map(bytearray, blobs)))
-        return answer if isinstance(answer, Reply) else Reply(answer)
-
-    @property
-    def widest(self) -> int:
-        return max(len(one.decode) for one in self.asked if isinstance(one, Step))
 
 
 @pytest.fixture

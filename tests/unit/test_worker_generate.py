@@ -13,6 +13,7 @@ import torch
 
 import celluler
 from celluler.errors import InvalidSpec, LocalError
+from celluler.inference.questions import MAX_PROMPT_BYTES
 from celluler.inference.requests import Ended, Request, Told
 from celluler.inference.sampling import GREEDY, Sampling
 from celluler.inference.scheduler import Limits, Scheduler
@@ -20,7 +21,6 @@ from celluler.models.folder import DOCUMENT, WEIGHTS
 from celluler.models.memory import RUNTIME_BYTES, DoesNotFit
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
-from celluler.models.transforms.base import MAX_TEXT_BYTES
 from celluler.models.weights import initial_weights
 from celluler.wire import pack, unpack
 from celluler_node.processes.words import Reply
@@ -162,7 +162,7 @@ def test_a_model_with_texts_reads_them_and_tells_whole_characters(tmp_path: Path
     pieces = [ask(Step(0, 8, ()))[0].drawn[0].text]
     pieces += [ask(Step(None, 1, (0,)))[0].drawn[0].text for _ in raw[3:]]
     assert pieces == [" ", "", "é", "", "", "€", "."]
-    for wrong in ((b"\xff",), (b"a" * (MAX_TEXT_BYTES + 1),), ()):
+    for wrong in ((b"\xff",), (b"a" * (MAX_PROMPT_BYTES + 1),), ()):
         with pytest.raises(InvalidSpec):
             ask(Encode(), *wrong)
 

@@ -76,12 +76,20 @@ class GeneratingSlots:
         return self.caching.why if isinstance(self.caching, Recomputed) else ""
 
     def admit(
-        self, slot: int, prompt: Sequence[int], sampling: Sampling, *, source: int | None = None, shared: int = 0
+        self,
+        slot: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        source: int | None = None,
+        shared: int = 0,
+        drawn: int = 0,
     ) -> None:
         """Begin a sequence in a slot that was released, or never used.
 
         source, shared: the first so many places are those of that slot, busy or not, and are not computed again; less
-        than the whole prompt, since its last token has to be.
+        than the whole prompt, since its last token has to be. drawn: so many tokens at the end of the prompt belong to
+        the answer: what is drawn and read goes on behind them.
         """
         its = self._slot(slot)
         if its.sampling is not None:
@@ -90,11 +98,14 @@ class GeneratingSlots:
             raise LocalError(f"a prompt of {len(prompt)} tokens, must be 1…{self.length}")
         if not all(0 <= token < self.vocabulary for token in prompt):
             raise LocalError(f"a token of the prompt is not below {self.vocabulary}")
+        if not 0 <= drawn < len(prompt):
+            raise LocalError(f"{drawn} tokens of an answer in a prompt of {len(prompt)}")
         kept = [] if source is None else self._slot(source).held[:shared]
         if not 0 <= shared < len(prompt) or kept != list(prompt[:shared]):
             raise LocalError(f"slot {source} does not hold the first {shared} tokens of the prompt")
         self._decoder.copy(slot if source is None else source, slot, shared)
-        self._slots[slot] = _Slot(kept, list(prompt[shared:]), sampling, stream=self._reading(prompt))
+        left, stream = list(prompt[shared:]), self._reading(prompt, drawn)
+        self._slots[slot] = _Slot(kept, left, sampling, drawn=drawn, stream=stream)
 
     def step(self, prefill: int | None, count: int, decode: Sequence[int]) -> Stepped:
         """Prefill one slot by at most `count` tokens, then let others go on by one token, all at once.
@@ -150,11 +161,11 @@ class GeneratingSlots:
         its.token, its.drawn = chosen.token, its.drawn + 1
         return chosen if its.stream is None else replace(chosen, text=its.stream.feed(chosen.token))
 
-    def _reading(self, prompt: Sequence[int]) -> TextStream | None:
+    def _reading(self, prompt: Sequence[int], drawn: int) -> TextStream | None:
         if self._codec is None:
             return None
         stream = self._codec.stream()
-        for token in prompt[-_READ_BEFORE:]:
+        for token in prompt[max(0, len(prompt) - drawn - _READ_BEFORE) :]:
             stream.feed(token)
         return stream
 

@@ -9,7 +9,7 @@ from celluler.engines.generation.slots import GeneratingSlots
 from celluler.engines.predict import Predictor
 from celluler.engines.transforms.served import Served
 from celluler.errors import InvalidSpec, LocalError
-from celluler.models.transforms.base import MAX_TEXT_BYTES
+from celluler.inference.questions import MAX_PROMPT_BYTES
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_generate_words import (
     Admit,
@@ -71,7 +71,14 @@ class Generator:
         if len(blobs) != 1:
             raise LocalError(f"{len(blobs)} blobs, a prompt is one")
         prompt = tokens_of(blobs[0])
-        self._slots().admit(request.slot, prompt, sampling_of(request), source=request.source, shared=request.shared)
+        self._slots().admit(
+            request.slot,
+            prompt,
+            sampling_of(request),
+            source=request.source,
+            shared=request.shared,
+            drawn=request.drawn,
+        )
         return Admitted()
 
     def step(self, request: Step, _: Blobs) -> SlotsStepped:
@@ -85,13 +92,16 @@ class Generator:
         codec = self._model()[1].codec
         if codec is None:
             raise InvalidSpec("prompt", "is a text, and this model makes no tokens of texts")
-        if len(blobs) != 1 or len(blobs[0]) > MAX_TEXT_BYTES:
-            raise InvalidSpec("prompt", f"must be one text of at most {MAX_TEXT_BYTES} bytes")
+        if len(blobs) != 1 or len(blobs[0]) > MAX_PROMPT_BYTES:
+            raise InvalidSpec("prompt", f"must be one text of at most {MAX_PROMPT_BYTES} bytes")
         try:
             text = blobs[0].decode("utf-8")
         except UnicodeDecodeError:
             raise InvalidSpec("prompt", "is not UTF-8") from None
-        return Reply(Encoded(), (blob_of(codec.encode(text)),))
+        try:
+            return Reply(Encoded(), (blob_of(codec.encode(text)),))
+        except InvalidSpec as error:
+            raise InvalidSpec("prompt", error.problem) from error
 
     def _slots(self) -> GeneratingSlots:
         if self._open is None:

@@ -60,7 +60,7 @@ class Encoded:
 class Admit:
     """With the prompt as one blob: begin a sequence in a slot that is free. → Admitted
 
-    temperature … logprobs: see `Sampling`; source, shared: see `GeneratingSlots.admit`.
+    temperature … logprobs: see `Sampling`; source, shared, drawn: see `GeneratingSlots.admit`.
     """
 
     slot: Slot
@@ -72,6 +72,7 @@ class Admit:
     logprobs: U8 | None
     source: Slot | None
     shared: U32
+    drawn: U32 = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,8 @@ def reply_of(stepped: Stepped) -> SlotsStepped:
 def _admit(one: Admission) -> Admit:
     its = one.sampling
     divisor, share = float(its.temperature), float(its.top_p)
-    return Admit(one.slot, divisor, share, its.top_k, its.seed, its.choice, its.logprobs, one.source, one.shared)
+    drawing = its.top_k, its.seed, its.choice, its.logprobs
+    return Admit(one.slot, divisor, share, *drawing, one.source, one.shared, one.drawn)
 
 
 def _token(one: Drawn) -> DrawnToken:
