@@ -1,12 +1,14 @@
-"""Coarser wires: q16 mantissas rounded in blocks to 8 or 4 bits, and packed for the way.
+"""Coarser wires: q16 mantissas rounded in blocks to 8 or 4 bits, or to a few of them, and packed for the way.
 
 `round_to` gives int16 mantissas again, so that rules, hashes, momentum and audits know of nothing: whoever trains
 rounds its update right after `q16.encode`, whoever reduces rounds the aggregate. What travels is `pack`ed.
 A block of 256 values shares one shift: a value is `q << shift` with |q| < 2^(bits - 1), and the shift is the least that
-makes the largest fit. The same mantissas have one packing only; `unpack` refuses every other.
+makes the largest fit. A sparse wire keeps the largest 64 of a block, the first among equals, and zeros for all others.
+The same mantissas have one packing only; `unpack` refuses every other.
 
-Layout: the shifts of all blocks, u8 each; then q8: every q as int8; q4: two a byte, two's complement, the first in
-the low half, and a zero half at the end where the number is odd.
+Layout: the shifts of all blocks, u8 each; of a sparse wire then for each block a bit a value, the first in the highest,
+set for those that are not zero, and of those alone what follows, 64 a block, zeros behind the last; then q8: every q as
+int8; q4: two a byte, two's complement, the first in the low half, and a zero half at the end where the number is odd.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ Shifts = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """bits: of a value, its sign among them."""
+    """bits: of a value, its sign among them. kept: values of a block that are not zero, at most."""
 
     name: str
     bits: int
+    kept: int = BLOCK
 
     @property
     def largest(self) -> int:
@@ -51,7 +54,8 @@ class Wire:
         return _MANTISSA_BITS + 1 - self.bits
 
 
-WIRES: Mapping[str, Wire] = MappingProxyType({name: Wire(name, int(name[1:])) for name in (FINEST, "q8", "q4")})
+_ALL = (Wire(FINEST, 16), Wire("q8", 8), Wire("q4", 4), Wire("q4-sparse", 4, kept=BLOCK // 4))
+WIRES: Mapping[str, Wire] = MappingProxyType({wire.name: wire for wire in _ALL})
 
 
 def wire_named(name: str) -> Wire:
@@ -66,14 +70,17 @@ def packed_bytes(name: str, count: int) -> int:
     wire = wire_named(name)
     if wire.name == FINEST:
         return 2 * count
-    return -(-count // BLOCK) + -(-count * wire.bits // 8)
+    blocks = -(-count // BLOCK)
+    if wire.kept < BLOCK:
+        return blocks * (1 + BLOCK // 8 + wire.kept * wire.bits // 8)
+    return blocks + -(-count * wire.bits // 8)
 
 
 def round_to(name: str, mantissas: Mantissas) -> Mantissas:
     """The nearest mantissas, (d,) int16, that the wire can say; those it gives back are given back unchanged.
 
-    Each is off by at most half of 2^shift, by up to 2^shift in a block's very largest. Half goes to even. For q16 it
-    is the argument itself.
+    Each that is kept is off by at most half of 2^shift, by up to 2^shift in a block's very largest. Half goes to even.
+    For q16 it is the argument itself.
     """
     wire = wire_named(name)
     if wire.name == FINEST:
@@ -83,6 +90,8 @@ def round_to(name: str, mantissas: Mantissas) -> Mantissas:
     for piece in _pieces(mantissas.size):
         rows = _rows(mantissas[piece], np.float32)
         np.clip(rows, -_LARGEST, _LARGEST, out=rows)  # -2^15, which no encoder writes
+        if wire.kept < BLOCK:
+            rows[~_largest(rows, wire.kept)] = 0
         steps = np.ldexp(np.float32(1), _shifts(wire, rows).astype(np.int32))[:, None]
         rows /= steps
         np.rint(rows, out=rows)
@@ -98,19 +107,25 @@ def pack(name: str, mantissas: Mantissas) -> bytes | bytearray | memoryview:
     if wire.name == FINEST:
         return wire_bytes(mantissas)
     _check_vector(mantissas)
-    shifts, levels = bytearray(), bytearray()
+    shifts, marks, levels = bytearray(), bytearray(), bytearray()
     for piece in _pieces(mantissas.size):
         rows = _rows(mantissas[piece], np.int16)
         chosen = _shifts(wire, rows)
         by = chosen.astype(np.int16)[:, None]
         coarse = rows >> by
-        kept = np.array_equal(coarse << by, rows) and coarse.min() >= -wire.largest and chosen.max() <= wire.max_shift
-        if not kept:
+        exact = np.array_equal(coarse << by, rows) and coarse.min() >= -wire.largest and chosen.max() <= wire.max_shift
+        marked = coarse != 0
+        if not exact or (wire.kept < BLOCK and marked.sum(axis=1).max() > wire.kept):
             raise LocalError(f"mantissas that were not rounded to {name}")
         shifts += chosen.data
-        values = coarse.astype(np.int8).reshape(-1)[: mantissas[piece].size]
-        levels += values.data if wire.bits == 8 else _halves_joined(values).data
-    return bytes(shifts + levels)
+        values = coarse.astype(np.int8)
+        if wire.kept < BLOCK:
+            marks += np.packbits(marked, axis=1).data
+            levels += _halves_joined(_gathered(values, marked, wire.kept)).data
+        else:
+            values = values.reshape(-1)[: mantissas[piece].size]
+            levels += values.data if wire.bits == 8 else _halves_joined(values).data
+    return bytes(shifts + marks + levels)
 
 
 def unpack(name: str, data: bytes | bytearray | memoryview, count: int) -> Mantissas:
@@ -125,8 +140,11 @@ def unpack(name: str, data: bytes | bytearray | memoryview, count: int) -> Manti
         return mantissas_of(view)
     blocks = -(-count // BLOCK)
     shifts, body = np.frombuffer(view[:blocks], np.uint8), np.frombuffer(view[blocks:], np.uint8)
-    levels = np.zeros(blocks * BLOCK, np.int8)
-    levels[:count] = body.view(np.int8) if wire.bits == 8 else _halves(body, count)
+    if wire.kept < BLOCK:
+        levels = _scattered(wire, body, blocks, count)
+    else:
+        levels = np.zeros(blocks * BLOCK, np.int8)
+        levels[:count] = body.view(np.int8) if wire.bits == 8 else _halves(body, count)
     _check(wire, shifts, levels)
     return _spread(shifts, levels, count)
 
@@ -155,6 +173,36 @@ def _shifts(wire: Wire, rows: npt.NDArray[Any]) -> Shifts:
     _, lengths = np.frexp(largest.astype(np.float32))
     shifts: Shifts = np.maximum(lengths - (wire.bits - 1), 0).astype(np.uint8)
     return shifts
+
+
+def _largest(rows: npt.NDArray[Any], count: int) -> npt.NDArray[np.bool_]:
+    """Of each row the largest so many, by magnitude, the first among equals."""
+    sizes = np.abs(rows)
+    least = np.partition(sizes, BLOCK - count, axis=1)[:, BLOCK - count, None]
+    above, level = sizes > least, sizes == least
+    wanted = count - above.sum(axis=1, keepdims=True)
+    chosen: npt.NDArray[np.bool_] = above | (level & (np.cumsum(level, axis=1) <= wanted))
+    return chosen
+
+
+def _gathered(levels: Levels, marked: npt.NDArray[np.bool_], kept: int) -> Levels:
+    """Those that are marked, in front of each row; zeros behind them: (blocks · kept,)."""
+    order = np.argsort(~marked, axis=1, kind="stable")[:, :kept]
+    return np.take_along_axis(levels, order, axis=1).reshape(-1)
+
+
+def _scattered(wire: Wire, body: npt.NDArray[np.uint8], blocks: int, count: int) -> Levels:
+    """The inverse of `_gathered`: (blocks · BLOCK,). Raises ProtocolViolation for marks that other levels have."""
+    at = blocks * BLOCK // 8
+    marked = np.unpackbits(body[:at]).reshape(blocks, BLOCK).view(np.bool_)
+    levels = _halves(body[at:], blocks * wire.kept).reshape(blocks, wire.kept)
+    counts = marked.sum(axis=1, keepdims=True)
+    said = np.arange(wire.kept) < counts
+    if counts.max(initial=0) > wire.kept or marked.reshape(-1)[count:].any() or not np.array_equal(levels != 0, said):
+        raise ProtocolViolation("marks that do not fit the values")
+    spread = np.zeros((blocks, BLOCK), np.int8)
+    spread[marked] = levels[said]
+    return spread.reshape(-1)
 
 
 def _spread(shifts: Shifts, levels: Levels, count: int) -> Mantissas:

@@ -183,7 +183,9 @@ class Train(_Part):
         default=1e-3, gt=0, le=1, description="deviation above which a replayed update was not worked for"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the local steps")
-    wire: Literal["q16", "q8", "q4"] = Field(default="q16", description="bits of a value that travels")
+    wire: Literal["q16", "q8", "q4", "q4-sparse"] = Field(
+        default="q16", description="bits of a value that travels; sparse: of the largest quarter of each 256 alone"
+    )
     checkpoint_every: int = Field(
         default=0,
         ge=0,

@@ -36,7 +36,7 @@ def calibrate(
     batch: Annotated[int, typer.Option(min=2, help="Samples in a local step.")] = 32,
     rounds: Annotated[int, typer.Option(min=2, max=64, help="Rounds of each task.")] = 4,
     precision: Annotated[str, typer.Option(help="Of the local steps: fp32, bf16 or fp16.")] = "fp32",
-    wire: Annotated[str, typer.Option(help="What travels of a value: q16, q8 or q4.")] = "q16",
+    wire: Annotated[str, typer.Option(help="What travels of a value: q16, q8, q4 or q4-sparse.")] = "q16",
     save: Annotated[bool, typer.Option(help="Keep what was found, for this node to tell the swarm.")] = True,
     json: Json = False,
 ) -> None:

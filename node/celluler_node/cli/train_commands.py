@@ -61,7 +61,7 @@ def start(
     audits: Annotated[float | None, typer.Option(help="Replays of others' work in a round, of all together.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Deviation above which a replayed update is guilty.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the local steps: fp32, bf16 or fp16.")] = None,
-    wire: Annotated[str | None, typer.Option(help="What travels of a value: q16, q8 or q4.")] = None,
+    wire: Annotated[str | None, typer.Option(help="What travels of a value: q16, q8, q4 or q4-sparse.")] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Rounds after which a member publishes what there is; 0 for never.")
     ] = None,

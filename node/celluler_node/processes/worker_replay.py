@@ -20,7 +20,7 @@ from celluler.aggregation.wires import FINEST
 from celluler.engines.replay import Steps, deviation
 from celluler.engines.train import Trainer, Vector, Work
 from celluler.errors import LocalError
-from celluler_node.processes.worker_wire import encode_update, steps_of
+from celluler_node.processes.worker_wire import encode_update, steps_between
 from celluler_node.processes.worker_words import Replay, Replayed, Replaying
 
 
@@ -102,5 +102,4 @@ def _steps(wire: str, sent: Quantised, again: Quantised) -> Steps | None:
     """Between neighbouring values of a wire that is coarser than mantissas."""
     if wire == FINEST:
         return None
-    steps: Steps = np.maximum(steps_of(wire, sent.mantissas), steps_of(wire, again.mantissas))
-    return steps
+    return steps_between(wire, sent.mantissas, again.mantissas)

@@ -26,3 +26,22 @@ def steps_of(wire: str, mantissas: Mantissas) -> npt.NDArray[np.float32]:
     _, lengths = np.frexp(largest.reshape(blocks, BLOCK).max(axis=1))
     shifts = np.maximum(lengths - (wire_named(wire).bits - 1), 0)
     return np.repeat(np.ldexp(np.float32(1), shifts), BLOCK)[: mantissas.size]
+
+
+def steps_between(wire: str, sent: Mantissas, again: Mantissas) -> npt.NDArray[np.float32]:
+    """As `steps_of`, around both. Of a sparse wire, where one kept a value and the other did not, and it was the least
+    that was kept of its block: from there to zero and as far on the other side."""
+    steps = np.maximum(steps_of(wire, sent), steps_of(wire, again))
+    if wire_named(wire).kept < BLOCK:
+        for kept, other in ((sent, again), (again, sent)):
+            sizes = np.abs(kept.astype(np.float32))
+            border = (sizes > 0) & (other == 0) & (sizes <= _least_of_blocks(sizes))
+            steps[border] += 2 * sizes[border]
+    return steps
+
+
+def _least_of_blocks(sizes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The least that is not zero in the block of each value."""
+    rows = np.full((-(-sizes.size // BLOCK), BLOCK), np.inf, dtype=np.float32)
+    rows.reshape(-1)[: sizes.size] = np.where(sizes > 0, sizes, np.inf)
+    return np.repeat(rows.min(axis=1), BLOCK)[: sizes.size]
