@@ -130,7 +130,7 @@ class Ask:
                 self._check(answer)
                 return answer
             case [Refused(code, message)] if code < len(Refusal):
-                raise _error_of(Refusal(code), message, self._request.model)
+                raise error_of(Refusal(code), message, self._request.model)
             case _:
                 raise ProtocolViolation("no answer to a prediction")
 
@@ -243,7 +243,8 @@ def refusal_of(error: CellulerError) -> Refused:
     return refuse(code, str(error))
 
 
-def _error_of(code: Refusal, message: str, model: str) -> CellulerError:
+def error_of(code: Refusal, message: str, model: str) -> CellulerError:
+    """What a Refused stands for, to whoever asked."""
     match code:
         case Refusal.NOT_FOUND:
             return NotFound(model)
