@@ -53,6 +53,12 @@ def skeleton(architecture: Architecture) -> nn.Module:
         return nets[""] if "" in nets else _Nets(nets)
 
 
+def row_of(layers: tuple[Layer, ...], given: Signal) -> nn.Sequential:
+    """Some layers of an architecture that was planned already, on the meta device. given: what the first one takes."""
+    with torch.device("meta"):
+        return _sequence(layers, given)[0]
+
+
 def net_of(module: nn.Module, name: str) -> nn.Module:
     """The net of that name in a module that `build` made; the empty name is the module itself."""
     if not name:

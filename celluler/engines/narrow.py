@@ -40,20 +40,21 @@ def build_narrow(architecture: Architecture, vector: Tensor, still: Still) -> nn
     module = skeleton(architecture)
     start = 0
     for tensor in architecture.tensors:
-        _put(module, tensor, vector[start : start + tensor.elements].view(tensor.shape))
+        put(module, tensor, vector[start : start + tensor.elements].view(tensor.shape))
         start += tensor.elements
     for tensor in architecture.narrow:
-        _put_narrow(module, tensor, architecture, still)
+        put_narrow(module, tensor, architecture, still)
     return module
 
 
-def _put(module: nn.Module, tensor: TensorSpec, values: Tensor) -> None:
+def put(module: nn.Module, tensor: TensorSpec, values: Tensor) -> None:
+    """Let a module of the architecture's names have these values, which are not to be trained."""
     place, _, name = tensor.name.rpartition(".")
     held = nn.Parameter(values, requires_grad=False) if tensor.trained else values
     setattr(module.get_submodule(place), name, held)
 
 
-def _put_narrow(module: nn.Module, tensor: TensorSpec, architecture: Architecture, still: Still) -> None:
+def put_narrow(module: nn.Module, tensor: TensorSpec, architecture: Architecture, still: Still) -> None:
     """In place of a layer that can compute on it one that does; elsewhere what it stands for."""
     place = tensor.name.rpartition(".")[0]
     owner = module.get_submodule(place)
@@ -66,7 +67,7 @@ def _put_narrow(module: nn.Module, tensor: TensorSpec, architecture: Architectur
         made = _Embedding(tensor, form, stored)
     if made is None:
         values = wide_tensor(architecture, tensor.name, tensor.shape, still)
-        _put(module, tensor, torch.from_numpy(values))
+        put(module, tensor, torch.from_numpy(values))
         return
     parent, _, last = place.rpartition(".")
     setattr(module.get_submodule(parent), last, made)

@@ -21,7 +21,7 @@ from celluler.models.spec import Architecture
 
 
 @dataclass(frozen=True, slots=True)
-class _Where:
+class Where:
     """rows: of the cache. positions: (rows, time). reach: places that any row sees. seen: (rows, 1, time, reach), None
     where each row sees all of them."""
 
@@ -32,7 +32,7 @@ class _Where:
     seen: Tensor | None
 
 
-_Step = Callable[[Tensor, _Where], Tensor]
+Step = Callable[[Tensor, Where], Tensor]
 
 
 class CachedDecoder:
@@ -42,31 +42,32 @@ class CachedDecoder:
         self.device = next((one.device for one in module.parameters()), torch.device("cpu"))
         self._filled = [0] * slots
         heads = iter(cached.attentions)
-        self._caches: list[_KeysAndValues] = []
+        self._caches: list[KeysAndValues] = []
 
-        def cache() -> _KeysAndValues:
-            self._caches.append(_KeysAndValues(next(heads), slots, length, self.device))
+        def cache() -> KeysAndValues:
+            self._caches.append(KeysAndValues(next(heads), slots, length, self.device))
             return self._caches[-1]
 
         assert isinstance(module, nn.Sequential)
-        steps = _steps(body.layers, module, cache)
+        steps = cached_steps(body.layers, module, cache)
         last = max(place for place, (_, looks_back) in enumerate(steps) if looks_back) + 1
         self._body = tuple(step for step, _ in steps[:last])
         self._head = tuple(step for step, _ in steps[last:])
 
     def prefill(self, slot: int, tokens: Sequence[int], *, last: bool) -> Tensor | None:
-        start = self._filled[slot]
         with torch.inference_mode():
-            positions = torch.arange(start, start + len(tokens), device=self.device)[None]
-            where = self._where([slot], positions, start + len(tokens))
-            x = self._through(self._body, torch.tensor([list(tokens)], device=self.device), where)
-            self._filled[slot] = start + len(tokens)
+            x, where = self._appended(slot, tokens)
             return self._told(x, where)[0] if last else None
+
+    def score(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        with torch.inference_mode():
+            x, where = self._appended(slot, tokens)
+            return self._through(self._head, x, where)[0].float()
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         at = [self._filled[slot] for slot in slots]
         with torch.inference_mode():
-            where = self._where(slots, torch.tensor(at, device=self.device)[:, None], max(at) + 1)
+            where = where_of(slots, torch.tensor(at, device=self.device)[:, None], max(at) + 1)
             x = self._through(self._body, torch.tensor(tokens, device=self.device)[:, None], where)
             for slot in slots:
                 self._filled[slot] += 1
@@ -80,43 +81,56 @@ class CachedDecoder:
                     cache.values[target, :count] = cache.values[source, :count]
         self._filled[target] = count
 
-    def _where(self, slots: Sequence[int], positions: Tensor, reach: int) -> _Where:
-        in_a_row = list(slots) == list(range(slots[0], slots[0] + len(slots)))
-        index = torch.tensor(list(slots), device=self.device)
-        seen = torch.arange(reach, device=self.device) <= positions[:, None, :, None]
-        rows = slice(slots[0], slots[0] + len(slots)) if in_a_row else index
-        return _Where(rows, index[:, None], positions, reach, None if bool(seen.all()) else seen)
+    def _appended(self, slot: int, tokens: Sequence[int]) -> tuple[Tensor, Where]:
+        """(1, tokens, width) in front of the head."""
+        start = self._filled[slot]
+        positions = torch.arange(start, start + len(tokens), device=self.device)[None]
+        where = where_of([slot], positions, start + len(tokens))
+        x = self._through(self._body, torch.tensor([list(tokens)], device=self.device), where)
+        self._filled[slot] = start + len(tokens)
+        return x, where
 
-    def _through(self, steps: tuple[_Step, ...], x: Tensor, where: _Where) -> Tensor:
+    def _through(self, steps: tuple[Step, ...], x: Tensor, where: Where) -> Tensor:
         for step in steps:
             x = step(x, where)
         return x
 
-    def _told(self, x: Tensor, where: _Where) -> Tensor:
+    def _told(self, x: Tensor, where: Where) -> Tensor:
         """(rows, vocabulary): behind the last attention each place is on its own, and only the last is asked for."""
         return self._through(self._head, x[:, -1:], where)[:, -1].float()
 
 
-class _KeysAndValues:
+def where_of(slots: Sequence[int], positions: Tensor, reach: int) -> Where:
+    """slots: of the rows. positions: (rows, time). reach: one more than the largest of them."""
+    in_a_row = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+    index = torch.tensor(list(slots), device=positions.device)
+    seen = torch.arange(reach, device=positions.device) <= positions[:, None, :, None]
+    rows = slice(slots[0], slots[0] + len(slots)) if in_a_row else index
+    return Where(rows, index[:, None], positions, reach, None if bool(seen.all()) else seen)
+
+
+class KeysAndValues:
+    """Of one attention, (slots, length, kv_heads, head_width) each."""
+
     def __init__(self, heads: Heads, slots: int, length: int, device: torch.device) -> None:
         shape = (slots, length, heads.groups, heads.width)
         self.keys, self.values = (torch.zeros(shape, device=device) for _ in range(2))
 
 
-def _steps(
-    layers: tuple[Layer, ...], module: nn.Sequential, cache: Callable[[], _KeysAndValues]
-) -> list[tuple[_Step, bool]]:
+def cached_steps(
+    layers: tuple[Layer, ...], module: nn.Sequential, cache: Callable[[], KeysAndValues]
+) -> list[tuple[Step, bool]]:
     """What each layer does, repeats unrolled, and whether it looks at other places or asks for its own."""
-    steps: list[tuple[_Step, bool]] = []
+    steps: list[tuple[Step, bool]] = []
     for layer, one in zip(layers, module, strict=True):
         match layer:
             case Repeat():
                 for copy in one.children():
                     assert isinstance(copy, nn.Sequential)
-                    steps += _steps(layer.layers, copy, cache)
+                    steps += cached_steps(layer.layers, copy, cache)
             case Residual():
                 assert isinstance(one, nn.Sequential)
-                branch = tuple(step for step, _ in _steps(layer.layers, one, cache))
+                branch = tuple(step for step, _ in cached_steps(layer.layers, one, cache))
                 looks_back = any(isinstance(inner, Attention | Positions) for inner in walk(layer.layers))
                 steps.append((_Added(branch), looks_back))
             case Attention():
@@ -134,16 +148,16 @@ class _Pointwise:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
-    def __call__(self, x: Tensor, where: _Where) -> Tensor:
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
         out: Tensor = self._module(x)
         return out
 
 
 class _Added:
-    def __init__(self, branch: tuple[_Step, ...]) -> None:
+    def __init__(self, branch: tuple[Step, ...]) -> None:
         self._branch = branch
 
-    def __call__(self, x: Tensor, where: _Where) -> Tensor:
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
         out = x
         for step in self._branch:
             out = step(out, where)
@@ -154,15 +168,15 @@ class _AtPositions:
     def __init__(self, module: PositionsModule) -> None:
         self._module = module
 
-    def __call__(self, x: Tensor, where: _Where) -> Tensor:
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
         return x + self._module.weight[where.positions]
 
 
 class _CachedAttention:
-    def __init__(self, module: AttentionModule, cache: _KeysAndValues) -> None:
+    def __init__(self, module: AttentionModule, cache: KeysAndValues) -> None:
         self._module, self._cache = module, cache
 
-    def __call__(self, x: Tensor, where: _Where) -> Tensor:  # (rows, time, n)
+    def __call__(self, x: Tensor, where: Where) -> Tensor:  # (rows, time, n)
         its, cache = self._module, self._cache
         rows, time = x.shape[:2]
         query = its.query(x).view(rows, time, its.heads, its.head_width)
