@@ -21,6 +21,9 @@ class Decoder(Protocol):
     def prefill(self, slot: int, tokens: Sequence[int], *, last: bool) -> Tensor | None:
         """Append tokens to a sequence. The logits behind the last of them, (vocabulary) float32, if `last`."""
 
+    def score(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        """Append tokens to a sequence, all at once. The logits behind each, (tokens, vocabulary) float32."""
+
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Append one token to each of several sequences. slots: ascending. → (slots, vocabulary) float32"""
 

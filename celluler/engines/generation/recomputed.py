@@ -38,6 +38,16 @@ class RecomputedDecoder:
             self._held[slot].append(token)
         return self._told([self._held[slot] for slot in slots])
 
+    def score(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        self._held[slot] += tokens
+        held = self._held[slot]
+        least, length = self._body.batch[0], self._length(len(held))
+        x = torch.zeros((least, length), dtype=torch.int64)
+        x[0, : len(held)] = torch.tensor(held)
+        with torch.inference_mode():
+            told: Tensor = self._module(x)[0, len(held) - len(tokens) : len(held)].float()
+        return told
+
     def copy(self, source: int, target: int, count: int) -> None:
         self._held[target] = self._held[source][:count]
 
