@@ -118,7 +118,7 @@ class Interface:
         step = None if place is None or self.preprocess is None else self.preprocess.chain.steps[place]
         if isinstance(step, ByteTokens | Tokenise):
             return frozenset(() if step.end is None else (step.end,))
-        return frozenset()
+        return frozenset(step.ends if isinstance(step, Tokenizer) else ())
 
     def answer(self, samples: int, output: str) -> tuple[str, Shape, int]:
         """(dtype on the wire, shape, bytes) of the answer to a call that fits, at most."""

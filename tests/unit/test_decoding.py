@@ -131,6 +131,33 @@ def test_the_codec_is_of_the_models_own_tokenizer(tmp_path: Path) -> None:
     assert inline.encode("né €") == made.encode("né €")
 
 
+def test_a_tokenizers_marks_are_told_as_texts_and_left_out_of_a_text_that_holds_them(tmp_path: Path) -> None:
+    made = byte_level()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 256)])
+    (tmp_path / "tokenizer.json").write_text(made.to_str(), encoding="utf-8")
+    read = codec({"kind": "tokenizer", "begin": 70, "ends": [256, 3]}, file=tmp_path / "tokenizer.json")
+    assert read.marks == {"bos_token": byte_level().id_to_token(70), "eos_token": "<end>"}
+    assert read.encode("ab")[0] == read.encode("ab<end>", marked=True)[-1] == 256
+    assert len(read.encode("ab")) == len(read.encode("ab<end>", marked=True)) == 3
+    assert decoded(read, read.encode("ab<end>")) == "ab"
+    assert codec({"kind": "tokenizer", "begin": 1 << 19}, file=tmp_path / "tokenizer.json").marks == {}
+    assert codec(BYTES).marks == codec(WORDS).marks == {}
+
+
+def test_tokens_behind_which_a_text_is_over_are_told_by_its_step() -> None:
+    steps = [
+        (BYTES, {2}),
+        (WORDS, {8}),
+        ({"kind": "byte_tokens"}, set()),
+        ({"kind": "tokenizer", "ends": [4, 2]}, {2, 4}),
+    ]
+    for step, ends in steps:
+        text = {"name": "text", "dtype": "text", "shape": [16]}
+        document = {"transforms": 1, "input": text, "steps": [step | {"length": 16}]}
+        assert read_interface(body(300), document).ends == ends
+    assert read_interface(body(300)).ends == set()
+
+
 def test_what_follows_a_text_is_told_where_its_last_token_is_also_what_fills_up() -> None:
     words = {"kind": "tokenise", "entries": ["a", "b"], "length": 6}  # fills up with 0, which is `a`
     document = {"transforms": 1, "input": {"name": "text", "dtype": "text", "shape": [8]}, "steps": [words]}

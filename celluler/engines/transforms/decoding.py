@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def codec_of(interface: Interface, tokenizer: Path | None = None) -> TextCodec |
             return VocabularyCodec(step)
         case Tokenizer():
             try:
-                return TokenizerCodec(read_tokenizer(step, tokenizer, interface.body.vocabulary), special=step.special)
+                read = read_tokenizer(step, tokenizer, interface.body.vocabulary)
+                return TokenizerCodec(read, step.special, step.begin, step.ends)
             except InvalidSpec as error:
                 raise InvalidSpec(f"{before.chain.path}.steps[{place}].{error.path}", error.problem) from error
     return None
@@ -46,9 +48,17 @@ class TokenizerCodec:
 
     tokenizer: Any
     special: bool = True
+    begin: int | None = None
+    ends: tuple[int, ...] = ()
 
-    def encode(self, text: str) -> list[int]:
-        return encoded(self.tokenizer, text, special=self.special)
+    @property
+    def marks(self) -> Mapping[str, str]:
+        named = {"bos_token": self.begin, "eos_token": self.ends[0] if self.ends else None}
+        texts = {name: self.tokenizer.id_to_token(number) for name, number in named.items() if number is not None}
+        return {name: text for name, text in texts.items() if text is not None}
+
+    def encode(self, text: str, *, marked: bool = False) -> list[int]:
+        return encoded(self.tokenizer, text, special=self.special and not marked)
 
     def stream(self) -> TextStream:
         return _Windowed(self.tokenizer)

@@ -6,7 +6,7 @@ A stream gives whole characters alone: bytes of one that is not complete yet are
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,9 +26,15 @@ class TextStream(Protocol):
 class TextCodec(Protocol):
     """Texts as a model's tokens, and back."""
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """Texts of the tokens that begin and end a text, `bos_token` and `eos_token`, for those who write them
+        themselves; none where a text cannot hold them."""
+
+    def encode(self, text: str, *, marked: bool = False) -> list[int]:
         """As before the model, neither cut nor filled up, with what stands before a text. What ends one is left out,
-        where a step and not a tokenizer of its own puts it there."""
+        where a step and not a tokenizer of its own puts it there. marked: it holds its marks already, and a tokenizer
+        puts none around it."""
 
     def stream(self) -> TextStream: ...
 
@@ -43,7 +49,11 @@ def decoded(codec: TextCodec, tokens: Iterable[int]) -> str:
 class ByteCodec:
     step: ByteTokens
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def marks(self) -> Mapping[str, str]:
+        return {}
+
+    def encode(self, text: str, *, marked: bool = False) -> list[int]:
         begin = [] if self.step.begin is None else [self.step.begin]
         return begin + [one + self.step.offset for one in text.encode("utf-8")]
 
@@ -60,7 +70,11 @@ class ByteCodec:
 class VocabularyCodec:
     step: Tokenise
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def marks(self) -> Mapping[str, str]:
+        return {}
+
+    def encode(self, text: str, *, marked: bool = False) -> list[int]:
         begin = [] if self.step.begin is None else [self.step.begin]
         return begin + self.step.numbers((raw := text.encode("utf-8")), len(raw))
 

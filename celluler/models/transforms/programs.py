@@ -16,7 +16,7 @@ from celluler.models.graph import Graph, GraphBudget, parse_graph
 from celluler.models.graph_ops import RANDOM
 from celluler.models.layers import Signal
 from celluler.models.transforms.base import MAX_RANK, MAX_TEXT_BYTES, NUMBERS, bounded, need
-from celluler.models.transforms.rules import Document, Octets
+from celluler.models.transforms.rules import Document, Octets, Several
 from celluler.models.transforms.texts import text_signal
 
 GRAPH_BUDGET = GraphBudget(tensor_bytes=0, activation_bytes=256 << 20, operations=10**9, nodes=1024, tensors=0)
@@ -33,6 +33,8 @@ MAX_LOCALS = 1 << 16
 """Of all functions of a module together: three bytes declare thousands, and each takes a compiler its time."""
 _IMPORTS, _START, _CODE, _LAST_SECTION = 2, 8, 10, 13
 _TYPED_REFERENCES = (0x63, 0x64)
+MAX_ENDS = 16
+_NUMBER = Whole(0, (1 << 20) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,14 @@ class Tokenizer:
     tokenizer: Mapping[str, Any] | None = declare(
         Document("tokenizer document"), "vocabulary, merges and all; the model's own without it", default=None
     )
-    pad: int = declare(Whole(0, (1 << 20) - 1), "fills up", default=0)
+    pad: int = declare(_NUMBER, "fills up", default=0)
     special: bool = declare(Flag(), "with the tokens that the tokenizer puts around a text", default=True)
+    begin: int | None = declare(_NUMBER, "begins a text: `bos_token` of a chat template", default=None)
+    ends: tuple[int, ...] = declare(
+        Several(_NUMBER, 0, MAX_ENDS),
+        "behind each of them what the model writes is over; the first is `eos_token` of a chat template",
+        default=(),
+    )
 
     def plan(self, given: Signal, path: str) -> Signal:
         text_signal(given, path)
