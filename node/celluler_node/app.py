@@ -39,7 +39,7 @@ from celluler_node.training.classes import describer
 from celluler_node.training.desk import TrainingDesk
 from celluler_node.training.site import RunMaker, Site, TrainerMaker
 from celluler_node.training.worker_trainer import worker_trainer
-from celluler_protocols import inference, jobs
+from celluler_protocols import generation, inference, jobs
 from celluler_protocols.host import Host, Slots
 from celluler_protocols.membership import Capabilities, Member, Membership, Profile, open_membership
 from celluler_protocols.nursery import own_nursery
@@ -48,8 +48,10 @@ from celluler_protocols.rounds import RoundsHub
 SAVE_S = 30.0
 REPLICATE_EVERY_S = 30.0
 SETTLE_S = 1.0
-MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER = 64, 8
-"""Predictions answered at once: in all, and of one peer; each may hold a request of 8 MiB still on its way."""
+MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER = 64, 32
+"""Predictions answered at once: in all, and of one peer, which may be the gateway of many clients; each may hold a
+request of 8 MiB still on its way."""
+MAX_GENERATION_STREAMS, MAX_GENERATION_STREAMS_A_PEER = 64, 32
 AVERAGER_LISTEN = "/ip4/{host}/tcp/{port}"
 
 
@@ -144,6 +146,16 @@ def _serve_protocols(host: Host, desk: TrainingDesk, server: ModelServer | None)
             await (inference.serve_inference(stream, predict) if free else inference.turn_away(stream))
 
     host.serve(inference.PROTOCOL_ID, answer_inference)
+    questions = Slots(MAX_GENERATION_STREAMS, MAX_GENERATION_STREAMS_A_PEER)
+
+    async def answer_generation(peer: PeerId, stream: trio.abc.Stream) -> None:
+        with questions.held(peer) as free:
+            if free:
+                await generation.serve_generation(stream, partial(server.generate, asker=peer), server.busyness)
+            else:
+                await generation.turn_away(stream)
+
+    host.serve(generation.PROTOCOL_ID, answer_generation)
 
 
 def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:

@@ -37,11 +37,11 @@ USUAL = Queues()
 
 
 class Generating:
-    """Answers of one worker. opened: what it said of its slots. failure: why no more is asked of it; then it is
+    """Answers of one worker. opened: what it said of its slots, of which there are `slots`. failure: why no more is asked of it; then it is
     `closed`."""
 
     def __init__(self, call: Call, opened: SlotsOpen, slots: int, queues: Queues) -> None:
-        self.opened = opened
+        self.opened, self.slots = opened, slots
         limits = Limits(slots, opened.length, opened.vocabulary, queues.chunk, queues.queue, queues.client_queue)
         self._call, self._scheduler = call, Scheduler(limits)
         self._listeners: dict[int, trio.MemorySendChannel[Event]] = {}

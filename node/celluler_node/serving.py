@@ -33,6 +33,7 @@ from celluler_node.repository import Repository
 from celluler_node.scratch import ScratchRoot
 from celluler_node.spares import Spares
 from celluler_node.writing import Writing, open_writing
+from celluler_protocols.generation import Load
 from celluler_protocols.inference import MAX_DATA_BYTES, Predict, Predicted
 
 MAX_LOADED = 4
@@ -40,6 +41,7 @@ IDLE_S = 300.0
 CALL_S = 60
 """To load a model, and to predict once. A worker that takes longer is ended, and the next request gets a fresh one."""
 MAX_BATCH_ITEMS = 1 << 22
+MOST_TOLD = (1 << 16) - 1
 MAX_ANSWER_BYTES = 1 << 28
 """For our own user; for other peers what the protocol carries. A seed of 8 bytes may ask for a large sample."""
 
@@ -103,6 +105,16 @@ class ModelServer:
     @property
     def loaded(self) -> tuple[OpenedManifest, ...]:
         return tuple(one.opened for one in self._loaded.values() if one.child is not None)
+
+    def busyness(self) -> dict[Digest, Load]:
+        """Of each loaded model. What is asked of one is under way or waits in its slots, or else is a prediction."""
+        loads = {}
+        for digest, one in self._loaded.items():
+            if one.child is not None:
+                running, waiting, slots = (0, 0, 0) if one.writing is None else one.writing.occupied
+                predicting = max(0, one.in_flight - running - waiting)
+                loads[digest] = Load(min(running + predicting, MOST_TOLD), min(waiting, MOST_TOLD), slots)
+        return loads
 
     async def predict(
         self, request: Predict, *, asker: PeerId | None = None, hints: tuple[PeerId, ...] = ()

@@ -61,6 +61,12 @@ class Writing:
         self._failure: CellulerError | None = None
 
     @property
+    def occupied(self) -> tuple[int, int, int]:
+        """Answers that have a slot, that wait for one, and slots; all 0 while nobody has asked."""
+        its = self._generating
+        return (0, 0, 0) if its is None else (its.running, its.waiting, its.slots)
+
+    @property
     def running(self) -> int:
         """Answers that have a slot."""
         return 0 if self._generating is None else self._generating.running
