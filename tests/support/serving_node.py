@@ -1,15 +1,20 @@
-"""A node in memory whose models take numbers, texts, tokens and seeds: for tests of the standard surfaces."""
+"""A node in memory whose models take numbers, texts, tokens and seeds, and write: for tests of the surfaces."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import trio
 
 from celluler.errors import Busy, InvalidSpec
+from celluler.inference.questions import Generated, Question
 from celluler.tensors import Tensor, tensor_of
 from celluler.views import ModelPorts, NewModel, Port, Prediction
 from tests.support.jobs import BOB
 from tests.support.operations import MemoryNode
+from tests.support.writing import Writer
 
 _VECTOR = Port("embedding", "float32", (3,))
 PORTS: dict[str, tuple[Port | None, tuple[Port, ...]]] = {
@@ -20,12 +25,17 @@ PORTS: dict[str, tuple[Port | None, tuple[Port, ...]]] = {
     "alice/texts": (Port("text", "text", (16,)), (_VECTOR,)),
     "alice/tokens": (Port("input", "int64", (4,)), (Port("raw", "float32", (4, 9)), _VECTOR)),
     "alice/dreams": (None, (Port("sample", "float32", (2,)),)),
+    "alice/tales": (
+        Port("text", "text", (64,)),
+        (Port("raw", "float32", (64, 256)), Port("next_token", "float32", (256,))),
+    ),
 }
 """Names → what they take and give."""
 
 
 class ServingNode(MemoryNode):
-    """`asked`: shapes and outputs of the predictions so far. `busy`: turns them away. `gate`: they wait for it."""
+    """`asked`: shapes and outputs of the predictions so far. `busy`: turns them away. `gate`: they wait for it.
+    `writer`: writes alice/tales."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,6 +43,7 @@ class ServingNode(MemoryNode):
         self.busy, self.bad = False, False
         self.gate = trio.Event()
         self.gate.set()
+        self.writer = Writer()
 
     async def publish(self) -> None:
         for name in PORTS:
@@ -53,6 +64,16 @@ class ServingNode(MemoryNode):
         self.asked.append((inputs.shape, output))
         told = _answer(inputs, output, bad=self.bad)
         return Prediction(told, model.reference, model.cid, BOB.peer_id, 0.01, output=output, text=output == "name")
+
+    @asynccontextmanager
+    async def generate(self, ref: str, question: Question) -> AsyncIterator[Generated]:
+        if self.busy:
+            raise Busy("all are at work")
+        model = await self.show_model(ref)
+        if model.name != "tales":
+            raise InvalidSpec("model", f"{model.reference} does not write")
+        async with self.writer.answer(ref, question, model.reference, model.cid, BOB.peer_id) as answering:
+            yield answering
 
 
 def _answer(inputs: Tensor, output: str, *, bad: bool) -> Tensor:

@@ -4,7 +4,6 @@ schemathesis."""
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -16,21 +15,6 @@ from starlette.testclient import TestClient
 
 from celluler_node.gateway.app import gateway_app
 from tests.support.serving_node import ServingNode
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ServingNode]:
-    node = ServingNode()
-    await node.publish()
-    yield node
-    node.close()
-
-
-@pytest.fixture
-async def http(node: ServingNode) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=gateway_app(node, "t"), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8787") as http:
-        yield http
 
 
 async def test_openai_lists_embeds_and_raises_its_own_errors(node: ServingNode, http: httpx.AsyncClient) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,6 @@ from tests.support.serving_node import ServingNode
 ELSEWHERE = ("192.0.2.9", 5000)
 HERE = ("127.0.0.1", 5000)
 Celluler = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ServingNode]:
-    node = ServingNode()
-    await node.publish()
-    yield node
-    node.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,28 +15,12 @@ from hypothesis import strategies as st
 from celluler.errors import CellulerError
 from celluler.views import Readiness
 from celluler_node.gateway import asking
-from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.kserve import read_inference
 from tests.support.serving_node import ServingNode
 
 MODEL = "/v2/models/alice/digits"
 HEADER = "Inference-Header-Content-Length"
 NUMBERS = {"name": "input", "shape": [2, 2, 2], "datatype": "FP32", "data": [0, 1, 2, 3, 4, 5, 7, 6]}
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ServingNode]:
-    node = ServingNode()
-    await node.publish()
-    yield node
-    node.close()
-
-
-@pytest.fixture
-async def http(node: ServingNode) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=gateway_app(node, "t"), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8787") as http:
-        yield http
 
 
 async def test_the_server_and_its_health(node: ServingNode, http: httpx.AsyncClient) -> None:

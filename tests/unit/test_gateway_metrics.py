@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -12,27 +12,13 @@ import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 
+from celluler.errors import TimedOut
 from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.counted import MAX_MODELS, Counted, Histogram
 from tests.support.serving_node import ServingNode
 
 SEEDS = {"name": "seeds", "shape": [1], "datatype": "INT64", "data": [3]}
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ServingNode]:
-    node = ServingNode()
-    await node.publish()
-    yield node
-    node.close()
-
-
-@pytest.fixture
-async def http(node: ServingNode) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=gateway_app(node, "t"), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8787") as http:
-        yield http
 
 
 async def figures(http: httpx.AsyncClient) -> Figures:
@@ -131,3 +117,20 @@ def test_a_value_on_a_bound_counts_below_it() -> None:
     for value in (1, 1.5, 2, 9):
         histogram.add(("a",), value)
     assert list(histogram.read()) == [(("a",), [("1", 1.0), ("2", 3.0), ("+Inf", 4.0)], 13.5)]
+
+
+async def test_what_models_write_is_told_by_model(node: ServingNode, http: httpx.AsyncClient) -> None:
+    asked = {"model": "alice/tales", "prompt": "Hello", "temperature": 0}
+    for _ in range(2):
+        await http.post("/v1/completions", json=asked | {"max_tokens": 6, "n": 2})
+    node.writer.failure = (2, TimedOut("no more"))
+    await http.post("/v1/completions", json=asked)
+    found, model = await figures(http), {"model": "alice/tales:1.1.0"}
+    assert of(found, "celluler_tokens_total", **model, kind="prompt") == 10
+    assert of(found, "celluler_tokens_total", **model, kind="generated") == 24
+    assert of(found, "celluler_tokens_total", **model, kind="shared") == 5 + 4 + 5
+    assert of(found, "celluler_first_token_seconds_count", **model) == 3
+    assert of(found, "celluler_generation_seconds_count", **model) == 2
+    assert of(found, "celluler_generation_tokens_per_second_count", **model) == 2
+    assert of(found, "celluler_generations_failed_total", kind="TimedOut") == 1
+    assert of(found, "celluler_generations_under_way") == of(found, "celluler_generations_silent") == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,14 +16,6 @@ from celluler_node.gateway.asking import Asking
 from celluler_node.gateway.openai import calls_of, read_question
 from tests.support.jobs import NOW_S
 from tests.support.serving_node import ServingNode
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ServingNode]:
-    node = ServingNode()
-    await node.publish()
-    yield node
-    node.close()
 
 
 def client(node: ServingNode, **options: Any) -> httpx.AsyncClient:
@@ -44,7 +35,7 @@ async def test_models_are_listed_and_shown_without_those_taken_back(node: Servin
         one = await http.get("/v1/models/alice%2Fdigits:1.0.0")
         gone = await http.get("/v1/models/alice/texts:1.0.0")
     assert listed["object"] == "list"
-    assert len(listed["data"]) == 7
+    assert len(listed["data"]) == 9
     assert one.json() in listed["data"]
     assert one.json() == {"id": "alice/digits:1.0.0", "object": "model", "created": NOW_S, "owned_by": "alice"}
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
@@ -113,21 +104,15 @@ async def test_an_error_has_openais_shape(node: ServingNode, body: object, statu
     async with client(node) as http:
         answer = await http.post("/v1/embeddings", json=body)
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "celluler"}
     assert (answer.status_code, error["type"]) == (status, "invalid_request_error")
     if param != "":
         assert error["param"] == param
 
 
-async def test_what_would_write_text_says_that_it_does_not(node: ServingNode) -> None:
-    async with client(node) as http:
-        for path in ("completions", "chat/completions"):
-            answer = await http.post(f"/v1/{path}", json={"model": "alice/texts", "messages": []})
-            assert (answer.status_code, answer.json()["error"]["type"]) == (501, "not_implemented")
-            assert "does not generate text" in answer.json()["error"]["message"]
-            assert answer.headers["x-should-retry"] == "false"
-        assert (await http.get("/v1/nowhere")).json()["error"]["code"] is None
-        assert (await http.get("/v1/embeddings")).status_code == 405
+async def test_a_path_that_is_not_there_is_no_model_that_is_not(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/v1/nowhere")).json()["error"]["code"] is None
+    assert (await http.get("/v1/embeddings")).status_code == 405
 
 
 async def test_a_busy_node_says_when_to_come_back(node: ServingNode) -> None:

@@ -25,6 +25,11 @@ INFER = {"id": "a", "inputs": [NUMBERS], "outputs": [{"name": "labels"}]}
 TENSOR = {"shape": [1, 2, 2], "dtype": "float32", "data": "AACAPwAAgD8AAIA/AACAPw=="}
 NAMED = {"ref": "alice/digits"}
 DATASET = {"name": "alice/rows:1.0.0", "content": DATA_CID, "label": "digit"}
+MESSAGES = [
+    {"role": "developer", "content": "Be kind"},
+    {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+]
+USAGE = {"include_usage": True}
 Example = dict[str, Any]
 EXAMPLES: dict[tuple[str, str], list[Example]] = {
     ("GET", "/api/v1/peers/{peer}"): [{"path": {"peer": "bob"}}],
@@ -75,8 +80,15 @@ EXAMPLES: dict[tuple[str, str], list[Example]] = {
         {"json": {"model": "alice/texts", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 3}},
         {"json": {"model": "alice/tokens", "input": [[1, 2, 3, 4]], "dimensions": None}},
     ],
-    ("POST", "/v1/completions"): [{"json": {}}],
-    ("POST", "/v1/chat/completions"): [{"json": {}}],
+    ("POST", "/v1/completions"): [
+        {"json": {"model": "alice/tales", "prompt": "Hello", "echo": True, "stop": "x", "suffix": None}},
+        {"json": {"model": "alice/tales", "prompt": [[1, 2], [3]], "n": 2, "logprobs": 2, "presence_penalty": 0}},
+        {"json": {"model": "alice/tales", "prompt": ["a", "b"], "stream": True, "max_tokens": None}},
+    ],
+    ("POST", "/v1/chat/completions"): [
+        {"json": {"model": "alice/tales", "messages": MESSAGES, "logprobs": True, "top_logprobs": 3, "seed": 1}},
+        {"json": {"model": "alice/tales", "messages": MESSAGES, "stream": True, "stream_options": USAGE}},
+    ],
     ("GET", "/v2/models/{ref}"): [{"path": NAMED}],
     ("GET", "/v2/models/{ref}/ready"): [{"path": NAMED}],
     ("POST", "/v2/models/{ref}/infer"): [

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 from celluler.errors import CellulerError
 from celluler_node.gateway.asking import Asking
+from celluler_node.gateway.asking_text import AskingText
 from celluler_node.gateway.counted import Counted, Measure
 from celluler_node.gateway.failures import on_celluler_error, on_fault, on_http_error
 from celluler_node.gateway.guard import Guard
@@ -25,6 +26,7 @@ from celluler_node.gateway.routes_kserve import kserve_routes
 from celluler_node.gateway.routes_models import model_routes
 from celluler_node.gateway.routes_node import health_routes, node_routes
 from celluler_node.gateway.routes_openai import openai_routes
+from celluler_node.gateway.routes_openai_text import openai_text_routes
 from celluler_node.gateway.routes_transcripts import transcript_routes
 from celluler_node.gateway.routes_versions import version_routes
 from celluler_node.operations import Operations
@@ -53,10 +55,10 @@ def gateway_app(
     machine may bear instead; keys_always: this machine, too, where no token is needed.
     """
     counted = Counted()
-    asking = Asking(operations, counted)
+    asking, texts = Asking(operations, counted), AskingText(operations, counted)
     routes = [
         *health_routes(operations),
-        metrics_route(operations, asking, metrics),
+        metrics_route(operations, asking, texts, metrics),
         *node_routes(operations),
         *content_routes(operations, spool=spool, max_upload_bytes=max_upload_bytes),
         *version_routes(operations),  # before the models, whose last route takes any text
@@ -65,6 +67,7 @@ def gateway_app(
         *job_routes(operations),
         *transcript_routes(operations),
         *openai_routes(operations, asking),
+        *openai_text_routes(texts),
         *kserve_routes(operations, asking),
         openapi_route(lambda: routes),
     ]

@@ -13,9 +13,12 @@ from collections.abc import Iterator, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from celluler.inference.questions import Finished
 from celluler_node.gateway.references import plain_path
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+"""Tokens a second."""
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 MAX_MODELS = 100
 OTHER = "other"
@@ -51,21 +54,45 @@ class Histogram:
 
 class Counted:
     """requests: seconds by (method, route, status). errors: by (route, kind). predictions, batches: seconds and samples
-    by model. refused: predictions that failed, by kind of error."""
+    by model. refused: predictions that failed, by kind of error. tokens: by (model, kind): `prompt`, `shared` of these,
+    `generated`. first_words, answers: seconds by model, to the first token and to the last; rates: tokens a second from
+    the first on. not_written: answers that failed, by kind of error."""
 
     def __init__(self) -> None:
         self.requests, self.errors = Histogram(SECONDS), Counter[Labels]()
         self.predictions, self.batches = Histogram(SECONDS), Histogram(SAMPLES)
         self.refused = Counter[str]()
+        self.first_words, self.answers, self.rates = Histogram(SECONDS), Histogram(SECONDS), Histogram(RATES)
+        self.tokens, self.not_written = Counter[Labels](), Counter[str]()
         self._models: set[str] = set()
 
     def predicted(self, model: str, samples: int, seconds: float) -> None:
+        model = self._label(model)
+        self.predictions.add((model,), seconds)
+        self.batches.add((model,), samples)
+
+    def first_said(self, model: str, seconds: float) -> None:
+        self.first_words.add((self._label(model),), seconds)
+
+    def written(self, model: str, finished: Finished, seconds: float, speaking_s: float) -> None:
+        """seconds: of all; speaking_s: from the first token to the last."""
+        model = self._label(model)
+        self.answers.add((model,), seconds)
+        if speaking_s > 0 and finished.generated > 1:
+            self.rates.add((model,), (finished.generated - 1) / speaking_s)
+        for kind, count in (
+            ("prompt", finished.prompt),
+            ("shared", finished.shared),
+            ("generated", finished.generated),
+        ):
+            self.tokens[model, kind] += count
+
+    def _label(self, model: str) -> str:
         if model not in self._models:
             if len(self._models) >= MAX_MODELS:
                 model = OTHER
             self._models.add(model)
-        self.predictions.add((model,), seconds)
-        self.batches.add((model,), samples)
+        return model
 
 
 class Measure:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from celluler_node.gateway.described import JSON, OCTETS, Says
-from celluler_node.gateway.kserve import BYTES as TEXTS
-from celluler_node.gateway.kserve import DATATYPES
+from celluler_node.gateway.described_text import TEXTS
+from celluler_node.gateway.kserve import BYTES, DATATYPES
 from celluler_node.gateway.openai import MAX_INPUTS
 from celluler_node.gateway.schemas import (
     COUNT,
@@ -45,11 +45,9 @@ OPENAI: dict[tuple[str, str], Says] = {
             user_=TEXT,
         ),
     ),
-    ("POST", "/v1/completions"): Says("Not supported yet", OBJECT, OBJECT, status=501),
-    ("POST", "/v1/chat/completions"): Says("Not supported yet", OBJECT, OBJECT, status=501),
 }
 
-_DATATYPE: Schema = {"type": "string", "enum": [*DATATYPES, TEXTS]}
+_DATATYPE: Schema = {"type": "string", "enum": [*DATATYPES, BYTES]}
 _SHAPE = list_of({"type": "integer", "minimum": 1}, least=1)
 _PORT = answered(name=TEXT, datatype=_DATATYPE, shape=list_of(WHOLE))
 _REQUEST = given(
@@ -85,4 +83,4 @@ KSERVE: dict[tuple[str, str], Says] = {
     **{("GET", f"/v2/models/{{ref}}{version}/ready"): _READY for version in ("", "/versions/{version}")},
     **{("POST", f"/v2/models/{{ref}}{version}/infer"): _INFER for version in ("", "/versions/{version}")},
 }
-STANDARD: dict[tuple[str, str], Says] = OPENAI | KSERVE
+STANDARD: dict[tuple[str, str], Says] = OPENAI | TEXTS | KSERVE

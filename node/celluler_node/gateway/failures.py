@@ -48,7 +48,9 @@ def _standard_status(error: CellulerError) -> int:
     return 400 if isinstance(error, InvalidSpec) else status_of(error)
 
 
-def _openai(error: CellulerError, status: int) -> JSONResponse:
+def openai_error(error: CellulerError, status: int | None = None) -> dict[str, Any]:
+    """OpenAI's document of an error. `celluler` in it is what our own clients raise."""
+    status = status or _standard_status(error)
     told: dict[str, Any] = {
         "message": _text(error),
         "type": _OPENAI_TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error"),
@@ -56,8 +58,13 @@ def _openai(error: CellulerError, status: int) -> JSONResponse:
         "code": "model_not_found"
         if isinstance(error, NotFound) and error.what != NO_PATH
         else _OPENAI_CODES.get(status),
+        "celluler": describe_error(error),
     }
-    answer = JSONResponse({"error": told}, status)
+    return {"error": told}
+
+
+def _openai(error: CellulerError, status: int) -> JSONResponse:
+    answer = JSONResponse(openai_error(error, status), status)
     if status == 501:
         answer.headers["x-should-retry"] = "false"  # OpenAI's own clients repeat what is answered 5xx unless told
     return answer

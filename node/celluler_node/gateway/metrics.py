@@ -15,7 +15,8 @@ from starlette.routing import Route
 from celluler.identity import short
 from celluler.views import Status
 from celluler_node.gateway.asking import Asking
-from celluler_node.gateway.counted import Histogram
+from celluler_node.gateway.asking_text import AskingText
+from celluler_node.gateway.counted import Counted, Histogram
 from celluler_node.operations import Operations
 
 if TYPE_CHECKING:
@@ -24,17 +25,19 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def metrics_route(operations: Operations, asking: Asking, registry: CollectorRegistry | None) -> Route:
+def metrics_route(
+    operations: Operations, asking: Asking, texts: AskingText, registry: CollectorRegistry | None
+) -> Route:
     """registry: the node's own counters, served after the status."""
 
     async def metrics(_request: Request) -> Response:
-        text = _render(await operations.status(), asking, registry)
+        text = _render(await operations.status(), asking, texts, registry)
         return Response(text, media_type=CONTENT_TYPE)
 
     return Route("/metrics", metrics)
 
 
-def _render(status: Status, asking: Asking, registry: CollectorRegistry | None) -> bytes:
+def _render(status: Status, asking: Asking, texts: AskingText, registry: CollectorRegistry | None) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
     from prometheus_client.registry import Collector  # noqa: PLC0415
 
@@ -42,6 +45,7 @@ def _render(status: Status, asking: Asking, registry: CollectorRegistry | None) 
         def collect(self) -> Iterator[Metric]:
             yield from _families(status)
             yield from _work(asking)
+            yield from _writing(asking.counted, texts)
 
     own = CollectorRegistry()
     own.register(Snapshot())
@@ -100,6 +104,32 @@ def _work(asking: Asking) -> Iterator[Metric]:
     yield GaugeMetricFamily("celluler_predictions_waiting", "Predictions that wait for a place", value=asking.waiting)
     failed = CounterMetricFamily("celluler_predictions_failed", "Predictions that failed", labels=["kind"])
     for kind, count in counted.refused.items():
+        failed.add_metric([kind], count)
+    yield failed
+
+
+def _writing(counted: Counted, texts: AskingText) -> Iterator[Metric]:
+    """Answers that models wrote for this endpoint."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+    for name, text, values in (
+        ("celluler_first_token_seconds", "From a question to the first token of its answer", counted.first_words),
+        ("celluler_generation_seconds", "From a question to the last token of its answer", counted.answers),
+        ("celluler_generation_tokens_per_second", "Of an answer, from its first token on", counted.rates),
+    ):
+        yield _histogram(name, text, ("model",), values)
+    tokens = CounterMetricFamily(
+        "celluler_tokens",
+        "Tokens of prompts, those of them not computed again, and tokens drawn",
+        labels=["model", "kind"],
+    )
+    for labels, count in counted.tokens.items():
+        tokens.add_metric(labels, count)
+    yield tokens
+    yield GaugeMetricFamily("celluler_generations_under_way", "Answers being written or waiting", value=texts.under_way)
+    yield GaugeMetricFamily("celluler_generations_silent", "Of these, without a word yet", value=texts.silent)
+    failed = CounterMetricFamily("celluler_generations_failed", "Answers that failed", labels=["kind"])
+    for kind, count in counted.not_written.items():
         failed.add_metric([kind], count)
     yield failed
 

@@ -14,6 +14,7 @@ from starlette.routing import Route
 import celluler
 from celluler_node.gateway.described import JSON, OCTETS, OWN, Many, Says
 from celluler_node.gateway.described_standards import STANDARD
+from celluler_node.gateway.described_text import EVENTS
 from celluler_node.gateway.guard import OPEN_PATHS, needed_scope
 from celluler_node.gateway.references import plain_path
 from celluler_node.gateway.schemas import BYTES, TEXT, WHOLE, Records, Schema, answered, document, either, list_of
@@ -21,6 +22,8 @@ from celluler_node.gateway.schemas import BYTES, TEXT, WHOLE, Records, Schema, a
 SAID: dict[tuple[str, str], Says] = OWN | STANDARD
 """Of every route, by method and path."""
 PATH = "/openapi.json"
+_STREAMS: dict[str, Schema] = {OCTETS: BYTES, EVENTS: TEXT}
+"""Media whose bytes are no document."""
 _NULL: Schema = {"type": "null"}
 _ERRORS: dict[str, Schema] = {
     "Error": document(error=answered(type=TEXT, message=TEXT, hint=either(TEXT, _NULL), exit_code=WHOLE)),
@@ -106,7 +109,7 @@ def _answer(answer: type | Many | Schema, records: Records) -> Schema:
 
 
 def _content(schema: Schema, media: Sequence[str]) -> dict[str, Any]:
-    return {one: {"schema": BYTES if one == OCTETS else schema} for one in media}
+    return {one: {"schema": _STREAMS.get(one, schema)} for one in media}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What OpenAI's clients ask: models and embeddings. What would write text says that this node does not."""
+"""What OpenAI's clients ask of models that do not write: which there are, and embeddings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from celluler.errors import NotFound, NotSupported
+from celluler.errors import NotFound
 from celluler.tensors import Tensor
 from celluler_node.gateway.asking import Answer, Asking, while_wanted
 from celluler_node.gateway.documents import exact_json, read_json
@@ -52,13 +52,8 @@ def openai_routes(operations: Operations, asking: Asking) -> list[Route]:
         vectors = await while_wanted(request, partial(ask, ports.cid, calls, binary=question.base64))
         return exact_json(embeddings_document(question, ports.model, vectors))
 
-    async def no_text(_request: Request) -> Response:
-        raise NotSupported("this node does not generate text yet", hint="it embeds: POST /v1/embeddings")
-
     return [
         Route("/v1/models", models),
         Route("/v1/models/{ref:path}", model),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
-        Route("/v1/completions", no_text, methods=["POST"]),
-        Route("/v1/chat/completions", no_text, methods=["POST"]),
     ]
