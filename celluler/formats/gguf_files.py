@@ -32,9 +32,12 @@ _FLOAT32, _TEXT, _ARRAY = 6, 8, 9
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """An array of the metadata that is not kept."""
+    """An array of the metadata that is not kept. item: its type. start, end: of its items in the file."""
 
     count: int
+    item: int = 0
+    start: int = 0
+    end: int = 0
 
 
 Value = int | float | bool | str | tuple[int | float | bool, ...] | Many
@@ -42,8 +45,44 @@ Value = int | float | bool | str | tuple[int | float | bool, ...] | Many
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
+    path: Path
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Stored]
+
+    def texts(self, key: str, most: int) -> tuple[str, ...]:
+        """An array of texts; empty where there is none. Raises InvalidSpec."""
+        told = self.metadata.get(key, Many(0, _TEXT))
+        if not isinstance(told, Many) or told.item != _TEXT or told.count > most:
+            raise InvalidSpec(f"metadata.{key[:64]}", f"is no array of at most {most} texts")
+        data, at, found = self._items(told), 0, []
+        for _ in range(told.count):
+            length = int.from_bytes(data[at : at + 8], "little")
+            try:
+                found.append(data[at + 8 : at + 8 + length].decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise InvalidSpec(f"metadata.{key[:64]}", "holds a text that is not UTF-8") from error
+            at += 8 + length
+        return tuple(found)
+
+    def numbers(self, key: str, most: int) -> tuple[float, ...]:
+        """An array of numbers; empty where there is none. Raises InvalidSpec."""
+        told = self.metadata.get(key, ())
+        if isinstance(told, Many) and told.item in _NUMBERS and told.count <= most:
+            return struct.unpack(f"<{told.count}{_NUMBERS[told.item][1]}", self._items(told))
+        if not isinstance(told, tuple) or len(told) > most:
+            raise InvalidSpec(f"metadata.{key[:64]}", f"is no array of at most {most} numbers")
+        return told
+
+    def _items(self, told: Many) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(told.start)
+                data = file.read(told.end - told.start)
+        except OSError as error:
+            raise InvalidSpec("file", f"cannot be read: {error.strerror}") from error
+        if len(data) != told.end - told.start:
+            raise InvalidSpec("file", "became shorter while it was read")
+        return data
 
 
 def open_gguf(path: Path) -> Gguf:
@@ -79,7 +118,7 @@ class _Reader:
             raise InvalidSpec("metadata.general.alignment", f"is {alignment!r}, must be a power of two")
         entries = [self._entry() for _ in range(tensors)]
         base = -(-self._place // alignment) * alignment
-        return Gguf(metadata, self._lay_out(entries, base, alignment))
+        return Gguf(self._path, metadata, self._lay_out(entries, base, alignment))
 
     def _value(self, kind: int, key: str) -> Value:
         if kind == _FLOAT32:  # as it was meant: 1e-5, not the double nearest to its nearest float
@@ -93,16 +132,17 @@ class _Reader:
         item, count = self._number("<I"), self._number("<Q")
         if count > MAX_ITEMS:
             raise InvalidSpec(f"metadata.{key[:64]}", f"has {count} items, the limit is {MAX_ITEMS}")
+        start = self._place
         if item == _TEXT:
             for _ in range(count):
                 self._take(self._length(MAX_TEXT_BYTES))
-            return Many(count)
+            return Many(count, item, start, self._place)
         if item not in _NUMBERS:
             raise InvalidSpec(f"metadata.{key[:64]}", f"is an array of the type {item}")
         form = _NUMBERS[item]
         data = self._take(count * struct.calcsize(form))
         if count > MAX_KEPT:
-            return Many(count)
+            return Many(count, item, start, self._place)
         return struct.unpack(f"<{count}{form[1]}", data)
 
     def _entry(self) -> tuple[str, BlockType, tuple[int, ...], int]:

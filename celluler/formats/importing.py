@@ -15,7 +15,7 @@ from celluler.formats.imported import Imported, spec_of, turned
 from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors
 from celluler.formats.stored import Stored
-from celluler.formats.tokenizers import read_beside
+from celluler.formats.tokenizers import gguf_beside, read_beside
 from celluler.formats.torch_files import open_torch
 from celluler.models.spec import parse_spec
 from celluler.models.weights import need_float32
@@ -72,7 +72,10 @@ def import_gguf(path: Path, wishes: Wishes) -> Imported:
     decoder = decoder_of_gguf(
         held.metadata, embedding.shape[0], tied=tied, factors=None if factors is None else factors.floats().reshape(-1)
     )
-    return import_hf(decoder, gguf_as_hf(decoder, str(held.metadata["general.architecture"]), tensors), wishes.context)
+    renamed = gguf_as_hf(decoder, str(held.metadata["general.architecture"]), tensors)
+    imported = import_hf(decoder, renamed, wishes.context)
+    beside, notes = gguf_beside(held, decoder.vocabulary, parse_spec(imported.document).input.shape[0])
+    return replace(imported, beside=beside, notes=(*imported.notes, *notes))
 
 
 def import_state(document: bytes, tensors: Mapping[str, Stored], wishes: Wishes) -> Imported:

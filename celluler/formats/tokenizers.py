@@ -12,6 +12,8 @@ from typing import Any
 
 from celluler.documents import read_json
 from celluler.errors import InvalidSpec
+from celluler.formats.gguf_files import Gguf
+from celluler.formats.gguf_tokenizers import GgufTokenizer, chat_template_of, read_gguf_tokenizer
 from celluler.formats.json_files import read_json_file
 from celluler.models.beside import CHAT_TEMPLATE, FILE_NAMES, LIMITS, TOKENIZER
 from celluler.models.folder import POSTPROCESS, PREPROCESS
@@ -29,23 +31,46 @@ def read_beside(folder: Path, vocabulary: int, places: int) -> tuple[dict[str, b
 
     Raises InvalidSpec for files that are not what they should be.
     """
+    config = _config(folder)
+    path = folder / FILE_NAMES[TOKENIZER]
+    raw = _bytes(path, LIMITS[TOKENIZER]) if path.is_file() else None
+    pad = 0 if raw is None else _pad(config, _numbers(raw))
+    return _taken(raw, f"there is no {path.name}", _template(folder, config), vocabulary, places, pad)
+
+
+def gguf_beside(held: Gguf, vocabulary: int, places: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The same of a GGUF. A tokenizer in it that contradicts itself is left out: nobody can take it out of the file."""
+    template = chat_template_of(held)
+    try:
+        read = read_gguf_tokenizer(held)
+    except InvalidSpec as error:
+        read = GgufTokenizer(None, why=f"its tokenizer is left out: {error}"[:512])
+    if template is not None and len(template) > LIMITS[CHAT_TEMPLATE]:
+        at = "metadata.tokenizer.chat_template"
+        raise InvalidSpec(at, f"has {len(template)} bytes, limit {LIMITS[CHAT_TEMPLATE]}")
+    if read.document is not None and len(read.document) > LIMITS[TOKENIZER]:
+        raise InvalidSpec("metadata.tokenizer", f"makes {len(read.document)} bytes, limit {LIMITS[TOKENIZER]}")
+    return _taken(read.document, read.why, template, vocabulary, places, read.pad)
+
+
+def _taken(
+    raw: bytes | None, why: str, template: bytes | None, vocabulary: int, places: int, pad: int
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """raw: a tokenizer.json; without one why says why."""
     found: dict[str, bytes] = {}
     notes: list[str] = []
-    config = _config(folder)
-    template = _template(folder, config)
+    name = FILE_NAMES[TOKENIZER]
     if template is not None:
         found[FILE_NAMES[CHAT_TEMPLATE]] = template
         notes.append("the chat template is kept as a text; nothing here renders it")
-    path = folder / FILE_NAMES[TOKENIZER]
-    if not path.is_file():
-        return found, (*notes, f"there is no {path.name}: the model is asked with tokens")
-    raw = _bytes(path, LIMITS[TOKENIZER])
+    if raw is None:
+        return found, (*notes, f"{why}: the model is asked with tokens")
     numbers = _numbers(raw)
     if max(numbers.values(), default=0) >= vocabulary:
-        told = f"{path.name} is left out: it gives {max(numbers.values())}, the model knows numbers below {vocabulary}"
+        told = f"{name} is left out: it gives {max(numbers.values())}, the model knows numbers below {vocabulary}"
         return found, (*notes, told)
-    found[path.name] = raw
-    found[PREPROCESS] = canonical(_preprocess(places, _pad(config, numbers)))
+    found[name] = raw
+    found[PREPROCESS] = canonical(_preprocess(places, pad))
     return found, tuple(notes)
 
 

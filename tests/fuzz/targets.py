@@ -19,11 +19,12 @@ from celluler.content.manifest import parse_manifest
 from celluler.errors import LocalError, PeerViolation
 from celluler.formats.decoder_configs import decoder_of_config
 from celluler.formats.decoders import document_of
-from celluler.formats.gguf_files import open_gguf
+from celluler.formats.gguf_files import Gguf, open_gguf
 from celluler.formats.json_files import read_json_file
 from celluler.formats.onnx_files import read_onnx
 from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors
+from celluler.formats.tokenizers import gguf_beside
 from celluler.formats.torch_files import open_torch
 from celluler.identity import Envelope, Identity, _message
 from celluler.jobs.spec import canonical_job, parse_job
@@ -86,6 +87,8 @@ def _values(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
 
     def feed(path: Path) -> None:
         opened = read(path)
+        if isinstance(opened, Gguf):
+            gguf_beside(opened, 4096, 8)
         for one in getattr(opened, "tensors", opened).values():
             assert one.floats().shape == one.shape
 

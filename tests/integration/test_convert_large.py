@@ -19,6 +19,8 @@ import torch
 
 from celluler.engines.formats.convert import convert
 from celluler.engines.load import load_model
+from celluler.formats.gguf_files import open_gguf
+from celluler.formats.gguf_tokenizers import chat_template_of, read_gguf_tokenizer
 from celluler.formats.importing import Wishes
 from celluler.models.body import parse_body
 from celluler_node.cli.root import run
@@ -82,6 +84,25 @@ def test_smollm2_from_gguf_is_as_perplexed_as_by_transformers(
     told = torch.log_softmax(torch.from_numpy(logits[:, :-1]).double(), dim=-1)
     right = told.gather(-1, torch.from_numpy(tokens[:, 1:, None]))
     assert float(torch.exp(-right.mean())) == pytest.approx(PERPLEXITY, rel=1e-5)
+
+
+def test_smollm2_brings_its_tokenizer_and_its_chat_template() -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2().parent, gguf_file=smollm2().name)
+    held = open_gguf(smollm2())
+    read = read_gguf_tokenizer(held)
+    assert read.document is not None
+    ours = tokenizers.Tokenizer.from_str(read.document.decode())
+    expected = [token for row in json.loads(TOKENS.read_text("ascii")) for token in row]
+    text = ours.decode(expected, skip_special_tokens=False)
+    assert text.startswith("Call me Ishmael. Some years ago")
+    assert ours.encode(text).ids == expected
+    code = "def f(x):\n\treturn x**2  # 1234 5\r\n"
+    for one in (text, "<|im_start|>user\nhéé 漢字 🐋 1851<|im_end|>", code, "  \n\n  it's I'LL", ""):
+        assert ours.encode(one).ids == theirs(one)["input_ids"]
+    assert theirs.chat_template.encode() == chat_template_of(held)
+    assert read.ends == (theirs.eos_token_id,)
 
 
 @pytest.mark.parametrize("name", LIBRARY)

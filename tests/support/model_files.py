@@ -32,12 +32,11 @@ def a_gguf(folder: Path, tensors: dict[str, Any] | None = None, **metadata: Any)
     """tensors: name → array, or (array, the quantisation that gguf is to make of it)."""
     path = folder / "model.gguf"
     writer = gguf.GGUFWriter(path, "llama")
+    adders = {float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
+    adders |= {str: writer.add_string, list: writer.add_array}
+    metadata = {"tokenizer__ggml__tokens": ["a", "b", "longer"], "numbers": [1, 2, 3]} | metadata
     for key, value in metadata.items():
-        name = key.replace("__", ".")
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        add(name, value)
-    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "longer"])
-    writer.add_array("numbers", [1, 2, 3])
+        adders[type(value)](key.replace("__", "."), value)
     for name, value in (tensors or {"x": np.arange(64, dtype=np.float32).reshape(2, 32)}).items():
         if isinstance(value, tuple):
             writer.add_tensor(name, gguf.quants.quantize(*value), raw_dtype=value[1])

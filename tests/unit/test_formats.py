@@ -89,7 +89,12 @@ def test_gguf_metadata_and_tensors_are_read(tmp_path: Path) -> None:
     assert found.metadata["epsilon"] == 1e-5
     assert found.metadata["general.architecture"] == "llama"
     assert found.metadata["llama.block_count"] == 2
-    assert found.metadata["tokenizer.ggml.tokens"] == Many(3)
+    assert isinstance(found.metadata["tokenizer.ggml.tokens"], Many)
+    assert found.texts("tokenizer.ggml.tokens", 3) == ("a", "b", "longer")
+    for key, most in (("tokenizer.ggml.tokens", 2), ("numbers", 3)):
+        with pytest.raises(InvalidSpec, match="is no array of at most"):
+            found.texts(key, most)
+    assert found.numbers("numbers", 3) == (1, 2, 3)
     assert found.metadata["numbers"] == (1, 2, 3)
     assert np.array_equal(found.tensors["x"].floats(), np.arange(64, dtype=np.float32).reshape(2, 32))
 

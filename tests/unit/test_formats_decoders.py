@@ -172,7 +172,7 @@ def test_a_tensor_that_the_config_knows_nothing_of_is_refused(tmp_path: Path) ->
 # --- GGUF ------------------------------------------------------------------------------------------------------------
 
 
-def gguf_of(folder: Path, config: dict[str, Any], state: dict[str, Tensor], kind: Any = None) -> Path:
+def gguf_of(folder: Path, config: dict[str, Any], state: dict[str, Tensor], kind: Any = None, **more: Any) -> Path:
     """As llama.cpp's converter writes it: rows of queries and keys in the order of neighbouring pairs."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     tensors: dict[str, Any] = {}
@@ -196,6 +196,7 @@ def gguf_of(folder: Path, config: dict[str, Any], state: dict[str, Tensor], kind
         llama__attention__layer_norm_rms_epsilon=config["rms_norm_eps"],
         llama__rope__freq_base=config["rope_theta"],
         llama__rope__dimension_count=config["hidden_size"] // config["num_attention_heads"],
+        **more,
     )
 
 
