@@ -4,24 +4,31 @@ schemathesis."""
 from __future__ import annotations
 
 import importlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, Phase, given, settings
 from starlette.testclient import TestClient
 
+from celluler.errors import WorkerFailed
 from celluler_node.gateway.app import gateway_app
+from celluler_node.gateway.in_process import open_in_process
+from tests.support.jobs import BOB
 from tests.support.serving_node import ServingNode
+from tests.support.writing import TALE
+
+BASE = "http://127.0.0.1:8787/v1"
+HELLO = [{"role": "user", "content": "Hello"}]
 
 
 async def test_openai_lists_embeds_and_raises_its_own_errors(node: ServingNode, http: httpx.AsyncClient) -> None:
     openai = pytest.importorskip("openai")
-    async with openai.AsyncOpenAI(
-        base_url="http://127.0.0.1:8787/v1", api_key="none", http_client=http, max_retries=0
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=BASE, api_key="none", http_client=http, max_retries=0) as client:
         assert {model.id async for model in client.models.list()} >= {"alice/texts:1.0.0", "alice/digits:1.1.0"}
         assert (await client.models.retrieve("alice/texts:1.0.0")).owned_by == "alice"
         told = await client.embeddings.create(model="alice/texts", input=["ab", "c"])  # base64, decoded by the client
@@ -33,16 +40,121 @@ async def test_openai_lists_embeds_and_raises_its_own_errors(node: ServingNode, 
             (openai.NotFoundError, client.embeddings.create(model="alice/none", input="a")),
             (openai.BadRequestError, client.embeddings.create(model="alice/texts", input="")),
             (openai.NotFoundError, client.models.retrieve("alice/none")),
-            (openai.InternalServerError, client.chat.completions.create(model="alice/texts", messages=[])),
-            (openai.InternalServerError, client.completions.create(model="alice/texts", prompt="a")),
         ):
             with pytest.raises(error) as raised:
                 await asked
             assert raised.value.body["message"]
-        assert raised.value.status_code == 501
         node.busy = True
         with pytest.raises(openai.RateLimitError):
             await client.embeddings.create(model="alice/texts", input="a")
+
+
+@pytest.fixture
+async def openai_client(node: ServingNode) -> AsyncIterator[Any]:
+    """The package's own client, with answers that come piece by piece."""
+    openai = pytest.importorskip("openai")
+    async with (
+        open_in_process(gateway_app(node, "t")) as transport,
+        httpx.AsyncClient(transport=transport) as http,
+        openai.AsyncOpenAI(base_url=BASE, api_key="none", http_client=http, max_retries=0) as client,
+    ):
+        yield client
+
+
+async def test_openai_chats(openai_client: Any) -> None:
+    chats = openai_client.chat.completions
+    told = await chats.create(model="alice/tales", messages=HELLO, n=2, temperature=0, stop=" said")
+    assert [choice.message.content for choice in told.choices] == ["Über sieben Brücken,"] * 2
+    assert {choice.finish_reason for choice in told.choices} == {"stop"}
+    assert told.usage.prompt_tokens_details.cached_tokens == 0
+    assert told.model_extra["celluler"]["peer"] == BOB.peer_id
+    twice = [await chats.create(model="alice/tales", messages=HELLO, seed=5, temperature=1.9) for _ in range(2)]
+    assert twice[0].choices == twice[1].choices
+    told = await chats.create(
+        model="alice/tales", messages=HELLO, temperature=0, max_completion_tokens=4, logprobs=True, top_logprobs=2
+    )
+    tokens = told.choices[0].logprobs.content
+    assert bytes(byte for token in tokens for byte in token.bytes).decode() == told.choices[0].message.content == "Übe"
+    assert tokens[2].top_logprobs[0].logprob == tokens[2].logprob > tokens[2].top_logprobs[1].logprob
+
+
+async def test_openai_streams(node: ServingNode, openai_client: Any) -> None:
+    asked = {"model": "alice/tales", "messages": HELLO, "temperature": 0}
+    stream = await openai_client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    pieces = [piece async for piece in stream]
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces[:-1]) == TALE
+    assert [piece.choices[0].finish_reason for piece in pieces[-3:-1]] == [None, "stop"]
+    assert pieces[-1].usage.completion_tokens == len(TALE.encode())
+    async with openai_client.chat.completions.stream(**asked) as helped:
+        assert (await helped.get_final_completion()).choices[0].message.content == TALE
+    told = await openai_client.completions.create(model="alice/tales", prompt="a", stream=True, temperature=0)
+    assert "".join([piece.choices[0].text async for piece in told]) == TALE[:14]
+    node.writer.failure = (6, WorkerFailed("it ended"))
+    stream = await openai_client.chat.completions.create(**asked, stream=True)
+    with pytest.raises(pytest.importorskip("openai").APIError, match="it ended"):
+        [piece async for piece in stream]
+
+
+async def test_openai_completes(openai_client: Any) -> None:
+    told = await openai_client.completions.create(
+        model="alice/tales", prompt=["a", "b"], n=2, max_tokens=6, temperature=0, logprobs=1, echo=False
+    )
+    assert [choice.text for choice in told.choices] == [TALE[:5]] * 4
+    assert told.choices[3].logprobs.text_offset == [0, 0, 1, 2, 3, 4]
+    assert told.choices[3].logprobs.top_logprobs[1].keys() == {"Ü"}
+    assert (await openai_client.completions.create(model="alice/tales", prompt="a", echo=True)).choices[0].text[
+        0
+    ] == "a"
+
+
+async def test_openai_that_hangs_up_is_written_for_no_more(node: ServingNode, openai_client: Any) -> None:
+    node.writer.pause_after = 5
+    with trio.fail_after(5):
+        async with await openai_client.chat.completions.create(
+            model="alice/tales", messages=HELLO, stream=True
+        ) as stream:
+            await anext(stream)
+            await trio.testing.wait_all_tasks_blocked()
+            assert node.writer.left == 0
+        await trio.testing.wait_all_tasks_blocked()
+    assert (node.writer.left, node.writer.drawn) == (1, 5)
+
+
+async def test_openai_raises_its_own_errors(node: ServingNode, openai_client: Any) -> None:
+    openai = pytest.importorskip("openai")
+    chats, usual = openai_client.chat.completions, {"model": "alice/tales", "messages": HELLO}
+    for error, said, param in (
+        (openai.NotFoundError, {"model": "alice/none"}, None),
+        (openai.BadRequestError, {"model": "alice/digits"}, "model"),
+        (openai.BadRequestError, {"messages": []}, "messages"),
+        (openai.BadRequestError, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        (openai.BadRequestError, {"frequency_penalty": 1.0}, "frequency_penalty"),
+    ):
+        for stream in (False, True):
+            with pytest.raises(error) as raised:
+                await chats.create(**usual | said, stream=stream)
+            assert (raised.value.param, bool(raised.value.body["message"])) == (param, True)
+    for reason, status in (("deadline", 504), ("error", 500), ("cancelled", 503)):
+        node.writer.reason = reason
+        with pytest.raises(openai.InternalServerError) as failed:
+            await chats.create(**usual)
+        assert failed.value.status_code == status
+    node.busy = True
+    with pytest.raises(openai.RateLimitError) as busy:
+        await chats.create(**usual, stream=True)
+    assert busy.value.response.headers["Retry-After"] == "1"
+
+
+async def test_openai_needs_a_key_where_one_is_needed(node: ServingNode) -> None:
+    openai = pytest.importorskip("openai")
+    transport = httpx.ASGITransport(app=gateway_app(node, "t", keys_always=True), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport) as http:
+        client = openai.AsyncOpenAI(base_url=BASE, api_key="wrong", http_client=http, max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            await client.chat.completions.create(model="alice/tales", messages=HELLO)
+        client = client.with_options(api_key="t")
+        assert (await client.chat.completions.create(model="alice/tales", messages=HELLO)).choices
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -97,7 +209,7 @@ def test_what_schemathesis_makes_of_the_document_is_answered_as_it_says() -> Non
 
 
 def _name_models(said: dict[str, Any]) -> None:
-    names = {"type": "string", "enum": ["alice/texts", "alice/texts:1.0.0", "alice/none"]}
+    names = {"type": "string", "enum": ["alice/texts", "alice/texts:1.0.0", "alice/tales", "alice/none"]}
     for path in said["paths"].values():
         for operation in path.values():
             for parameter in operation["parameters"]:
