@@ -8,18 +8,19 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from celluler_node.processes.serving import Link, serve_sync
+from celluler_node.processes.serving import Handler, Link, serve_sync
 from celluler_node.processes.words import Program, Reply
-from celluler_node.processes.worker_words import Loaded, LoadModel, Predict, Predicted, Prepare, Prepared
+from celluler_node.processes.worker_words import Loaded, LoadModel, Predict, Predicted, Prepare, Prepared, Warm, WarmUp
 
-REQUESTS, REPLIES = (Prepare, LoadModel, Predict), (Prepared, Loaded, Predicted)
+REQUESTS, REPLIES = (Prepare, LoadModel, WarmUp, Predict), (Prepared, Loaded, Warm, Predicted)
 READER = Program("reader", __name__, REQUESTS, REPLIES, confined=True)
 
 
 def main(link: Link) -> None:
-    handlers = {
+    handlers: dict[type, Handler] = {
         Prepare: lambda _, __: Prepared(),
         Predict: _predict,
+        WarmUp: lambda _, __: Warm(),
         LoadModel: lambda request, _: Loaded(len(Path(request.weights).read_bytes()), 0),
     }
     serve_sync(link, REQUESTS, REPLIES, handlers)

@@ -17,6 +17,7 @@ import torch
 
 from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, part_slices
 from celluler.aggregation.wires import FINEST, wire_named
+from celluler.engines.apart import stand_apart
 from celluler.engines.audit_class import audit_class
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
@@ -36,6 +37,7 @@ from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_generate import Generator
 from celluler_node.processes.worker_mix import Mixer
 from celluler_node.processes.worker_replay import ReplayUnderWay
+from celluler_node.processes.worker_score import Scorer
 from celluler_node.processes.worker_states import KeptStates
 from celluler_node.processes.worker_wire import encode_update
 from celluler_node.processes.worker_words import (
@@ -68,6 +70,8 @@ from celluler_node.processes.worker_words import (
     Summarised,
     Trained,
     TrainRound,
+    Warm,
+    WarmUp,
 )
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -102,11 +106,13 @@ class Worker:
         self._replay: ReplayUnderWay | None = None
         self._mixer = Mixer(scratch, lambda: (self._need_run(), self._parts))
         self._generator = Generator(self._need_model, memory_bytes)
+        self._scorer = Scorer(self._need_model, memory_bytes)
 
     @property
     def handlers(self) -> Mapping[type, Callable[[Any, Blobs], Any]]:
         return {
             LoadModel: self.load_model,
+            WarmUp: self.warm_up,
             Predict: self.predict,
             StartRun: self.start_run,
             TrainRound: self.train_round,
@@ -122,6 +128,7 @@ class Worker:
             Prepare: self.prepare,
             **self._mixer.handlers,
             **self._generator.handlers,
+            **self._scorer.handlers,
         }
 
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
@@ -129,10 +136,14 @@ class Worker:
         interface = read_interface(body, request.preprocess, request.postprocess)
         model = load_model(body, Path(request.weights), memory_bytes=self._memory).predictor()
         served = Served(model, interface, Path(request.tokenizer) if request.tokenizer else None)
-        model.warm_up()
         self._model, self._served = model, served
         self._generator.close()
         return Loaded(body.parameter_count, body.parameter_bytes)
+
+    def warm_up(self, request: WarmUp, _: Blobs) -> Warm:
+        model, _served = self._need_model()
+        model.warm_up()
+        return Warm(not request.trial or stand_apart(model.architecture, model.module))
 
     def predict(self, request: Predict, blobs: Blobs) -> Reply:
         if self._served is None:

@@ -18,6 +18,7 @@ from celluler.wire import I16, U8, U16, U32, U64, Bytes32, Length, Name, Range
 from celluler_node.processes.words import Answer, PathText, Program
 from celluler_node.processes.worker_generate_words import GENERATE_ANSWERS, GENERATE_REPLIES, GENERATE_REQUESTS
 from celluler_node.processes.worker_mix_words import MIX_ANSWERS, MIX_REPLIES, MIX_REQUESTS
+from celluler_node.processes.worker_score_words import SCORE_ANSWERS, SCORE_REPLIES, SCORE_REQUESTS
 
 MAX_PARTS = 64
 MAX_CLASS_BYTES = 64
@@ -32,7 +33,7 @@ ColumnText = Annotated[str, Length(0, MAX_NAME_BYTES)]
 
 @dataclass(frozen=True, slots=True)
 class LoadModel:
-    """Check, build and warm up a model. body: the kind of what is computed, spec: its document. weights: a safetensors
+    """Check and build a model. body: the kind of what is computed, spec: its document. weights: a safetensors
     file. preprocess, postprocess: documents of what stands before and after it, empty for none. tokenizer: the model's
     own, a file, or empty. → Loaded"""
 
@@ -50,6 +51,23 @@ class Loaded:
 
     parameters: U64
     parameter_bytes: U64
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Once through the model that is loaded: the first time is slow. → Warm
+
+    trial: find out, too, whether samples of a batch have anything to do with each other.
+    """
+
+    trial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """apart: what the trial found; True where none was asked for."""
+
+    apart: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,19 +309,22 @@ class Prepared:
 
 REQUESTS = (
     *(LoadModel, Predict, StartRun, TrainRound, ApplyRound, Evaluate, Export, GetState, SetState),
-    *(Summarise, Replay, GoOn, Describe, Prepare),
+    *(Summarise, Replay, GoOn, Describe, Prepare, WarmUp),
     *MIX_REQUESTS,
     *GENERATE_REQUESTS,
+    *SCORE_REQUESTS,
 )
 REPLIES = (
     *(Loaded, Predicted, RunReady, Trained, Applied, Evaluated, Exported, State, Summarised, Replayed),
-    *(Replaying, Described, Prepared),
+    *(Replaying, Described, Prepared, Warm),
     *MIX_REPLIES,
     *GENERATE_REPLIES,
+    *SCORE_REPLIES,
 )
 
-ANSWERS = {
+ANSWERS: dict[type, Answer] = {
     LoadModel: Answer((Loaded,)),
+    WarmUp: Answer((Warm,)),
     Predict: Answer((Predicted,), blobs=1),
     StartRun: Answer((RunReady,)),
     TrainRound: Answer((Trained,), blobs=1),
@@ -319,6 +340,7 @@ ANSWERS = {
     Prepare: Answer((Prepared,)),
     **MIX_ANSWERS,
     **GENERATE_ANSWERS,
+    **SCORE_ANSWERS,
 }
 
 WORKER = Program(
