@@ -41,7 +41,7 @@ class Scored:
 
 SCORE_REQUESTS = (Score,)
 SCORE_REPLIES = (Scored,)
-SCORE_ANSWERS = {Score: Answer((Scored,), blobs=1)}
+SCORE_ANSWERS: dict[type, Answer] = {Score: Answer((Scored,), blobs=1)}
 
 
 def score_call(claim: Claim, slack: float) -> tuple[Score, tuple[bytes, bytes, bytes]]:
