@@ -1,7 +1,7 @@
 """Files that belong to a model beside its weights: what they are called, and how large they may be.
 
 Each is content of its own, named by its root digest in the manifest: it is fetched, kept, checked and let go of with
-the weights. Nothing of them is read here, and none of them is code that anybody runs.
+the weights. Nothing of them is read here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from celluler.wire import Bytes32, Length
 TOKENIZER, CHAT_TEMPLATE = "tokenizer", "chat-template"
 LIMITS = {CHAT_TEMPLATE: 64 << 10, TOKENIZER: 32 << 20}
 """The files there are, and the bytes that each may have. tokenizer: as the `tokenizers` package writes it, read by a
-confined worker alone. chat-template: a text for whoever builds conversations; nothing here renders it."""
+confined worker alone. chat-template: of conversations, in the language of Jinja as `transformers` renders it; a program,
+run by a confined worker alone."""
 FILE_NAMES = {CHAT_TEMPLATE: "chat_template.jinja", TOKENIZER: "tokenizer.json"}
 """As they lie in a folder."""
 

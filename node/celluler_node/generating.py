@@ -6,7 +6,7 @@ have found ends all answers with `error`, and whoever asks afterwards is told wh
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +14,20 @@ from typing import Any
 import trio
 
 from celluler.errors import InvalidSpec, WorkerFailed
-from celluler.inference.questions import MAX_PROMPT_BYTES
+from celluler.inference.questions import MAX_PROMPT_BYTES, Message
 from celluler.inference.requests import Done, Event, Request
 from celluler.inference.scheduler import Limits, Scheduler
 from celluler_node.processes.words import Reply
-from celluler_node.processes.worker_generate_words import Encode, OpenSlots, SlotsOpen, calls_of, stepped_of, tokens_of
+from celluler_node.processes.worker_generate_words import (
+    Converse,
+    Encode,
+    OpenSlots,
+    SlotsOpen,
+    Turn,
+    calls_of,
+    stepped_of,
+    tokens_of,
+)
 
 Call = Callable[..., Awaitable[Reply]]
 """`Child.call` of a worker in which a model is loaded."""
@@ -37,8 +46,8 @@ USUAL = Queues()
 
 
 class Generating:
-    """Answers of one worker. opened: what it said of its slots, of which there are `slots`. failure: why no more is asked of it; then it is
-    `closed`."""
+    """Answers of one worker. opened: what it said of its slots. slots: how many. failure: why no more is asked of it;
+    then it is `closed`."""
 
     def __init__(self, call: Call, opened: SlotsOpen, slots: int, queues: Queues) -> None:
         self.opened, self.slots = opened, slots
@@ -69,6 +78,13 @@ class Generating:
         if len(raw) > MAX_PROMPT_BYTES:
             raise InvalidSpec("prompt", f"has {len(raw)} bytes, the limit is {MAX_PROMPT_BYTES}")
         return tuple(tokens_of(bytes((await self._call(Encode(), raw)).blobs[0])))
+
+    async def converse(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The tokens of a conversation up to where its next answer begins. Raises as `encode`."""
+        if not self.opened.texts:
+            raise InvalidSpec("messages", "are texts, and this model makes no tokens of texts")
+        turns = tuple(Turn(one.role, one.text.encode("utf-8", "replace").decode("utf-8")) for one in messages)
+        return tuple(tokens_of(bytes((await self._call(Converse(turns))).blobs[0])))
 
     @asynccontextmanager
     async def ask(self, request: Request) -> AsyncIterator[Answers]:
@@ -159,14 +175,15 @@ class Answers:
 
 @asynccontextmanager
 async def open_generating(
-    call: Call, *, slots: int, length: int | None = None, queues: Queues = USUAL
+    call: Call, *, slots: int, length: int | None = None, template: str = "", queues: Queues = USUAL
 ) -> AsyncIterator[Generating]:
     """Ready on entry; on exit nothing more is asked of the worker, and answers under way have ended.
 
-    call: of a worker that has a model. length: places of a slot, None for all that the model looks at. Raises
-    WorkerFailed for a model that does not generate, and for slots that do not fit.
+    call: of a worker that has a model. length: places of a slot, None for all that the model looks at. template: its
+    chat template, a file that the worker may read, or empty. Raises WorkerFailed for a model that does not generate,
+    and for slots that do not fit.
     """
-    opened: SlotsOpen = (await call(OpenSlots(slots, length))).record
+    opened: SlotsOpen = (await call(OpenSlots(slots, length, template))).record
     generating = Generating(call, opened, slots, queues)
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:

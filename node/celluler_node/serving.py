@@ -21,7 +21,7 @@ from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFail
 from celluler.identity import PeerId
 from celluler.inference.caching import longest_of
 from celluler.inference.questions import Answering, Question
-from celluler.models.beside import TOKENIZER
+from celluler.models.beside import CHAT_TEMPLATE, TOKENIZER
 from celluler.models.manifest import OpenedManifest
 from celluler_node.bounded import bounded
 from celluler_node.processes.confinement import Confinement
@@ -215,21 +215,26 @@ class ModelServer:
         try:
             with loaded.scope, self._repository.hold(loaded.opened):
                 weights = await self._repository.sound(loaded.opened, hints=hints)
-                tokenizer = await self._repository.file(loaded.opened, TOKENIZER, hints=hints)
-                files = (weights,) if tokenizer is None else (weights, tokenizer)
-                async with self._workers.open(*files) as (child, paths):
+                beside = {}
+                for name in (TOKENIZER, CHAT_TEMPLATE):
+                    if (file := await self._repository.file(loaded.opened, name, hints=hints)) is not None:
+                        beside[name] = file
+                async with self._workers.open(weights, *beside.values()) as (child, paths):
                     self._on_start(child.isolation)
-                    record = loaded.opened.record
+                    record, own = loaded.opened.record, loaded.opened.signed.signer == self._own
                     found = self._confinement.as_found(child.isolation)
-                    found.require(loaded.opened.interface.kind, own=loaded.opened.signed.signer == self._own)
+                    found.require(loaded.opened.interface.kind, own=own)
                     transforms = record.preprocess, record.postprocess
-                    path, *beside = map(str, paths)
-                    await child.call(LoadModel(record.spec, path, record.body, *transforms, *beside))
+                    path, *others = map(str, paths)
+                    given = dict(zip(beside, others, strict=True))
+                    await child.call(LoadModel(record.spec, path, record.body, *transforms, given.get(TOKENIZER, "")))
+                    template = given.get(CHAT_TEMPLATE, "")
                     async with open_writing(
                         child.call,
                         loaded.opened.interface,
                         loaded.opened.digest,
                         self._memory,
+                        template=template if not template or found.may_run(CHAT_TEMPLATE, own) else None,
                         on_failure=loaded.scope.cancel,
                     ) as loaded.writing:
                         loaded.child = child

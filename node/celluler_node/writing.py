@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import CellulerError, InvalidSpec, NotSupported, WorkerFailed
+from celluler.errors import CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.inference.caching import Recomputed, caching_of, longest_of
 from celluler.inference.questions import Begun, Event, Finished, Message, Over, Prompt, Question, Said
 from celluler.inference.requests import ERROR, Done, Ended, Request, Told
@@ -53,9 +53,11 @@ def room_of(body: Body, memory_bytes: int | None) -> Room:
 class Writing:
     """Of one loaded model. Its slots are opened once somebody asks."""
 
-    def __init__(self, call: Call, interface: Interface, model: Digest, memory_bytes: int | None) -> None:
-        """call: of the worker in which the model is loaded."""
+    def __init__(
+        self, call: Call, interface: Interface, model: Digest, memory_bytes: int | None, template: str | None
+    ) -> None:
         self._call, self._interface, self._model, self._memory = call, interface, model, memory_bytes
+        self._template = template
         self._wanted, self._ready = trio.Event(), trio.Event()
         self._generating: Generating | None = None
         self._failure: CellulerError | None = None
@@ -81,7 +83,9 @@ class Writing:
         await self._wanted.wait()
         try:
             room = room_of(self._interface.body, self._memory)
-            async with open_generating(self._call, slots=room.slots, length=room.length) as self._generating:
+            async with open_generating(
+                self._call, slots=room.slots, length=room.length, template=self._template or ""
+            ) as self._generating:
                 self._ready.set()
                 await self._generating.closed.wait()
                 on_failure()
@@ -94,7 +98,7 @@ class Writing:
     async def ask(self, question: Question, client: str, deadline_s: float) -> AsyncIterator[Written]:
         """client: who shares the slots fairly. deadline_s: by trio's clock.
 
-        Raises InvalidSpec, Busy, WorkerFailed.
+        Raises InvalidSpec, Busy, WorkerFailed, Denied for a conversation whose template may not run here.
         """
         self._wanted.set()
         await self._ready.wait()
@@ -119,9 +123,15 @@ class Writing:
     async def _tokens(self, generating: Generating, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
             return await generating.encode(prompt)
-        if any(isinstance(one, Message) for one in prompt):
-            raise NotSupported("this node makes no prompt of a conversation", hint="ask with a text")
-        return tuple(one for one in prompt if isinstance(one, int))
+        messages = [one for one in prompt if isinstance(one, Message)]
+        if not messages:
+            return tuple(one for one in prompt if isinstance(one, int))
+        if self._template is None:
+            raise Denied(
+                "the model's chat template is a program of another peer, and needs the full sandbox",
+                hint="ask with a text, or where `celluler status` says isolation: full",
+            )
+        return await generating.converse(messages)
 
 
 class Written:
@@ -162,15 +172,26 @@ class Written:
 
 @asynccontextmanager
 async def open_writing(
-    call: Call, interface: Interface, model: Digest, memory_bytes: int | None, *, on_failure: Callable[[], None]
+    call: Call,
+    interface: Interface,
+    model: Digest,
+    memory_bytes: int | None,
+    *,
+    template: str | None = "",
+    on_failure: Callable[[], None],
 ) -> AsyncIterator[Writing | None]:
-    """None for a model that does not tell the next token. on_failure: the worker is not to be used any more."""
+    """None for a model that does not tell the next token.
+
+    call: of the worker in which the model is loaded. memory_bytes: what it may take. template: the model's chat
+    template, a file that the worker may read; empty for none, None for one that may not run here. on_failure: the
+    worker is not to be used any more.
+    """
     try:
         longest_of(interface.body)
     except InvalidSpec:
         yield None
         return
-    writing = Writing(call, interface, model, memory_bytes)
+    writing = Writing(call, interface, model, memory_bytes, template)
 
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:

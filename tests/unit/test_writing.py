@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import InvalidSpec, WorkerFailed
+from celluler.errors import Denied, InvalidSpec, WorkerFailed
 from celluler.inference.caching import Cached, caching_of
-from celluler.inference.questions import Begun, Event, Finished, Over, Question, Said
+from celluler.inference.questions import Begun, Event, Finished, Message, Over, Question, Said
 from celluler.inference.sampling import GREEDY, Chosen, Sampling
 from celluler.inference.text_stops import TextStops
 from celluler.models.body import parse_body
@@ -74,7 +74,7 @@ async def test_a_text_is_gone_on_with_and_slots_are_opened_once_somebody_asks(
     assert tokens_of(events) == tuple("e schön".encode())
     assert over(events) == [("length", 8)]
     assert events[-1] == Finished(2, 8, 0)
-    assert [one for one in worked.asked if isinstance(one, OpenSlots)] == [OpenSlots(16, None)]
+    assert [one for one in worked.asked if isinstance(one, OpenSlots)] == [OpenSlots(16)]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5, seed=3)])
@@ -101,6 +101,37 @@ async def test_a_character_that_was_given_in_part_is_told_when_it_is_complete(
         given = tuple("e schö".encode()[:-1])
         _, events = await heard(writing, Question("Wi", len(given) + 3, GREEDY, given=given))
     assert text_of(events) == "ön,"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [("", "user: du\nassistant:"), ("{% for one in messages %}{{ one.content }}{% endfor %}!", "du!")],
+)
+async def test_a_conversation_becomes_a_prompt_by_the_models_template(
+    tmp_path: Path, template: str, prompt: str, autojump_clock: Any
+) -> None:
+    model = reciting(TEXT.encode(), tmp_path)
+    (tmp_path / "template").write_text(template, encoding="utf-8")
+    path = str(tmp_path / "template") if template else ""
+    interface = read_interface(parse_body(model.body, model.spec), model.preprocess)
+    call = Worked(tmp_path, model).call
+    async with open_writing(call, interface, MODEL, None, template=path, on_failure=lambda: None) as writing:
+        assert writing is not None
+        begun, _ = await heard(writing, Question((Message("user", "du"),), 1))
+    assert bytes(begun.prompt).decode() == prompt
+
+
+async def test_a_template_that_may_not_run_here_is_denied_and_texts_are_not(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    model = reciting(TEXT.encode(), tmp_path)
+    interface = read_interface(parse_body(model.body, model.spec), model.preprocess)
+    call = Worked(tmp_path, model).call
+    async with open_writing(call, interface, MODEL, None, template=None, on_failure=lambda: None) as writing:
+        assert writing is not None
+        with pytest.raises(Denied, match="full sandbox"):
+            await heard(writing, Question((Message("user", "du"),), 1))
+        assert text_of((await heard(writing, Question("Wi", 1, GREEDY)))[1]) == "e"
 
 
 async def test_what_no_slot_takes_is_refused_and_the_model_lives_on(lm: LoadModel, tmp_path: Path) -> None:

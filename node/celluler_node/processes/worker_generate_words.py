@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from celluler.inference.caching import MAX_SLOTS
+from celluler.inference.questions import MAX_MESSAGES, MAX_PROMPT_BYTES
 from celluler.inference.requests import Admission, Drawn, Stepped, Tick
 from celluler.inference.sampling import MAX_TOP_LOGPROBS, Chosen, Sampling
 from celluler.wire import U8, U32, U64, Length, Range, Text
@@ -27,11 +28,13 @@ _MAX_PIECE_BYTES = 1024
 class OpenSlots:
     """Make room to generate with the model that is loaded; what was open before is closed. → SlotsOpen
 
-    length: places of a slot, None for as many as the model looks at.
+    length: places of a slot, None for as many as the model looks at. template: the model's chat template, a file, or
+    empty.
     """
 
     slots: Annotated[int, Range(1, MAX_SLOTS)]
     length: U32 | None = None
+    template: Annotated[str, Length(0, 4096)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,19 @@ class SlotsOpen:
 @dataclass(frozen=True, slots=True)
 class Encode:
     """With a text as one blob, in UTF-8: its tokens, as the model is asked with texts, without an end. → Encoded"""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Annotated[str, Length(1, 16)]
+    text: Annotated[str, Length(0, MAX_PROMPT_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Converse:
+    """The tokens of a conversation up to where its next answer begins, by the chat template of the slots. → Encoded"""
+
+    turns: Annotated[tuple[Turn, ...], Length(1, MAX_MESSAGES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +145,7 @@ class Released:
     """The slot is free."""
 
 
-GENERATE_REQUESTS = (OpenSlots, Admit, Step, Release, Encode)
+GENERATE_REQUESTS = (OpenSlots, Admit, Step, Release, Encode, Converse)
 GENERATE_REPLIES = (SlotsOpen, Admitted, SlotsStepped, Released, Encoded)
 GENERATE_ANSWERS = {
     OpenSlots: Answer((SlotsOpen,)),
@@ -137,6 +153,7 @@ GENERATE_ANSWERS = {
     Step: Answer((SlotsStepped,)),
     Release: Answer((Released,)),
     Encode: Answer((Encoded,), blobs=1),
+    Converse: Answer((Encoded,), blobs=1),
 }
 
 
