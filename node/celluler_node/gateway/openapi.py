@@ -22,8 +22,8 @@ from celluler_node.gateway.schemas import BYTES, TEXT, WHOLE, Records, Schema, a
 SAID: dict[tuple[str, str], Says] = OWN | STANDARD
 """Of every route, by method and path."""
 PATH = "/openapi.json"
-_STREAMS: dict[str, Schema] = {OCTETS: BYTES, EVENTS: TEXT}
-"""Media whose bytes are no document."""
+_STREAMS: dict[str, Schema] = {OCTETS: BYTES, EVENTS: answered(data=TEXT)}
+"""Media that are no document: bytes, and events, of each of which something is said."""
 _NULL: Schema = {"type": "null"}
 _ERRORS: dict[str, Schema] = {
     "Error": document(error=answered(type=TEXT, message=TEXT, hint=either(TEXT, _NULL), exit_code=WHOLE)),
