@@ -59,7 +59,7 @@ class Journal:
         return any(len(tokens) > len(self._question.given) for tokens in self._tokens.values())
 
     def left(self, now: float, leg: Leg | None = None) -> tuple[Leg, ...]:
-        """What is to be asked: at first, or of others after `leg` has failed. Nothing, when all its answers are over."""
+        """What is to be asked: at first, or of others after `leg` has failed. Nothing when its answers are over."""
         choices = range(self._question.n) if leg is None else leg.choices
         open_ = tuple(choice for choice in choices if choice not in self._generated)
         if len(open_) > 1 and len(open_) == len(choices) and not any(map(self._told, open_)):

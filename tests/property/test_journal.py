@@ -39,7 +39,8 @@ NOW, DEADLINE = 10.0, 310.0
 
 def answered(question: Question, sizes: list[int], cuts: list[int]) -> list[Event]:
     """All that the user hears when attempt after attempt fails behind so many events, and then one does not."""
-    journal, heard, cut = Journal(question, DEADLINE), [], iter(cuts)
+    journal, cut = Journal(question, DEADLINE), iter(cuts)
+    heard: list[Event] = []
     waiting = list(journal.left(NOW))
     while waiting:
         leg = waiting.pop()

@@ -7,8 +7,9 @@ Knows nothing of how a name is resolved, a model run, or a text stop found: `mes
 asker's half, `serving.py` the server's.
 """
 
+from celluler.inference.placement import Load
 from celluler_protocols.generation.asking import Ask, Patience, Remote, ask, poll
-from celluler_protocols.generation.messages import PROTOCOL_ID, Load, LoadOf, Loads, frames
+from celluler_protocols.generation.messages import PROTOCOL_ID, LoadOf, Loads, frames
 from celluler_protocols.generation.serving import Busyness, serve_generation, turn_away
 
 __all__ = [

@@ -11,13 +11,13 @@ import trio
 
 from celluler.errors import InvalidSpec, ProtocolViolation, TimedOut, Unavailable
 from celluler.inference import questions
+from celluler.inference.placement import Load
 from celluler.inference.questions import Question
 from celluler.models.names import ModelName, parse_reference
 from celluler_protocols.generation.messages import (
     Alive,
     Begun,
     Finished,
-    Load,
     Loads,
     Over,
     Poll,

@@ -10,6 +10,7 @@ import numpy as np
 from celluler.content.digest import Digest
 from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.inference import questions
+from celluler.inference.placement import Load
 from celluler.inference.questions import (
     MAX_MESSAGES,
     MAX_PROMPT_BYTES,
@@ -20,7 +21,7 @@ from celluler.inference.questions import (
     Question,
 )
 from celluler.inference.sampling import MAX_CHOICES, MAX_TOP_LOGPROBS, Chosen, Sampling
-from celluler.wire import U8, U16, U32, U64, Bytes32, Frames, Length, Range
+from celluler.wire import U8, U32, U64, Bytes32, Frames, Length, Range
 from celluler_protocols.inference import Refused
 
 PROTOCOL_ID = "/celluler/generate/1"
@@ -98,15 +99,6 @@ class Stop:
 @dataclass(frozen=True, slots=True)
 class Poll:
     """What is loaded at the server, and how busy is it?"""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Answers under way, answers that wait, and how many may be under way at once; the server's own word only."""
-
-    running: U16
-    waiting: U16
-    slots: U16
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import trio
 from celluler.content.digest import Digest
 from celluler.errors import CellulerError, PeerViolation, ProtocolViolation, TimedOut, Unavailable
 from celluler.inference import questions
+from celluler.inference.placement import Load
 from celluler.inference.questions import Answerer, Answering, Question
 from celluler.models.names import parse_reference
 from celluler.wire import Frames
@@ -18,7 +19,6 @@ from celluler_protocols.generation.messages import (
     MAX_SAID_TOKENS,
     Alive,
     Generate,
-    Load,
     LoadOf,
     Loads,
     Poll,
