@@ -62,12 +62,13 @@ RULES: Mapping[str, _Rule] = {
 @dataclass(frozen=True, slots=True)
 class GgufTokenizer:
     """document: of a `tokenizer.json`; None where there is none, and why says why. pad: fills up. ends: numbers behind
-    which a text is over."""
+    which a text is over, that of the file's end of a text first. begin: what begins one."""
 
     document: bytes | None
     pad: int = 0
     ends: tuple[int, ...] = ()
     why: str = ""
+    begin: int | None = None
 
 
 def read_gguf_tokenizer(held: Gguf) -> GgufTokenizer:
@@ -100,12 +101,13 @@ def read_gguf_tokenizer(held: Gguf) -> GgufTokenizer:
         **(_pieces(held, tokens, types, told) if kind == "llama" else _merges(held, tokens, rule or _LLAMA3)),
         "post_processor": _template(tokens, around["bos"], around["eos"]),
     }
-    ends = {_number(told, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")} - {None}
+    ends = [_number(told, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
     pads = (_number(told, f"{name}_token_id", len(tokens)) for name in ("padding", "eos"))
     return GgufTokenizer(
         json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8"),
         next((one for one in pads if one is not None), 0),
-        tuple(sorted(one for one in ends if one is not None)),
+        tuple(dict.fromkeys(one for one in ends if one is not None)),
+        begin=_number(told, "bos_token_id", len(tokens)),
     )
 
 

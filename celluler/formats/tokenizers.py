@@ -1,7 +1,7 @@
 """What stands in a folder beside config and weights: a tokenizer, a chat template, and the preprocess that takes texts.
 
 `tokenizer.json` is taken as it is, byte by byte; it is looked into only as far as its numbers go. A chat template is a
-program in a language of templates: it is kept as the text that it is, and nothing here or in a node renders it.
+program in a language of templates: it is kept as the text that it is, and nothing here renders it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from celluler.errors import InvalidSpec
 from celluler.formats.gguf_files import Gguf
 from celluler.formats.gguf_tokenizers import GgufTokenizer, chat_template_of, read_gguf_tokenizer
 from celluler.formats.json_files import read_json_file
+from celluler.formats.special_tokens import GENERATION_FILE, Special, generation_config, special_of
 from celluler.models.beside import CHAT_TEMPLATE, FILE_NAMES, LIMITS, TOKENIZER
 from celluler.models.folder import POSTPROCESS, PREPROCESS
 from celluler.models.transforms.base import MAX_TEXT_BYTES
@@ -34,8 +35,8 @@ def read_beside(folder: Path, vocabulary: int, places: int) -> tuple[dict[str, b
     config = _config(folder)
     path = folder / FILE_NAMES[TOKENIZER]
     raw = _bytes(path, LIMITS[TOKENIZER]) if path.is_file() else None
-    pad = 0 if raw is None else _pad(config, _numbers(raw))
-    return _taken(raw, f"there is no {path.name}", _template(folder, config), vocabulary, places, pad)
+    special = Special() if raw is None else special_of(folder, config, _numbers(raw))
+    return _taken(raw, f"there is no {path.name}", _template(folder, config), vocabulary, places, special)
 
 
 def gguf_beside(held: Gguf, vocabulary: int, places: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
@@ -50,11 +51,11 @@ def gguf_beside(held: Gguf, vocabulary: int, places: int) -> tuple[dict[str, byt
         raise InvalidSpec(at, f"has {len(template)} bytes, limit {LIMITS[CHAT_TEMPLATE]}")
     if read.document is not None and len(read.document) > LIMITS[TOKENIZER]:
         raise InvalidSpec("metadata.tokenizer", f"makes {len(read.document)} bytes, limit {LIMITS[TOKENIZER]}")
-    return _taken(read.document, read.why, template, vocabulary, places, read.pad)
+    return _taken(read.document, read.why, template, vocabulary, places, Special(read.pad, read.begin, read.ends))
 
 
 def _taken(
-    raw: bytes | None, why: str, template: bytes | None, vocabulary: int, places: int, pad: int
+    raw: bytes | None, why: str, template: bytes | None, vocabulary: int, places: int, special: Special
 ) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """raw: a tokenizer.json; without one why says why."""
     found: dict[str, bytes] = {}
@@ -62,7 +63,6 @@ def _taken(
     name = FILE_NAMES[TOKENIZER]
     if template is not None:
         found[FILE_NAMES[CHAT_TEMPLATE]] = template
-        notes.append("the chat template is kept as a text; nothing here renders it")
     if raw is None:
         return found, (*notes, f"{why}: the model is asked with tokens")
     numbers = _numbers(raw)
@@ -70,7 +70,9 @@ def _taken(
         told = f"{name} is left out: it gives {max(numbers.values())}, the model knows numbers below {vocabulary}"
         return found, (*notes, told)
     found[name] = raw
-    found[PREPROCESS] = canonical(_preprocess(places, pad))
+    found[PREPROCESS] = canonical(_preprocess(places, special))
+    if not special.ends:
+        notes.append("no token is named that ends a text: an answer goes on until it is as long as asked for")
     return found, tuple(notes)
 
 
@@ -89,15 +91,23 @@ def write_beside(beside: Mapping[str, bytes], folder: Path) -> tuple[str, ...]:
     if FILE_NAMES[TOKENIZER] in beside:
         (folder / CONFIG_FILE).write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n', encoding="ascii")
         written.append(CONFIG_FILE)
+        if (special := generation_config(_tokenizer_step(beside.get(PREPROCESS, b"")))) is not None:
+            (folder / GENERATION_FILE).write_bytes(special)
+            written.append(GENERATION_FILE)
     return tuple(written)
 
 
-def _preprocess(places: int, pad: int) -> dict[str, Any]:
+def _preprocess(places: int, special: Special) -> dict[str, Any]:
     longest = min(MAX_TEXT_BYTES, BYTES_A_TOKEN * places)
+    step: dict[str, Any] = {"kind": "tokenizer", "length": places, "pad": special.pad}
+    if special.begin is not None:
+        step["begin"] = special.begin
+    if special.ends:
+        step["ends"] = list(special.ends)
     return {
         "transforms": 1,
         "input": {"name": "text", "dtype": "text", "shape": [longest]},
-        "steps": [{"kind": "tokenizer", "length": places, "pad": pad}],
+        "steps": [step],
     }
 
 
@@ -123,14 +133,11 @@ def _numbers(raw: bytes) -> dict[str, int]:
     return numbers
 
 
-def _pad(config: Mapping[str, Any], numbers: Mapping[str, int]) -> int:
-    """What fills up: the token for it, else the one that ends a text, else 0."""
-    for key in ("pad_token", "eos_token"):
-        token = config.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and token in numbers:
-            return numbers[token]
-    return 0
+def _tokenizer_step(raw: bytes) -> Mapping[str, Any]:
+    """Of a preprocess of ours, which was checked; empty where it has none."""
+    document = read_json(raw, limit=MAX_TRANSFORM_BYTES) if raw else {}
+    steps = document.get("steps", []) if isinstance(document, dict) else []
+    return next((step for step in steps if isinstance(step, dict) and step.get("kind") == "tokenizer"), {})
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> bytes | None:

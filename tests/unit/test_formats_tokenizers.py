@@ -80,6 +80,30 @@ def test_a_folder_brings_its_tokenizer_and_takes_it_back(folder: Path, tmp_path:
     open_hf(tmp_path / "back")
 
 
+def test_what_begins_and_ends_texts_is_found_wherever_a_folder_names_it_and_goes_back(
+    folder: Path, tmp_path: Path
+) -> None:
+    named = {"pad_token": "<pad>", "eos_token": {"content": "two"}, "bos_token": "none such"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 3, 900, True], "bos_token_id": 2}))
+    converted(folder, "celluler", tmp_path / "ours")
+    interface, model = served(tmp_path / "ours")
+    assert interface.ends == {3, 5}
+    assert model.codec is not None
+    assert model.codec.marks == {"bos_token": "one", "eos_token": "two"}
+    converted(tmp_path / "ours", "hf", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == {
+        "bos_token_id": 2,
+        "eos_token_id": [3, 5],
+    }
+    converted(tmp_path / "back", "celluler", tmp_path / "again")
+    assert served(tmp_path / "again")[0].ends == {3, 5}
+
+
+def test_a_folder_that_names_no_end_is_told_about(folder: Path) -> None:
+    assert any("no token is named that ends a text" in note for note in import_hf_folder(folder, Wishes()).notes)
+
+
 def test_a_text_is_answered_by_what_follows_it_and_not_by_what_follows_the_filling(
     folder: Path, tmp_path: Path
 ) -> None:
