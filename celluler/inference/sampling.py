@@ -71,12 +71,14 @@ USUAL, GREEDY = Sampling(), Sampling(temperature=0.0)
 class Chosen:
     """logprob: of the token in what the model says, before temperature and cuts; None unless asked for. top: the
     likeliest tokens with theirs, the likeliest first, the lower token first among equals. text: what may be read with
-    it; empty while a character is not complete, and where a model has no texts."""
+    it; empty while a character is not complete, and where a model has no texts. top_texts: the same of each of top, had
+    it been drawn; none where a model has no texts."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     text: str = ""
+    top_texts: tuple[str, ...] = ()
 
 
 def choose(logits: Logits, sampling: Sampling, place: int) -> Chosen:

@@ -58,7 +58,11 @@ WORDS = {"kind": "tokenise", "entries": ["a", "bé", "é", " ", "x"], "begin": 7
 def test_a_text_of_bytes_comes_back_in_whole_characters(text: str) -> None:
     made = codec(BYTES)
     stream = made.stream()
-    parts = [stream.feed(token) for token in [*made.encode(text), 2]]
+    parts = []
+    for token in [*made.encode(text), 2]:
+        peeked = [stream.peek(other) for other in (token, 170, token)]
+        parts.append(stream.feed(token))
+        assert peeked[0] == peeked[2] == parts[-1]
     assert "".join(parts) == text
     assert all("\ufffd" not in part or "\ufffd" in text for part in parts)
     assert not stream.end()
@@ -101,7 +105,11 @@ def metaspace() -> Any:
 def test_a_tokenizer_of_bytes_streams_whole_characters(text: str) -> None:
     made = TokenizerCodec(byte_level())
     stream = made.stream()
-    parts = [stream.feed(token) for token in [*made.encode(text), 256, 1 << 40, -1]]
+    parts = []
+    for token in [*made.encode(text), 256, 1 << 40, -1]:
+        peeked = [stream.peek(other) for other in (token, 7, token)]
+        parts.append(stream.feed(token))
+        assert peeked[0] == peeked[2] == parts[-1]
     assert "".join([*parts, stream.end()]) == text
     assert all("\ufffd" not in part or "\ufffd" in text for part in parts)
 

@@ -167,6 +167,19 @@ def test_a_model_with_texts_reads_them_and_tells_whole_characters(tmp_path: Path
             ask(Encode(), *wrong)
 
 
+def test_likely_tokens_are_told_as_what_would_have_been_read(tmp_path: Path) -> None:
+    ask = asker(Worker(tmp_path))
+    ask(reciting("ab é.".encode(), tmp_path))
+    ask(OpenSlots(1))
+    ask(Admit(0, 0.0, 1.0, 0, 0, 0, 3, None, 0), np.array([97, 98, 32], dtype="<u4").tobytes())
+    half, whole = (stepped_of(ask(step)[0]).drawn[0].chosen for step in (Step(0, 8, ()), Step(None, 1, (0,))))
+    assert half is not None
+    assert whole is not None
+    assert (half.text, half.top_texts[0]) == ("", "")
+    assert (whole.text, whole.top_texts[0], whole.top[0][0]) == ("é", "é", "é".encode()[1])
+    assert len(whole.top_texts) == 3
+
+
 def test_a_model_without_texts_says_so(tmp_path: Path) -> None:
     ask = loaded(tmp_path, "transformer-lm")
     assert not ask(OpenSlots(1))[0].texts

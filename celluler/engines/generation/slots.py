@@ -159,7 +159,10 @@ class GeneratingSlots:
             its.token = None
             return None
         its.token, its.drawn = chosen.token, its.drawn + 1
-        return chosen if its.stream is None else replace(chosen, text=its.stream.feed(chosen.token))
+        if its.stream is None:
+            return chosen
+        top_texts = tuple(its.stream.peek(token) for token, _ in chosen.top)
+        return replace(chosen, text=its.stream.feed(chosen.token), top_texts=top_texts)
 
     def _reading(self, prompt: Sequence[int], drawn: int) -> TextStream | None:
         if self._codec is None:

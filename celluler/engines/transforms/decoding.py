@@ -79,6 +79,12 @@ class _Windowed:
         self._tokens.append(token)
         return self._news(len(self._tokens) - self._told < MAX_HELD)
 
+    def peek(self, token: int) -> str:
+        tokens, told = list(self._tokens), self._told
+        text = self.feed(token)
+        self._tokens, self._told = tokens, told
+        return text
+
     def end(self) -> str:
         return self._news(hold=False)
 

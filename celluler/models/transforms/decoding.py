@@ -19,6 +19,9 @@ class TextStream(Protocol):
     def feed(self, token: int) -> str:
         """What can be told now; empty while a character is not complete. A token that there is not tells nothing."""
 
+    def peek(self, token: int) -> str:
+        """What `feed` would tell; nothing changes."""
+
     def end(self) -> str:
         """What was held, when nothing more comes."""
 
@@ -97,6 +100,12 @@ class _Utf8:
 
     def feed(self, token: int) -> str:
         return self._decoder.decode(self.codec.piece(token))
+
+    def peek(self, token: int) -> str:
+        state = self._decoder.getstate()
+        told = self.feed(token)
+        self._decoder.setstate(state)
+        return told
 
     def end(self) -> str:
         return self._decoder.decode(b"", final=True)

@@ -22,6 +22,7 @@ from celluler_node.processes.words import Answer
 Slot = Annotated[int, Range(0, MAX_SLOTS - 1)]
 _TOKEN = np.dtype("<u4")
 _MAX_PIECE_BYTES = 1024
+MAX_LIKELY_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Likely:
-    """A token that might have been drawn, and the logarithm of its probability."""
+    """A token that might have been drawn, the logarithm of its probability, and the text that would have been told,
+    cut as that of a token is."""
 
     token: U32
     logprob: float
+    text: Annotated[str, Length(0, MAX_LIKELY_BYTES)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +207,18 @@ def _token(one: Drawn) -> DrawnToken:
     if one.chosen is None:
         return DrawnToken(one.slot, None, None, (), "")
     chosen = one.chosen
-    text = chosen.text.encode("utf-8", "replace")[:_MAX_PIECE_BYTES].decode("utf-8", "ignore")
-    return DrawnToken(one.slot, chosen.token, chosen.logprob, tuple(Likely(*likely) for likely in chosen.top), text)
+    texts = [_cut(text, MAX_LIKELY_BYTES) for text in chosen.top_texts] or [""] * len(chosen.top)
+    top = tuple(Likely(*likely, text) for likely, text in zip(chosen.top, texts, strict=True))
+    return DrawnToken(one.slot, chosen.token, chosen.logprob, top, _cut(chosen.text, _MAX_PIECE_BYTES))
+
+
+def _cut(text: str, byte_count: int) -> str:
+    return text.encode("utf-8", "replace")[:byte_count].decode("utf-8", "ignore")
 
 
 def _drawn(one: DrawnToken) -> Drawn:
     if one.token is None:
         return Drawn(one.slot, None)
-    return Drawn(one.slot, Chosen(one.token, one.logprob, tuple((its.token, its.logprob) for its in one.top), one.text))
+    top = tuple((its.token, its.logprob) for its in one.top)
+    texts = tuple(its.text for its in one.top)
+    return Drawn(one.slot, Chosen(one.token, one.logprob, top, one.text, texts if any(texts) else ()))
