@@ -195,7 +195,7 @@ def generate_of(model: str, question: Question) -> Generate:
     drawn = question.sampling
     return Generate(
         model,
-        _prompt_words(question.prompt),
+        prompt_words(question.prompt),
         Drawing(drawn.temperature, drawn.top_p, drawn.top_k, drawn.seed, drawn.choice, drawn.logprobs),
         question.n,
         question.max_tokens,
@@ -209,7 +209,7 @@ def question_of(request: Generate) -> Question:
     """Raises InvalidSpec for what no model could do, ProtocolViolation for tokens that are not whole."""
     drawing = request.drawing
     return Question(
-        _prompt_of(request.prompt),
+        prompt_of(request.prompt),
         max_tokens=request.max_tokens,
         sampling=Sampling(
             drawing.temperature, drawing.top_p, drawing.top_k, drawing.seed, drawing.choice, drawing.logprobs
@@ -221,7 +221,7 @@ def question_of(request: Generate) -> Question:
     )
 
 
-def _prompt_words(prompt: Prompt) -> OfText | OfTokens | OfTurns:
+def prompt_words(prompt: Prompt) -> OfText | OfTokens | OfTurns:
     if isinstance(prompt, str):
         return OfText(_readable(prompt))
     if isinstance(prompt[0], Message):
@@ -229,7 +229,7 @@ def _prompt_words(prompt: Prompt) -> OfText | OfTokens | OfTurns:
     return OfTokens(pack_tokens("prompt", tuple(one for one in prompt if isinstance(one, int))))
 
 
-def _prompt_of(prompt: OfText | OfTokens | OfTurns) -> Prompt:
+def prompt_of(prompt: OfText | OfTokens | OfTurns) -> Prompt:
     match prompt:
         case OfText(text):
             return text
