@@ -62,15 +62,20 @@ class Call(Generic[T]):
 
 def read_answer(call: Call[T], status: int, body: bytes) -> T:
     """The result. Raises what the node raised, ProtocolViolation for an answer that is none of ours."""
-    try:
-        document = json.loads(body)
-    except ValueError:
-        raise ProtocolViolation(f"{call.path}: HTTP {status} without a JSON document") from None
+    document = read_json(call, body)
     if isinstance(document, dict) and "error" in document:
         raise rebuild_error(document["error"])
     if status >= 400 or not isinstance(document, dict) or document.get("schema") != views.SCHEMA:
         raise ProtocolViolation(f"{call.path}: HTTP {status}, not a {views.SCHEMA} document")
     return call.parse(document)
+
+
+def read_json(call: Call[Any], body: bytes) -> Any:
+    """Raises ProtocolViolation."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise ProtocolViolation(f"{call.path}: an answer that is no JSON") from None
 
 
 def record(cls: type[T]) -> Callable[[Any], T]:

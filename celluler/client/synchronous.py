@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import httpx
 
 from celluler import views
-from celluler.client import calls, calls_models
+from celluler.client import calls, calls_models, calls_text
+from celluler.client.calls_text import Prompt, Reading, SamplingFields
 from celluler.client.synchronous_models import Datasets, Models
+from celluler.client.synchronous_text import Pieces
 from celluler.client.transport import Link
 from celluler.errors import TimedOut
 
@@ -63,6 +65,32 @@ class Client:
         """The vector that a model makes of each input: texts, tokens or an array, as `predict` takes them. The model
         must give an `embedding`. The answer gives `.lists()`, its `outputs` `.numpy()`."""
         return self._link.send(calls_models.predict(model, inputs, dtype, "embedding"))
+
+    @overload
+    def generate(
+        self, model: str, prompt: Prompt, *, stream: Literal[False] = False, **said: Unpack[SamplingFields]
+    ) -> views.Generation: ...
+
+    @overload
+    def generate(
+        self, model: str, prompt: Prompt, *, stream: Literal[True], **said: Unpack[SamplingFields]
+    ) -> Pieces: ...
+
+    def generate(
+        self, model: str, prompt: Prompt, *, stream: bool = False, **said: Unpack[SamplingFields]
+    ) -> views.Generation | Pieces:
+        """Let a model write. prompt: a text or tokens to go on from, or messages, as `[{"role": "user", "content":
+        "Hello"}]`. said: `temperature=0`, `max_tokens=100` and so on, see `SamplingFields`.
+
+        stream: the answer as it comes, to iterate over; else all of it. Both give `.text` in the end, the pieces by
+        their `generation`.
+        """
+        reading = Reading(time.monotonic())
+        call = calls_text.generate(model, prompt, said, stream=stream)
+        if stream:
+            return Pieces(self._link.open(call, calls_text.read_error), reading)
+        reading.read_document(self._link.ask(call, calls_text.read_error))
+        return reading.generation(time.monotonic())
 
     def transfers(self) -> tuple[views.Transfer, ...]:
         """Contents on their way to the node."""

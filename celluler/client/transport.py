@@ -5,7 +5,7 @@ Knows neither what a call means nor which there are.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 
-from celluler.client.calls import CONNECT_S, MOVE_S, Call, Target, read_answer
+from celluler.client.calls import CONNECT_S, MOVE_S, Call, Target, read_answer, read_json
 from celluler.errors import LocalError, NodeNotRunning, TimedOut, Unavailable
 
 T = TypeVar("T")
@@ -35,6 +35,14 @@ class Link:
             answer = self._http.request(content=body, **_arguments(call))
         return read_answer(call, answer.status_code, answer.content)
 
+    def ask(self, call: Call[Any], failed: Callable[[int, bytes], Exception]) -> Any:
+        """The JSON of an answer that is none of our own documents. failed: as `open` has it."""
+        with _failures(self._target, call):
+            answer = self._http.request(**_arguments(call))
+        if answer.status_code != 200:
+            raise failed(answer.status_code, answer.content)
+        return read_json(call, answer.content)
+
     def download(self, path: str, target: Path) -> int:
         """The bytes of an answer as a file, which is there once it is whole; returns how many."""
         call: Call[None] = Call("GET", path, lambda _document: None)
@@ -47,8 +55,31 @@ class Link:
                     file.write(chunk)
                 return file.tell()
 
+    def open(self, call: Call[Any], failed: Callable[[int, bytes], Exception]) -> Stream:
+        """An answer as it comes. failed: makes an error of another status than 200, with its body."""
+        with _failures(self._target, call):
+            answer = self._http.send(self._http.build_request(**_arguments(call)), stream=True)
+            if answer.status_code != 200:
+                raise failed(answer.status_code, answer.read())
+        return Stream(self._target, call, answer)
+
     def close(self) -> None:
         self._http.close()
+
+
+class Stream:
+    """The bytes of an answer. To be closed."""
+
+    def __init__(self, target: Target, call: Call[Any], answer: httpx.Response) -> None:
+        self._target, self._call, self._answer, self._chunks = target, call, answer, answer.iter_bytes()
+
+    def read(self) -> bytes:
+        """What comes next, empty at the end."""
+        with _failures(self._target, self._call):
+            return next(self._chunks, b"")
+
+    def close(self) -> None:
+        self._answer.close()
 
 
 class AsyncLink:
@@ -65,6 +96,14 @@ class AsyncLink:
             answer = await self._http.request(content=body, **_arguments(call))
         return read_answer(call, answer.status_code, answer.content)
 
+    async def ask(self, call: Call[Any], failed: Callable[[int, bytes], Exception]) -> Any:
+        """The JSON of an answer that is none of our own documents. failed: as `open` has it."""
+        with _failures(self._target, call):
+            answer = await self._http.request(**_arguments(call))
+        if answer.status_code != 200:
+            raise failed(answer.status_code, answer.content)
+        return read_json(call, answer.content)
+
     async def download(self, path: str, target: Path) -> int:
         """The bytes of an answer as a file, which is there once it is whole; returns how many."""
         call: Call[None] = Call("GET", path, lambda _document: None)
@@ -79,8 +118,31 @@ class AsyncLink:
                             await file.write(chunk)
                         return await file.tell()
 
+    async def open(self, call: Call[Any], failed: Callable[[int, bytes], Exception]) -> AsyncStream:
+        """An answer as it comes. failed: makes an error of another status than 200, with its body."""
+        with _failures(self._target, call):
+            answer = await self._http.send(self._http.build_request(**_arguments(call)), stream=True)
+            if answer.status_code != 200:
+                raise failed(answer.status_code, await answer.aread())
+        return AsyncStream(self._target, call, answer)
+
     async def aclose(self) -> None:
         await self._http.aclose()
+
+
+class AsyncStream:
+    """`Stream`, on trio and on asyncio."""
+
+    def __init__(self, target: Target, call: Call[Any], answer: httpx.Response) -> None:
+        self._target, self._call, self._answer, self._chunks = target, call, answer, answer.aiter_bytes()
+
+    async def read(self) -> bytes:
+        """What comes next, empty at the end."""
+        with _failures(self._target, self._call):
+            return await anext(self._chunks, b"")
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
 
 
 def _settings(target: Target) -> dict[str, Any]:

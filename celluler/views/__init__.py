@@ -9,6 +9,16 @@ nothing heavy: the command line loads it first.
 from celluler.tensors import Tensor
 from celluler.views.content import Blob, Collected, DamagedContent, StoreCheck, Transfer, TransferSource
 from celluler.views.datasets import Column, Dataset, NewDataset
+from celluler.views.deployments import (
+    AnswerCacheUsage,
+    ArmReport,
+    Deployment,
+    DeploymentArm,
+    DeploymentChange,
+    NewArm,
+    NewDeployment,
+    Replica,
+)
 from celluler.views.documents import SCHEMA, from_json, to_json
 from celluler.views.jobs import (
     Exclusion,
@@ -36,6 +46,7 @@ from celluler.views.swarm import (
     StoreUsage,
     ViolationReport,
 )
+from celluler.views.texts import Answer, Generation, Piece, Token
 from celluler.views.training import RoundAudits, Suspected, TrainingRound
 from celluler.views.transcripts import TranscriptNote
 from celluler.views.versions import (
@@ -53,14 +64,21 @@ from celluler.views.versions import (
 
 __all__ = [
     "SCHEMA",
+    "Answer",
+    "AnswerCacheUsage",
+    "ArmReport",
     "Blob",
     "Check",
     "Collected",
     "Column",
     "DamagedContent",
     "Dataset",
+    "Deployment",
+    "DeploymentArm",
+    "DeploymentChange",
     "Exclusion",
     "FieldChange",
+    "Generation",
     "Hardware",
     "Job",
     "JobChange",
@@ -78,15 +96,19 @@ __all__ = [
     "ModelLog",
     "ModelPorts",
     "ModelQuery",
+    "NewArm",
     "NewDataset",
+    "NewDeployment",
     "NewJob",
     "NewModel",
     "Peer",
     "PeerTraffic",
+    "Piece",
     "Ping",
     "Port",
     "Prediction",
     "Readiness",
+    "Replica",
     "RoundAudits",
     "Status",
     "StoppedJob",
@@ -95,6 +117,7 @@ __all__ = [
     "Suspected",
     "Tensor",
     "TensorChange",
+    "Token",
     "TrainingRound",
     "TranscriptNote",
     "Transfer",
