@@ -14,19 +14,21 @@ MAX_LEASES_AN_ASKER = 8
 
 
 class LeaseBook:
-    def __init__(self, *, most: int = MAX_LEASES, an_asker: int = MAX_LEASES_AN_ASKER) -> None:
-        self._most, self._an_asker = most, an_asker
+    def __init__(self, *, most: int = MAX_LEASES) -> None:
+        self._most = most
         self._until: dict[tuple[PeerId, Digest], float] = {}
 
     def __len__(self) -> int:
         return len(self._until)
 
-    def grant(self, asker: PeerId, model: Digest, until: float, now: float) -> None:
+    def grant(
+        self, asker: PeerId, model: Digest, until: float, now: float, *, an_asker: int = MAX_LEASES_AN_ASKER
+    ) -> None:
         """Raises Busy when that asker, or all together, have as many as there may be."""
         self._expire(now)
         if (asker, model) not in self._until:
-            if sum(who == asker for who, _ in self._until) >= self._an_asker:
-                raise Busy(f"you have {self._an_asker} models kept here, and may have no more")
+            if sum(who == asker for who, _ in self._until) >= an_asker:
+                raise Busy(f"you have {an_asker} models kept here, and may have no more")
             if len(self._until) >= self._most:
                 raise Busy(f"{self._most} models are kept here for others")
         self._until[asker, model] = until

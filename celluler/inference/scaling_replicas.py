@@ -15,6 +15,10 @@ from celluler.inference.scaling import Candidate, place
 FOR_S = 60
 """How long a peer is asked to keep it: a node that dies leaves nobody with its models for longer."""
 RENEW_S = 20.0
+AGAIN_S = 0.5
+"""Until a peer that is still loading is asked whether it is ready."""
+LOADING_S = 600.0
+"""A peer that is not ready by then has failed."""
 FIRST_REST_S, LONGEST_REST_S = 2.0, 120.0
 """How long a peer that refused or failed is left alone, longer each time."""
 MAX_RESTING = 1024
@@ -40,10 +44,12 @@ Action = Keep | LetGo
 
 @dataclass(slots=True)
 class _Replica:
-    """busy: it is being asked. due: when to ask it again. until: when its word ends."""
+    """busy: it is being asked. due: when to ask it again. until: when its word ends. since: when it was asked first, or
+    was ready last."""
 
     region: str
     until: float
+    since: float
     due: float = 0.0
     ready: bool = False
     busy: bool = True
@@ -75,6 +81,9 @@ class Replicas:
             if peer not in there or (now >= one.until and not one.busy):
                 del self._all[peer]
                 actions.append(LetGo(peer))
+            elif not one.ready and not one.busy and now - one.since > LOADING_S:
+                self.failed(peer, now)
+                actions.append(LetGo(peer))
         for peer in self._too_many(wanted):
             del self._all[peer]
             actions.append(LetGo(peer))
@@ -86,18 +95,19 @@ class Replicas:
         taken = {peer: one.region for peer, one in self._all.items()}
         region_of = {one.peer: one.region for one in candidates}
         for peer in place(wanted - len(self._all), rested, taken, regions=regions):
-            self._all[peer] = _Replica(region_of[peer], now + FOR_S)
+            self._all[peer] = _Replica(region_of[peer], now + FOR_S, now)
             actions.append(Keep(peer))
         return tuple(actions)
 
     def kept(self, peer: PeerId, now: float, *, ready: bool, for_s: float) -> None:
-        """It keeps the model for so long; ready: it is loaded. Not ready, it is asked again at once."""
+        """It keeps the model for so long; ready: it is loaded. Not ready, it is asked again soon."""
         one = self._all.get(peer)
         if one is None:
             return
         one.busy, one.ready, one.until = False, ready, now + for_s
-        one.due = now + min(RENEW_S, for_s / 2) if ready else now
+        one.due = now + (min(RENEW_S, for_s / 2) if ready else AGAIN_S)
         if ready:
+            one.since = now
             self._resting.pop(peer, None)
 
     def failed(self, peer: PeerId, now: float) -> None:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from celluler.identity import PeerId
 from celluler.inference.deployments import Scale
 from celluler.inference.scaling import Candidate, Demand, Scaler, place
-from celluler.inference.scaling_replicas import FIRST_REST_S, FOR_S, RENEW_S, Keep, LetGo, Replicas
+from celluler.inference.scaling_replicas import (
+    AGAIN_S,
+    FIRST_REST_S,
+    FOR_S,
+    LOADING_S,
+    RENEW_S,
+    Keep,
+    LetGo,
+    Replicas,
+)
 
 quick = settings(max_examples=60, deadline=None)
 PEERS = [PeerId(f"peer-{place}") for place in range(12)]
@@ -134,7 +143,7 @@ def test_a_replica_is_asked_again_before_its_word_ends() -> None:
     assert asked(replicas, 1, candidates, 1.0) == []  # it is being asked
     replicas.kept(PEERS[0], 1.0, ready=False, for_s=FOR_S)
     assert not replicas.ready
-    assert asked(replicas, 1, candidates, 1.0) == [PEERS[0]]
+    assert asked(replicas, 1, candidates, 1.0 + AGAIN_S) == [PEERS[0]]
     replicas.kept(PEERS[0], 2.0, ready=True, for_s=FOR_S)
     assert list(replicas.ready) == [PEERS[0]]
     assert asked(replicas, 1, candidates, 2.0 + RENEW_S - 1) == []
@@ -160,6 +169,17 @@ def test_a_peer_that_fails_is_replaced_and_left_alone_longer_each_time() -> None
     replicas.failed(first, FIRST_REST_S)
     assert asked(replicas, 2, candidates, 2 * FIRST_REST_S) == []
     assert asked(replicas, 2, candidates, 3 * FIRST_REST_S) == [first]
+
+
+def test_a_peer_that_is_never_ready_is_left() -> None:
+    replicas, candidates, now = Replicas(), peers("eu", "us"), 0.0
+    (first,) = asked(replicas, 1, candidates, now)
+    while now < LOADING_S + 2 and [peer for peer, _, _ in replicas.all] == [first]:
+        replicas.kept(first, now, ready=False, for_s=FOR_S)
+        now += 1.0
+        asked(replicas, 1, candidates, now)
+    assert LOADING_S < now < LOADING_S + 2
+    assert [peer for peer, _, _ in replicas.all] == [one.peer for one in candidates if one.peer != first]
 
 
 def test_a_doubtful_one_is_asked_nothing_until_it_has_said_so_anew() -> None:

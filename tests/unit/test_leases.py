@@ -165,12 +165,12 @@ def test_a_lease_ends_by_itself_unless_it_is_asked_for_anew() -> None:
 
 
 def test_nobody_has_more_than_may_be_had() -> None:
-    book = LeaseBook(most=3, an_asker=2)
+    book = LeaseBook(most=3)
     models = [digest_of(bytes([place])) for place in range(4)]
     book.grant(ALICE, models[0], 10.0, 0.0)
     book.grant(ALICE, models[1], 10.0, 0.0)
     with pytest.raises(Busy):
-        book.grant(ALICE, models[2], 10.0, 0.0)
+        book.grant(ALICE, models[2], 10.0, 0.0, an_asker=2)
     book.grant(ALICE, models[1], 12.0, 0.0)  # one that it has
     book.grant(BOB, models[0], 10.0, 0.0)
     with pytest.raises(Busy):
