@@ -195,6 +195,26 @@ class Repository:
                 return path
         raise IntegrityError(f"{name_of(opened)}: this disk damages its weights as fast as they are fetched")
 
+    async def sound_part(self, opened: OpenedManifest, names: Collection[str], *, hints: Sequence[PeerId] = ()) -> Path:
+        """As `sound`, of some tensors alone: a file of full length in which those lie, and the rest may be holes.
+
+        Raises InvalidSpec for an encrypted model, and for a content that is not cut at its tensors.
+        """
+        if opened.record.sealed:
+            raise InvalidSpec("layers", "an encrypted model is fetched whole: its layers cannot be told apart")
+        root, found = Digest(opened.record.weights), self._hints(opened, hints)
+
+        def select(manifest: Manifest) -> tuple[int, ...]:
+            return pieces_of(manifest, names)
+
+        for _ in range(2):
+            path = await self._fetcher.content(root, hints=found, select=select, name=name_of(opened))
+            checked = await trio.to_thread.run_sync(lambda: self._store.verify(root, repair=True))
+            if not checked.damaged:
+                self._take(opened)
+                return path
+        raise IntegrityError(f"{name_of(opened)}: this disk damages its weights as fast as they are fetched")
+
     async def file(self, opened: OpenedManifest, name: str, *, hints: Sequence[PeerId] = ()) -> Path | None:
         """A file beside the weights for reading, decrypted if need be, every byte hashed again as `sound` does.
 
