@@ -174,12 +174,13 @@ def _likeliest(token: Chosen) -> Document:
 
 
 def _top(token: Chosen) -> Iterator[tuple[str, str | None, float]]:
-    """(name, text, logarithm of probability). The text of a token that was not drawn is not known: it has a number."""
-    for number, logprob in token.top:
+    """(name, text, logarithm of probability). One that cannot be read alone has its number for a name."""
+    texts = token.top_texts or ("",) * len(token.top)
+    for (number, logprob), text in zip(token.top, texts, strict=True):
         if number == token.token:
             yield token.text, token.text, logprob
         else:
-            yield f"token_id:{number}", None, logprob
+            yield text or f"token_id:{number}", text or None, logprob
 
 
 def _bytes(text: str | None) -> list[int] | None:
