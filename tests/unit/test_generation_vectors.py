@@ -36,7 +36,7 @@ def test_the_golden_bytes_of_the_generation_protocol() -> None:
             Stop(1),
             Poll(),
             Begun(bytes(range(32)), pack_tokens("prompt", (1, 2, 70000)), LOAD),
-            Said(1, (Token(7, "né", -0.25, (Likely(7, -0.25), Likely(9, -1.5))), Token(8, "", None, ()))),
+            Said(1, (Token(7, "né", -0.25, (Likely(7, -0.25, "né"), Likely(9, -1.5))), Token(8, "", None, ()))),
             Over(1, 0, 3),
             Finished(3, 6, 2, b"signed", LOAD),
             Alive(LOAD),

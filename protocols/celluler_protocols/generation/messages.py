@@ -26,7 +26,7 @@ from celluler_protocols.inference import Refused
 
 PROTOCOL_ID = "/celluler/generate/1"
 MAX_SAID_TOKENS = 64
-MAX_TOKEN_TEXT_BYTES = 4096
+MAX_TOKEN_TEXT_BYTES, MAX_LIKELY_TEXT_BYTES = 4096, 128
 MAX_RECEIPT_BYTES = 1024
 MAX_LOADS = 64
 TOKEN_BYTES = 4
@@ -112,8 +112,11 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Likely:
+    """text: what might have been read with it; empty where that is nothing."""
+
     token: U32
     logprob: float
+    text: Annotated[str, Length(0, MAX_LIKELY_TEXT_BYTES)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +282,7 @@ def said_words(said: questions.Said) -> tuple[Said, ...]:
 
 
 def said_of(told: Said) -> questions.Said:
-    chosen = tuple(
-        Chosen(one.token, one.logprob, tuple((it.token, it.logprob) for it in one.top), one.text) for one in told.tokens
-    )
+    chosen = tuple(_chosen(one) for one in told.tokens)
     return questions.Said(told.choice, "".join(one.text for one in chosen), chosen)
 
 
@@ -304,6 +305,15 @@ def finished_of(told: Finished) -> questions.Finished:
     return questions.Finished(told.prompt, told.generated, told.shared, told.receipt)
 
 
+def _chosen(one: Token) -> Chosen:
+    top, texts = tuple((it.token, it.logprob) for it in one.top), tuple(it.text for it in one.top)
+    return Chosen(one.token, one.logprob, top, one.text, texts if any(texts) else ())
+
+
 def _token_words(one: Chosen) -> Token:
-    top = tuple(Likely(token, logprob) for token, logprob in one.top)
+    texts = one.top_texts or ("",) * len(one.top)
+    top = tuple(
+        Likely(token, logprob, text.encode("utf-8", "replace")[:MAX_LIKELY_TEXT_BYTES].decode("utf-8", "ignore"))
+        for (token, logprob), text in zip(one.top, texts, strict=True)
+    )
     return Token(one.token, _readable(one.text), one.logprob, top)
