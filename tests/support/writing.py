@@ -126,4 +126,6 @@ class Recited:
 
 
 def _read(chosen: Chosen, text: str) -> Chosen:
-    return replace(chosen, text=text)
+    """With what each of the likeliest would be read as: a byte alone is a character below 128."""
+    texts = tuple(chr(token) if token < 128 else "" for token, _ in chosen.top)
+    return replace(chosen, text=text, top_texts=texts)

@@ -64,7 +64,7 @@ async def test_pieces_come_to_the_whole(client: AsyncClient, prompt: Any) -> Non
     assert 0 < (told.first_s or 0) <= told.elapsed_s
     token = whole.answers[0].tokens[2]
     assert token.text == "b"
-    assert token.likeliest["b"] == token.logprob > token.likeliest["token_id:0"]
+    assert token.likeliest["b"] == token.logprob > token.likeliest["\0"]
 
 
 async def test_leaving_a_stream_ends_the_answer(node: ServingNode, client: AsyncClient) -> None:

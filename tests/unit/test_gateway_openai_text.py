@@ -12,11 +12,14 @@ import trio
 import trio.testing
 
 from celluler.errors import Busy, TimedOut, WorkerFailed
-from celluler.inference.questions import Event, Message, Question
+from celluler.inference.questions import Event, Message, Question, Said
+from celluler.inference.sampling import Chosen
 from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.asking_text import AskingText
 from celluler_node.gateway.counted import Counted
 from celluler_node.gateway.in_process import open_in_process
+from celluler_node.gateway.openai_said import Head, Telling
+from celluler_node.gateway.openai_text import read_completion
 from tests.support.jobs import BOB
 from tests.support.serving_node import ServingNode
 from tests.support.writing import TALE
@@ -152,17 +155,26 @@ async def test_logarithms_of_probabilities_are_told_in_both_forms(http: httpx.As
     assert bytes(byte for one in content for byte in one["bytes"]).decode() == "Über"
     assert -0.1 < content[2]["logprob"] < 0
     assert content[2]["top_logprobs"][0] == {"token": "b", "logprob": content[2]["logprob"], "bytes": [98]}
-    assert content[2]["top_logprobs"][1]["token"] == "token_id:0"
+    assert content[2]["top_logprobs"][1]["token"] == "\0"
     assert (await chat(http, logprobs=True, max_tokens=1))["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
     streamed = await pieces(http, CHAT, logprobs=True, top_logprobs=2, max_tokens=5)
     assert [
         one for piece in streamed for one in (piece["choices"][0]["logprobs"] or {"content": []})["content"]
     ] == content
+    top = (await chat(http, logprobs=True, top_logprobs=1, max_tokens=2, temperature=0))["choices"][0]["logprobs"]
+    assert top["content"][0]["top_logprobs"] == [{"token": "", "logprob": content[0]["logprob"], "bytes": []}]
     told = (await complete(http, logprobs=1, max_tokens=5))["choices"][0]["logprobs"]
     assert (told["tokens"], told["text_offset"]) == (["", "Ü", "b", "e", "r"], [0, 0, 1, 2, 3])
     assert told["top_logprobs"][2] == {"b": told["token_logprobs"][2]}
     streamed = [piece["choices"][0]["logprobs"] for piece in await pieces(http, COMPLETION, logprobs=1, max_tokens=5)]
     assert [one["text_offset"][0] for one in streamed if one] == [0, 0, 1, 2, 3]
+
+
+def test_what_cannot_be_read_alone_has_its_number_for_a_name() -> None:
+    asked = read_completion({"model": "m", "prompt": "a", "logprobs": 2, "stream": True}, 0)
+    token = Chosen(65, -0.5, ((200, -0.1), (65, -0.5), (7, -3.0)), "A", ("", "A", "g"))
+    (told,) = Telling(asked, Head("1", 2, "m", "c", "p")).told(0, Said(0, "A", (token,)))
+    assert told["choices"][0]["logprobs"]["top_logprobs"] == [{"token_id:200": -0.1, "A": -0.5, "g": -3.0}]
 
 
 @pytest.mark.parametrize(
