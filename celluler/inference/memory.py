@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from celluler.errors import Busy, InvalidSpec, LocalError, Unavailable
@@ -52,12 +52,18 @@ def _cache_bytes(body: Body, slots: int, length: int | None) -> int:
 
 @dataclass(slots=True)
 class Held:
-    """One model. used_s: when it was last asked for. at_work: asks under way. kept_s: until when it must stay."""
+    """One model. used_s: when it was last asked for. at_work: asks under way. kept_s: until when it must stay, by who
+    wants it to."""
 
     byte_count: int
     used_s: float
     at_work: int = 0
-    kept_s: float = -math.inf
+    kept_s: dict[str, float] = field(default_factory=dict)
+
+    def kept_until(self, now: float) -> float | None:
+        """None when nobody keeps it."""
+        until = max(self.kept_s.values(), default=-math.inf)
+        return until if until > now else None
 
 
 class Room(Generic[Key]):
@@ -102,15 +108,15 @@ class Room(Generic[Key]):
         if (held := self._held.get(key)) is not None:
             held.at_work, held.used_s = max(0, held.at_work - 1), now
 
-    def keep(self, key: Key, until_s: float) -> None:
-        """It stays until then at least, and a later word counts. Of one that is not held, nothing."""
+    def keep(self, key: Key, until_s: float, who: str = "") -> None:
+        """It stays until then at least; of the same one the last word counts. Of one that is not held, nothing."""
         if (held := self._held.get(key)) is not None:
-            held.kept_s = max(held.kept_s, until_s)
+            held.kept_s[who] = until_s
 
-    def let_go(self, key: Key) -> None:
-        """Nobody keeps it any more."""
+    def let_go(self, key: Key, who: str = "") -> None:
+        """That one keeps it no more."""
         if (held := self._held.get(key)) is not None:
-            held.kept_s = -math.inf
+            held.kept_s.pop(who, None)
 
     def drop(self, key: Key) -> None:
         self._held.pop(key, None)
@@ -140,4 +146,4 @@ class Room(Generic[Key]):
 
     @staticmethod
     def _may_go(one: Held, now: float) -> bool:
-        return not one.at_work and one.kept_s <= now
+        return not one.at_work and one.kept_until(now) is None

@@ -101,7 +101,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             desk = TrainingDesk(_site(core, parts, nursery), archive, trains="train" in config.roles)
             _serve_protocols(core.host, desk, server if "serve" in config.roles else None)
             nursery.start_soon(desk.run)
-            nursery.start_soon(server.unload_idle)
+            nursery.start_soon(server.run)
             nursery.start_soon(core.repository.publisher.keep_told)
             nursery.start_soon(core.transcripts.resume)
             nursery.start_soon(core.repository.catalogue.watch)

@@ -1,8 +1,10 @@
-"""Models at work: one confined worker a loaded model, loaded when it is first asked for and let go when idle.
+"""Models at work for whoever asks: what may be asked of which, by whom, and what comes of it.
 
-Resolve, fetch, verify, load, predict: every byte of the weights is hashed again before a worker reads them. A worker
-serves one model only, so nothing of one author's model ever shares a process with another's; one may wait, prepared,
-before there is a model for it (`spares`). A worker that dies fails the requests it had and is started anew by the next.
+Resolve, load, predict: a model is loaded when it is first asked for (`loading`), predictions are computed together
+(`batching`), texts gone on with side by side (`writing`), and a name goes on meaning the version that is loaded until a
+newer one is ready (`following`). A worker serves one model only, so nothing of one author's model ever shares a process
+with another's; one may wait, prepared, before there is a model for it (`spares`). A worker that dies fails the requests
+it had and is started anew by the next.
 """
 
 from __future__ import annotations
@@ -10,40 +12,41 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import structlog
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
+from celluler.errors import CellulerError, Denied, InvalidSpec, NotFound, WorkerFailed
 from celluler.identity import PeerId
 from celluler.inference.caching import longest_of
-from celluler.inference.questions import Answering, Question
-from celluler.models.beside import CHAT_TEMPLATE, TOKENIZER
+from celluler.inference.questions import Answering, Event, Question, Said
 from celluler.models.manifest import OpenedManifest
+from celluler.models.names import ModelName, parse_reference
 from celluler_node.bounded import bounded
+from celluler_node.following import Following
+from celluler_node.loading import Loaded, LoadedModels, ServingRules
 from celluler_node.processes.confinement import Confinement
-from celluler_node.processes.supervisor import Child
 from celluler_node.processes.words import Isolation, Limits, Program
-from celluler_node.processes.worker_words import LoadModel
 from celluler_node.processes.worker_words import Predict as PredictCall
 from celluler_node.repository import Repository
 from celluler_node.scratch import ScratchRoot
+from celluler_node.serving_figures import Figures
 from celluler_node.spares import Spares
-from celluler_node.writing import Writing, open_writing
 from celluler_protocols.generation import Load
 from celluler_protocols.inference import MAX_DATA_BYTES, Predict, Predicted
 
-MAX_LOADED = 4
-IDLE_S = 300.0
 CALL_S = 60
 """To load a model, and to predict once. A worker that takes longer is ended, and the next request gets a fresh one."""
 MAX_BATCH_ITEMS = 1 << 22
 MOST_TOLD = (1 << 16) - 1
 MAX_ANSWER_BYTES = 1 << 28
 """For our own user; for other peers what the protocol carries. A seed of 8 bytes may ask for a large sample."""
+LEASE = "lease"
+LOAD_S = 600.0
+PRELOAD_AGAIN_S = 30.0
 
 _VALUES = re.compile(
     r"worker: InvalidSpec: ((?:input|prompt|messages|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)", re.DOTALL
@@ -57,21 +60,6 @@ def blamed(error: WorkerFailed) -> InvalidSpec | WorkerFailed:
     refused again."""
     told = None if error.limit else _VALUES.fullmatch(error.reason)
     return error if told is None else InvalidSpec(told[1], told[2])
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """A model in its worker, or on its way there. failure: why it did not get there. writing: None of a model that
-    does not tell the next token."""
-
-    opened: OpenedManifest
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    ready: trio.Event = field(default_factory=trio.Event)
-    child: Child | None = None
-    failure: CellulerError | None = None
-    used_at: float = 0.0
-    in_flight: int = 0
-    writing: Writing | None = None
 
 
 class ModelServer:
@@ -89,32 +77,47 @@ class ModelServer:
         confinement: Confinement,
         spares: int,
         on_start: Callable[[Isolation], None],
+        rules: ServingRules | None = None,
     ) -> None:
         """program: the worker, confined or not. confinement: which models of others than `own` may run here.
 
         spares: workers that wait for the next model. on_start: told which walls every worker has found.
         """
-        self._on_start, self._own, self._confinement = on_start, own, confinement
-        self._repository, self._nursery = repository, nursery
+        self._own, self._confinement, self._repository, self._nursery = own, confinement, repository, nursery
+        self.rules, self.figures = rules or ServingRules(), Figures()
         # What a worker may have this node hold is no more than an answer may have.
         worker = replace(program, max_blob_bytes=MAX_ANSWER_BYTES)
-        self._memory = limits.memory_bytes
-        self._workers = Spares(worker, replace(limits, call_s=CALL_S), scratch, nursery, spares)
-        self._loaded: dict[Digest, _Loaded] = {}
+        self.models = LoadedModels(
+            repository,
+            Spares(worker, replace(limits, call_s=CALL_S), scratch, nursery, spares),
+            nursery,
+            self.rules,
+            own=own,
+            confinement=confinement,
+            worker_bytes=limits.memory_bytes,
+            on_start=on_start,
+            on_batch=self.figures.batch,
+            on_loaded=self.figures.loaded,
+        )
+        self.following = Following(repository, self.models, nursery, self._may_run)
 
     @property
     def loaded(self) -> tuple[OpenedManifest, ...]:
-        return tuple(one.opened for one in self._loaded.values() if one.child is not None)
+        return tuple(one.opened for one in self.models if one.serves)
 
     def busyness(self) -> dict[Digest, Load]:
         """Of each loaded model. What is asked of one is under way or waits in its slots, or else is a prediction."""
         loads = {}
-        for digest, one in self._loaded.items():
-            if one.child is not None:
+        for one in self.models:
+            if one.serves:
                 running, waiting, slots = (0, 0, 0) if one.writing is None else one.writing.occupied
-                predicting = max(0, one.in_flight - running - waiting)
-                loads[digest] = Load(min(running + predicting, MOST_TOLD), min(waiting, MOST_TOLD), slots)
+                queued = 0 if one.batching is None else one.batching.waiting
+                predicting = max(0, one.at_work - running - waiting - queued)
+                waiting += queued
+                loads[one.opened.digest] = Load(min(running + predicting, MOST_TOLD), min(waiting, MOST_TOLD), slots)
         return loads
+
+    # --- asking ------------------------------------------------------------------------------------------------------
 
     async def predict(
         self, request: Predict, *, asker: PeerId | None = None, hints: tuple[PeerId, ...] = ()
@@ -132,19 +135,18 @@ class ModelServer:
         answer_bytes = opened.interface.answer(request.shape[0], request.output)[2]
         if answer_bytes > (limit := MAX_ANSWER_BYTES if asker is None else MAX_DATA_BYTES):
             raise InvalidSpec("input.shape", f"asks for an answer of {answer_bytes} bytes, limit {limit}")
-        loaded = await self._load(opened, hints)
-        assert loaded.child is not None
-        loaded.in_flight += 1
-        try:
-            reply = await loaded.child.call(PredictCall(request.dtype, request.shape, request.output), request.data)
-        except WorkerFailed as error:
-            raise blamed(error) from None
-        finally:
-            loaded.in_flight -= 1
-            loaded.used_at = trio.current_time()
+        async with self.models.using(opened, hints) as loaded:
+            self.following.follow(request.model, opened)
+            if loaded.batching is None:
+                raise loaded.failure or WorkerFailed("the model was unloaded")
+            loaded.requests.add(1, trio.current_time())
+            call = PredictCall(request.dtype, request.shape, request.output)
+            try:
+                told = await loaded.batching.ask(call, request.data, asker or "")
+            except WorkerFailed as error:
+                raise blamed(error) from None
         served_ms = int(1000 * (trio.current_time() - began))
-        answer = reply.record
-        return Predicted(answer.dtype, answer.shape, bytes(reply.blobs[0]), opened.digest, served_ms)
+        return Predicted(told.dtype, told.shape, told.data, opened.digest, served_ms)
 
     @asynccontextmanager
     async def generate(
@@ -156,96 +158,120 @@ class ModelServer:
         one that has ends with `deadline`.
         """
         deadline_s = trio.current_time() + question.timeout_s
-        with bounded(question.timeout_s, "beginning to write"):
-            opened = await self._allowed(model, asker, hints)
-            longest_of(opened.interface.body)
-            loaded = await self._load(opened, hints)
-        if loaded.writing is None:
-            raise WorkerFailed("the model was unloaded")
-        loaded.in_flight += 1
-        try:
-            async with loaded.writing.ask(question, asker or "", deadline_s) as answering:
-                yield answering
-        except WorkerFailed as error:
-            raise blamed(error) from None
-        finally:
-            loaded.in_flight -= 1
-            loaded.used_at = trio.current_time()
+        async with AsyncExitStack() as stack:
+            with bounded(question.timeout_s, "beginning to write"):
+                opened = await self._allowed(model, asker, hints)
+                longest_of(opened.interface.body)
+                loaded = await stack.enter_async_context(self.models.using(opened, hints))
+            self.following.follow(model, opened)
+            if loaded.writing is None:
+                raise loaded.failure or WorkerFailed("the model was unloaded")
+            loaded.requests.add(1, trio.current_time())
+            try:
+                async with loaded.writing.ask(question, asker or "", deadline_s) as answering:
+                    yield _Counted(answering, loaded)
+            except WorkerFailed as error:
+                raise blamed(error) from None
+
+    # --- loading -----------------------------------------------------------------------------------------------------
+
+    async def load(self, model: str) -> OpenedManifest:
+        """Have it ready for our own user. Raises as `predict`, TimedOut."""
+        with bounded(LOAD_S, f"loading {model}"):
+            opened = await self._allowed(model, None, ())
+            async with self.models.using(opened):
+                self.following.follow(model, opened)
+        return opened
+
+    async def unload(self, model: str) -> OpenedManifest:
+        """It ends what it has, and then its worker ends. Raises NotFound for one that is not loaded."""
+        opened = await self._resolved(model, ())
+        gone = self.models.unload(opened.digest)
+        if gone is None:
+            raise NotFound(f"{model} among the loaded models", hint="celluler ps")
+        with bounded(LOAD_S, f"unloading {model}"):
+            await gone.wait()
+        return opened
+
+    async def keep(self, model: str, until_s: float, *, asker: PeerId | None, hints: tuple[PeerId, ...] = ()) -> None:
+        """Load it, if it is not, and let it stay until then (`trio.current_time`) at least: no other model takes its
+        place. Of several calls the last counts. Raises as `predict`."""
+        opened = await self._allowed(model, asker, hints)
+        async with self.models.using(opened, hints):
+            self.models.keep(opened.digest, until_s, LEASE)
+
+    def let_go(self, model: Digest) -> None:
+        """What `keep` has asked for is wanted no more."""
+        self.models.let_go(model, LEASE)
 
     async def unload_idle(self) -> None:
         """Let go of what nobody asked for lately; runs as long as the node."""
+        await self.models.unload_idle()
+
+    async def run(self) -> None:
+        """Preload, follow names, and unload what is idle; runs as long as the node."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.models.unload_idle)
+            nursery.start_soon(self.following.watch)
+            for model in self.rules.preload:
+                nursery.start_soon(self._preload, model)
+
+    async def _preload(self, model: str) -> None:
+        """Until it is there; then it stays, and its name is followed."""
         while True:
-            await trio.sleep(IDLE_S / 4)
-            for loaded in tuple(self._loaded.values()):
-                if not loaded.in_flight and loaded.ready.is_set() and trio.current_time() - loaded.used_at > IDLE_S:
-                    loaded.scope.cancel()
+            try:
+                opened = await self._allowed(model, None, ())
+                async with self.models.using(opened):
+                    self.following.follow(model, opened, stays=True)
+                    self.models.keep(opened.digest, math.inf, "preload")
+                log.info("model_preloaded", model=model)
+                return
+            except CellulerError as error:
+                log.warning("model_not_preloaded", model=model, error=str(error))
+            await trio.sleep(PRELOAD_AGAIN_S)
+
+    # --- who may -----------------------------------------------------------------------------------------------------
+
+    def current(self, model: str) -> OpenedManifest | None:
+        """What a name or a CID means by what is loaded here, without asking anybody; None where that is nothing."""
+        if (opened := self.following.current(model)) is not None:
+            return opened
+        parsed = parse_reference(model)
+        if isinstance(parsed, ModelName):
+            return None
+        loaded = self.models.find(parsed)
+        return None if loaded is None else loaded.opened
+
+    async def _resolved(self, model: str, hints: tuple[PeerId, ...]) -> OpenedManifest:
+        return self.current(model) or await self._repository.resolve(model, hints=hints)
 
     async def _allowed(self, model: str, asker: PeerId | None, hints: tuple[PeerId, ...]) -> OpenedManifest:
         """The model, if whoever asks may use it and it may run here. Raises NotFound, Denied."""
-        opened = await self._repository.resolve(model, hints=hints)
+        opened = await self._resolved(model, hints)
         if asker is not None and opened.record.encrypted and asker not in opened.record.readers:
             raise Denied("this model is encrypted, and its author has not named you among its readers")
-        self._confinement.require(opened.interface.kind, own=opened.signed.signer == self._own)
+        self._may_run(opened)
         return opened
 
-    async def _load(self, opened: OpenedManifest, hints: tuple[PeerId, ...]) -> _Loaded:
-        loaded = self._loaded.get(opened.digest)
-        if loaded is None or (loaded.child is not None and loaded.child.ended.is_set()):  # its keeper is not done yet
-            self._make_room()
-            loaded = self._loaded[opened.digest] = _Loaded(opened, used_at=trio.current_time())
-            self._nursery.start_soon(self._keep, loaded, hints)
-        await loaded.ready.wait()
-        if loaded.failure is not None:
-            raise loaded.failure
-        return loaded
+    def _may_run(self, opened: OpenedManifest) -> None:
+        self._confinement.require(opened.interface.kind, own=opened.signed.signer == self._own)
 
-    def _make_room(self) -> None:
-        """Let the least recently used model go. Raises Busy when all are at work."""
-        if len(self._loaded) < MAX_LOADED:
-            return
-        idle = [one for one in self._loaded.values() if not one.in_flight and one.ready.is_set()]
-        if not idle:
-            raise Busy(f"{MAX_LOADED} models are at work here")
-        oldest = min(idle, key=lambda one: one.used_at)
-        oldest.scope.cancel()
-        del self._loaded[oldest.opened.digest]
 
-    async def _keep(self, loaded: _Loaded, hints: tuple[PeerId, ...]) -> None:
-        """The life of one worker: from the first request to its end, its crash, or its unloading."""
-        try:
-            with loaded.scope, self._repository.hold(loaded.opened):
-                weights = await self._repository.sound(loaded.opened, hints=hints)
-                beside = {}
-                for name in (TOKENIZER, CHAT_TEMPLATE):
-                    if (file := await self._repository.file(loaded.opened, name, hints=hints)) is not None:
-                        beside[name] = file
-                async with self._workers.open(weights, *beside.values()) as (child, paths):
-                    self._on_start(child.isolation)
-                    record, own = loaded.opened.record, loaded.opened.signed.signer == self._own
-                    found = self._confinement.as_found(child.isolation)
-                    found.require(loaded.opened.interface.kind, own=own)
-                    transforms = record.preprocess, record.postprocess
-                    path, *others = map(str, paths)
-                    given = dict(zip(beside, others, strict=True))
-                    await child.call(LoadModel(record.spec, path, record.body, *transforms, given.get(TOKENIZER, "")))
-                    template = given.get(CHAT_TEMPLATE, "")
-                    async with open_writing(
-                        child.call,
-                        loaded.opened.interface,
-                        loaded.opened.digest,
-                        self._memory,
-                        template=template if not template or found.may_run(CHAT_TEMPLATE, own) else None,
-                        on_failure=loaded.scope.cancel,
-                    ) as loaded.writing:
-                        loaded.child = child
-                        loaded.ready.set()
-                        await child.ended.wait()
-                    log.info("worker_ended", model=loaded.opened.record.name, reason=child.reason)
-        except CellulerError as error:
-            loaded.failure = error
-        finally:
-            loaded.child = loaded.writing = None
-            loaded.failure = loaded.failure or WorkerFailed("the model was unloaded")
-            loaded.ready.set()
-            if self._loaded.get(loaded.opened.digest) is loaded:
-                del self._loaded[loaded.opened.digest]
+class _Counted:
+    """An answer of which the tokens are counted."""
+
+    def __init__(self, answering: Answering, loaded: Loaded) -> None:
+        self._answering, self._loaded = answering, loaded
+        self._events, self.begun = aiter(answering), answering.begun
+
+    def __aiter__(self) -> _Counted:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = await anext(self._events)
+        if isinstance(event, Said):
+            self._loaded.tokens.add(len(event.tokens), trio.current_time())
+        return event
+
+    def stop(self, choice: int) -> None:
+        self._answering.stop(choice)

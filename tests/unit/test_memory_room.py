@@ -41,13 +41,14 @@ def test_what_is_at_work_or_kept_never_goes() -> None:
     assert its.take("c", 40, 20.0) == ("b",)
 
 
-def test_a_later_word_on_how_long_something_stays_counts() -> None:
+def test_each_who_keeps_a_model_lets_go_of_it_itself() -> None:
     its = room(a=60)
-    its.keep("a", 50.0)
-    its.keep("a", 40.0)
+    its.keep("a", 50.0, "lease")
+    its.keep("a", math.inf, "preload")
+    its.let_go("a", "preload")
     with pytest.raises(Busy):
         its.take("b", 60, 45.0)
-    its.let_go("a")
+    its.keep("a", 40.0, "lease")
     assert its.take("b", 60, 45.0) == ("a",)
 
 

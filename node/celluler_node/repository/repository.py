@@ -181,13 +181,21 @@ class Repository:
         self._take(opened)
         return self.held_dataset(opened), path
 
-    async def sound(self, opened: OpenedManifest, *, hints: Sequence[PeerId] = ()) -> Path:
+    async def sound(
+        self,
+        opened: OpenedManifest,
+        *,
+        hints: Sequence[PeerId] = (),
+        on_fetched: Callable[[], None] = lambda: None,
+    ) -> Path:
         """The weights for loading, kept from then on: every byte hashed again, and what was damaged fetched again.
 
-        Raises as `pull`, and IntegrityError when the disk damages them once more.
+        on_fetched: they are here, and are about to be hashed. Raises as `pull`, and IntegrityError when the disk
+        damages them once more.
         """
         for _ in range(2):
             path = await self._weights(opened, hints)
+            on_fetched()
             checked = await trio.to_thread.run_sync(lambda: self._store.verify(opened.record.weights, repair=True))
             if not checked.damaged:
                 await self._files(opened, hints)
@@ -237,6 +245,19 @@ class Repository:
             for root in roots_of(opened):
                 stack.enter_context(self._store.hold(root))
             yield
+
+    def fetched(self, opened: Opened) -> tuple[int, int] | None:
+        """(bytes here, bytes wanted) of a content on its way here; None when it is on no way, or nothing is known."""
+        root = root_of(opened)
+        told = next((one.progress for one in self._fetcher.transfers() if one.root == root), None)
+        return None if told is None or not told.wanted_bytes else (told.kept_bytes, told.wanted_bytes)
+
+    def announced_as(self, opened: OpenedManifest) -> Digest | None:
+        """The newest manifest that its author told of under its name; None when nothing was told."""
+        for signed in self.announced():
+            if (signed.signer, signed.record.name) == (opened.signed.signer, opened.record.name):
+                return Digest(signed.record.manifest)
+        return None
 
     async def replicate(self, announcement: Signed[ModelAnnouncement]) -> None:
         """Keep a copy for the swarm: content, manifest and the author's index, none of them opened by us."""
