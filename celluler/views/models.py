@@ -123,13 +123,20 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class ModelPorts:
     """What one version takes and gives. model: `author/name:version`. takes: None when it is asked with seeds alone.
-    gives: what may be asked for, the usual one first; `sample` is made from seeds."""
+    gives: what may be asked for, the usual one first; `sample` is made from seeds. deployment: by which it was named,
+    empty for none."""
 
     model: str
     version: str
     cid: str
     takes: Port | None
     gives: tuple[Port, ...]
+    deployment: str = ""
+
+    @property
+    def reference(self) -> str:
+        """To ask this version by, or the deployment that it was found behind."""
+        return self.deployment or self.cid
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,8 @@ class ModelQuery:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """peer: who computed it. model: what was asked for. cid: the exact version. elapsed_s: as the node waited. output:
-    what of it, by name. text: the outputs are UTF-8 in their last side."""
+    what of it, by name. text: the outputs are UTF-8 in their last side. arm: of the deployment that was asked, empty
+    for none. cached: nobody computed it now, the same was asked before."""
 
     outputs: Tensor
     model: str
@@ -163,6 +171,8 @@ class Prediction:
     labels: tuple[str, ...] = ()
     output: str = ""
     text: bool = False
+    arm: str = ""
+    cached: bool = False
 
     def lists(self) -> Any:
         """Nested lists of numbers, or of strings."""
