@@ -22,13 +22,14 @@ from celluler.views import TrainingRound
 from simulations.attacks.catalogue import ATTACKS, EVERY, LAZY, PROTOCOL, parse_attacker
 from simulations.attacks.protocol.attacker import End
 from simulations.digits import Digits, write_digits
-from simulations.learners import TRAIN_S, start_nodes, submit
+from simulations.learners import start_nodes, submit
 from simulations.swarm import NodeProcess, open_swarm
 
 MEMBERS, PLACE = 5, 2
 """Honest ones and the attacker, which is an early leader."""
 ROUNDS, STEPS, AUDITS = 10, 30, 3.0
-AGREE_S = 20.0
+JOB_S, AGREE_S = 320.0, 20.0
+"""More than the job's own deadline; and what the others then need to end it too."""
 WEIGHTLESS = 0.7
 """Share of its rounds without weight, from which on its update is said not to count."""
 
@@ -64,7 +65,7 @@ def play(attack: str, digits: Digits, *, rounds: int = ROUNDS) -> Play:
         with Client(home=nodes[0].home) as client:
             audits = AUDITS if _is_audited(attack) else 0
             job = submit(client, digits, MEMBERS, rounds=rounds, inner_steps=STEPS, audits_per_round=audits)
-            told = job.wait(TRAIN_S)
+            told = job.wait(JOB_S)
             wall_s = time.monotonic() - began
             certified = tuple(job.rounds())
             weights, accuracy = list[str](), 0.0
