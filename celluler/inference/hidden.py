@@ -1,8 +1,9 @@
 """Hidden states as bytes between two stages: (places, width) float32 in, and back.
 
 `float32` loses nothing: greedy tokens are those of the whole model. `bfloat16` halves that and keeps the range.
-`int8` has blocks of 64 along the width, each with its own scale: smallest, and the last blocks of a width that is no
-multiple of 64 are shorter. All little-endian. What comes from another peer is checked here: its size and that every
+`int8` has blocks of 64 along the width, each with its own scale: smallest, and the last block of a width that is no
+multiple of 64 is shorter; of each place first the scales, float32, then the codes. All little-endian, and place by
+place, so that the bytes of places one behind another may be put together and cut. What comes from another peer is checked here: its size and that every
 value is a number.
 """
 
@@ -44,7 +45,7 @@ def encode_hidden(wire: str, hidden: Hidden) -> bytes:
             return _halved(hidden).tobytes()
         case "int8":
             codes, scales = _codes(hidden)
-            return scales.astype("<f4").tobytes() + codes.tobytes()
+            return np.concatenate((scales.astype("<f4").view(np.uint8), codes.view(np.uint8)), axis=1).tobytes()
     raise LocalError(f"hidden states as {wire[:16]!r}: must be one of {', '.join(WIRES)}")
 
 
@@ -60,9 +61,7 @@ def decode_hidden(wire: str, data: bytes | bytearray | memoryview, places: int, 
             wide = np.frombuffer(data, dtype="<u2").astype(np.uint32) << np.uint32(16)
             hidden = wide.view(np.float32).reshape(places, width)
             return hidden
-    blocks = -(-width // BLOCK)
-    scales = np.frombuffer(data, dtype="<f4", count=places * blocks).reshape(places, blocks)
-    codes = np.frombuffer(data, dtype=np.int8, offset=scales.nbytes).reshape(places, width)
+    scales, codes = _parted(data, places, width)
     hidden = codes.astype(np.float32) * np.repeat(scales, BLOCK, axis=1)[:, :width]
     return hidden
 
@@ -78,10 +77,17 @@ def check_hidden(wire: str, data: bytes | bytearray | memoryview, places: int, w
         case "bfloat16":
             finite = _finite(np.frombuffer(data, dtype="<u2"), 0x7F80)
         case _:
-            count = places * -(-width // BLOCK)
-            finite = _finite(np.frombuffer(data, dtype="<u4", count=count), 0x7F800000)
+            finite = bool(np.isfinite(_parted(data, places, width)[0]).all())
     if not finite:
         raise ProtocolViolation("hidden states with a value that is no number")
+
+
+def _parted(data: bytes | bytearray | memoryview, places: int, width: int) -> tuple[Hidden, npt.NDArray[np.int8]]:
+    """((places, blocks) scales, (places, width) codes)"""
+    raw = np.frombuffer(data, dtype=np.uint8).reshape(places, -1)
+    at = _SCALE_BYTES * -(-width // BLOCK)
+    scales: Hidden = np.ascontiguousarray(raw[:, :at]).view("<f4")
+    return scales, np.ascontiguousarray(raw[:, at:]).view(np.int8)
 
 
 def _finite(words: npt.NDArray[Any], exponent: int) -> bool:
