@@ -27,6 +27,7 @@ from celluler_node.config import NodeConfig
 from celluler_node.content_plane import listen_hosts
 from celluler_node.core import Core, open_core
 from celluler_node.job_client import JobClient
+from celluler_node.limits import serving_rules
 from celluler_node.node import Node, Services
 from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.confinement import Confinement, Walls
@@ -96,6 +97,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
                 confinement=core.confinement,
                 spares=config.worker_spares,
                 on_start=walls.note,
+                rules=serving_rules(config, core.hardware),
             )
             archive = JobArchive(config.jobs_folder)
             desk = TrainingDesk(_site(core, parts, nursery), archive, trains="train" in config.roles)

@@ -18,6 +18,7 @@ from typing import Any
 
 from celluler.errors import InvalidSpec
 from celluler.home import NODE_FILE, places
+from celluler.models.names import parse_reference
 from celluler.quantities import parse_bytes
 
 NICKNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?")
@@ -60,6 +61,11 @@ class NodeConfig:
     worker_threads: int
     worker_disk_bytes: int
     worker_spares: int
+    serve_memory_bytes: int | None
+    serve_idle_s: int
+    serve_batch: int
+    serve_queue: int
+    serve_preload: tuple[str, ...]
     sandbox: bool
     run_foreign: bool
     log_format: str
@@ -180,6 +186,16 @@ def _bootstrap(value: Any) -> str:
     if "/p2p/" not in address:
         raise ValueError(f"{value!r} lacks the peer's id: it ends in /p2p/12D3KooW…, as `celluler status` prints it")
     return address
+
+
+def _model(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no name of a model")
+    try:
+        parse_reference(value)
+    except InvalidSpec as error:
+        raise ValueError(f"{value!r} is no name of a model: {error.problem}") from None
+    return value
 
 
 def _path(value: Any) -> Path:
@@ -408,6 +424,42 @@ SETTINGS: tuple[Setting, ...] = (
         "off",
         "`on` runs graphs, ONNX and GGUF models of other peers also where the sandbox is off or not complete",
         file_only=True,
+    ),
+    Setting(
+        "serve.memory",
+        "serve_memory_bytes",
+        parse_bytes,
+        None,
+        "what all models that are loaded may take together; by default three quarters of this machine's memory",
+    ),
+    Setting(
+        "serve.idle",
+        "serve_idle_s",
+        _between(0, 30 * 86400),
+        300,
+        "seconds after which a model that nobody asks for is unloaded; 0 for never",
+    ),
+    Setting(
+        "serve.batch",
+        "serve_batch",
+        _between(1, 1024),
+        32,
+        "samples of several predictions that are computed together at most; 1 to compute each prediction alone",
+    ),
+    Setting(
+        "serve.queue",
+        "serve_queue",
+        _between(1, 4096),
+        256,
+        "predictions of one model that may wait; whoever asks for another is told that this node is busy",
+    ),
+    Setting(
+        "serve.preload",
+        "serve_preload",
+        _list_of(_model, 32),
+        (),
+        "models that are loaded when the node starts and stay loaded, as `author/name`, which goes on meaning the "
+        "author's current version, or `author/name:1.0.0`",
     ),
     Setting(
         "log.format",

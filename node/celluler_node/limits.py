@@ -1,8 +1,10 @@
-"""What a worker of this node may take, as its configuration says."""
+"""What workers of this node may take, as its configuration says."""
 
 from __future__ import annotations
 
+from celluler.views import Hardware
 from celluler_node.config import NodeConfig
+from celluler_node.loading import ServingRules
 from celluler_node.processes.words import Limits
 
 WORKER_NICENESS = 5
@@ -18,4 +20,16 @@ def worker_limits(config: NodeConfig) -> Limits:
         disk_bytes=disk,
         threads=config.worker_threads,
         niceness=WORKER_NICENESS,
+    )
+
+
+def serving_rules(config: NodeConfig, hardware: Hardware) -> ServingRules:
+    """How models are kept loaded. Where nothing is said of memory, most of what this machine may use."""
+    usable = (hardware.memory_mb << 20) * 3 // 4
+    return ServingRules(
+        memory_bytes=config.serve_memory_bytes or usable,
+        idle_s=config.serve_idle_s,
+        batch=config.serve_batch,
+        queue=config.serve_queue,
+        preload=config.serve_preload,
     )
