@@ -3,8 +3,8 @@
 `float32` loses nothing: greedy tokens are those of the whole model. `bfloat16` halves that and keeps the range.
 `int8` has blocks of 64 along the width, each with its own scale: smallest, and the last block of a width that is no
 multiple of 64 is shorter; of each place first the scales, float32, then the codes. All little-endian, and place by
-place, so that the bytes of places one behind another may be put together and cut. What comes from another peer is checked here: its size and that every
-value is a number.
+place, so that the bytes of places one behind another may be put together and cut. What comes from another peer is
+checked here: its size and that every value is a number.
 """
 
 from __future__ import annotations
