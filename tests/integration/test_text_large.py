@@ -1,0 +1,56 @@
+"""A real language model answers a real question, through a node and a standard client's request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from celluler.home import read_node_file
+from simulations.swarm import open_swarm
+from tests.support.smollm2 import smollm2
+
+pytestmark = pytest.mark.large
+MODEL = "alice/smollm2:1.0.0"
+ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    """The endpoint of a node that has the model, made of a GGUF file."""
+    with open_swarm() as swarm:
+        node = swarm.start("alice")
+        node.call("model", "add", MODEL, str(smollm2()), "--context", "512", timeout_s=300)
+        running = read_node_file(node.home)
+        headers = {"Authorization": f"Bearer {running.token}"}
+        with httpx.Client(base_url=running.api, headers=headers, timeout=120.0) as client:
+            yield client
+
+
+def test_the_capital_of_france_is_paris_and_the_answer_ends_by_itself(http: httpx.Client) -> None:
+    answer = http.post("/v1/chat/completions", json=ASKED | {"max_tokens": 64})
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    assert "Paris" in choice["message"]["content"]
+    assert choice["finish_reason"] == "stop"
+    assert "<|" not in choice["message"]["content"]
+    usage = answer.json()["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["prompt_tokens"] > 20  # the template's own system turn among them
+
+
+def test_what_comes_piece_by_piece_is_the_same_and_likely_tokens_are_texts(http: httpx.Client) -> None:
+    whole = http.post("/v1/chat/completions", json=ASKED | {"max_tokens": 24, "logprobs": True, "top_logprobs": 3})
+    (choice,) = whole.json()["choices"]
+    told = ""
+    with http.stream("POST", "/v1/chat/completions", json=ASKED | {"max_tokens": 24, "stream": True}) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                told += "".join(one["delta"].get("content") or "" for one in json.loads(line[6:])["choices"])
+    assert told == choice["message"]["content"]
+    tokens = choice["logprobs"]["content"]
+    assert "".join(one["token"] for one in tokens) == told
+    assert all(one["top_logprobs"][0]["logprob"] >= one["top_logprobs"][1]["logprob"] for one in tokens)
+    assert any(one["top_logprobs"][1]["token"].strip().isalpha() for one in tokens)
