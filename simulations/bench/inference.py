@@ -61,6 +61,13 @@ def prompt(sequence: int) -> list[int]:
     return drawn
 
 
+def writer(slots: int) -> tuple[torch.nn.Module, GeneratingSlots]:
+    """That model, with weights that are drawn, and slots on it."""
+    architecture = body()
+    module = module_of(architecture, torch.from_numpy(initial_vector(architecture, bytes(32)))).eval()
+    return module, GeneratingSlots(architecture, module, slots=slots)
+
+
 def generate(slots: GeneratingSlots, sequences: range, tokens: int) -> tuple[float, dict[int, list[int]]]:
     """Seconds from the first tokens of some sequences, beside each other, to so many more of each; and the tokens."""
     told: dict[int, list[int]] = {}
@@ -159,9 +166,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    architecture = body()
-    module = module_of(architecture, torch.from_numpy(initial_vector(architecture, bytes(32)))).eval()
-    slots = GeneratingSlots(architecture, module, slots=SLOTS)
+    module, slots = writer(SLOTS)
     figures = batches(slots, options.tokens, options.repeats) + cache(slots, module, options.repeats)
     if options.json:
         print(json.dumps(figures, indent=1))
