@@ -15,6 +15,7 @@ import trio
 
 from celluler.content.digest import Codec, Digest, cid_of
 from celluler.errors import CellulerError, ProtocolViolation, Unavailable
+from celluler.identity import PeerId
 from celluler.wire import Bytes32, Frames, Range
 from celluler_protocols.inference import Refusal, Refused, error_of, refusal_of, refuse
 
@@ -66,9 +67,9 @@ Answered = Kept | Released | Refused
 class Lessor(Protocol):
     """Who grants. Raises a CellulerError, which becomes a Refused."""
 
-    async def keep(self, asker: str, model: Digest, for_s: int, wait_s: float) -> Kept: ...
+    async def keep(self, asker: PeerId, model: Digest, for_s: int, wait_s: float) -> Kept: ...
 
-    def release(self, asker: str, model: Digest) -> None: ...
+    def release(self, asker: PeerId, model: Digest) -> None: ...
 
 
 def frames() -> Frames:
@@ -128,7 +129,7 @@ async def _ask(stream: trio.abc.Stream, asked: Asked) -> Kept | Released:
     return answer
 
 
-async def serve_leases(stream: trio.abc.Stream, asker: str, lessor: Lessor) -> None:
+async def serve_leases(stream: trio.abc.Stream, asker: PeerId, lessor: Lessor) -> None:
     """Answer one word and close the stream. Raises ProtocolViolation for what no honest peer sends."""
     words = frames()
     async with stream:
@@ -162,7 +163,7 @@ async def _read(stream: trio.abc.Stream, words: Frames) -> Asked | None:
     return None
 
 
-async def _answer(lessor: Lessor, asker: str, asked: Asked) -> Answered:
+async def _answer(lessor: Lessor, asker: PeerId, asked: Asked) -> Answered:
     try:
         if isinstance(asked, Release):
             lessor.release(asker, Digest(asked.model))

@@ -29,13 +29,13 @@ class Lessor:
     def __init__(self, answer: Kept | CellulerError = KEPT) -> None:
         self.answer, self.heard = answer, list[tuple[Any, ...]]()
 
-    async def keep(self, asker: str, model: Digest, for_s: int, wait_s: float) -> Kept:
+    async def keep(self, asker: PeerId, model: Digest, for_s: int, wait_s: float) -> Kept:
         self.heard.append((asker, model, for_s, wait_s))
         if isinstance(self.answer, CellulerError):
             raise self.answer
         return self.answer
 
-    def release(self, asker: str, model: Digest) -> None:
+    def release(self, asker: PeerId, model: Digest) -> None:
         self.heard.append((asker, model))
 
 
@@ -65,7 +65,7 @@ async def test_a_refusal_says_why(refusal: CellulerError) -> None:
 
 async def test_a_lessor_that_takes_too_long_is_busy(autojump_clock: trio.testing.MockClock) -> None:
     class Slow(Lessor):
-        async def keep(self, asker: str, model: Digest, for_s: int, wait_s: float) -> Kept:
+        async def keep(self, asker: PeerId, model: Digest, for_s: int, wait_s: float) -> Kept:
             await trio.sleep_forever()
 
     ours, theirs = memory_stream_pair()

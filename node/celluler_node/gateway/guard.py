@@ -23,6 +23,8 @@ from celluler_node.gateway.keys import KeyRing, Scope
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"})
 """For whoever watches the node, and a description that is the same for every node."""
+KEY_ID = "celluler.key"
+"""Where a request's scope says which API key opened it."""
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 _INFERS = "/api/v1/predict"
 
@@ -66,7 +68,7 @@ class Guard:
             return None
         if not path.startswith("/api/") and not self._always and _is_local(scope, headers):
             return self._page_refusal(headers)
-        return self._key_refusal(given, needed_scope(scope["method"], path))
+        return self._key_refusal(scope, given, needed_scope(scope["method"], path))
 
     def _page_refusal(self, headers: Mapping[bytes, bytes]) -> tuple[int, CellulerError, None] | None:
         """Nobody needs a key here, and a browser sends what any page tells it to: the page's own origin tells."""
@@ -75,7 +77,9 @@ class Guard:
             return None
         return 403, Denied("a web page of another origin asks", hint="set api.allowed_hosts"), None
 
-    def _key_refusal(self, given: bytes, scope: Scope) -> tuple[int, CellulerError, float | None] | None:
+    def _key_refusal(
+        self, request: AsgiScope, given: bytes, scope: Scope
+    ) -> tuple[int, CellulerError, float | None] | None:
         key = None if self._keys is None else self._keys.find(given.decode("ascii", "replace"))
         if self._keys is None or key is None:
             hint = "send Authorization: Bearer KEY, a key of `celluler key create` or the token of node.json"
@@ -84,6 +88,7 @@ class Guard:
             return 403, Denied(f"the key {key.name} is not for this", hint=f"celluler key create --scope {scope}"), None
         if wait_s := self._keys.wait_s(key):
             return 429, Busy(f"the key {key.name} has made all its requests of this minute"), wait_s
+        request[KEY_ID] = key.id
         return None
 
 
