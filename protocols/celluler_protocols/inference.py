@@ -32,6 +32,7 @@ from celluler.wire import U8, U32, Bytes32, Frames, Length, Range, Text
 
 PROTOCOL_ID = "/celluler/infer/1"
 MAX_DATA_BYTES = 8 << 20
+MAX_RECEIPT_BYTES = 1024
 IDLE_S = 60.0
 """How long a server waits for a request to come whole, or for the next one."""
 ANSWER_S = 30.0
@@ -74,13 +75,15 @@ class Predict:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """model: digest of the manifest of the model that answered. served_ms: from the request's arrival, by its clock."""
+    """model: digest of the manifest of the model that answered. served_ms: from the request's arrival, by its clock.
+    receipt: what the server signs of the answer (`receipts`), empty where it signs nothing."""
 
     dtype: Dtype
     shape: Shape
     data: Data
     model: Bytes32
     served_ms: U32
+    receipt: Annotated[bytes, Length(0, MAX_RECEIPT_BYTES)] = b""
 
 
 @dataclass(frozen=True, slots=True)
