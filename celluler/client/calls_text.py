@@ -99,7 +99,7 @@ class Reading:
         self._began_s = began_s
         self._first_s: float | None = None
         self._left = b""
-        self._head: Mapping[str, Any] = {}
+        self._head: Mapping[str, Any] = {"model": "", "cid": "", "peer": "", "seed": 0}
         self._usage: Mapping[str, Any] = {}
         self._answers: dict[int, _Growing] = {}
         self.done = False

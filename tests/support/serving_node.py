@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import trio
 
+from celluler.content.digest import cid_of, digest_of
 from celluler.errors import Busy, InvalidSpec
 from celluler.inference.questions import Generated, Question
 from celluler.tensors import Tensor, tensor_of
-from celluler.views import ModelPorts, NewModel, Port, Prediction
+from celluler.views import Model, ModelPorts, NewModel, Port, Prediction
 from tests.support.jobs import BOB
 from tests.support.operations import MemoryNode
 from tests.support.writing import Writer
@@ -48,7 +50,13 @@ class ServingNode(MemoryNode):
     async def publish(self) -> None:
         for name in PORTS:
             for version in ("1.0.0", "1.1.0"):
-                await self.add_model(NewModel(f"{name}:{version}", {}))
+                files = {"chat-template": cid_of(digest_of(b"template"))} if name == "alice/tales" else {}
+                await self.add_model(NewModel(f"{name}:{version}", {}, files=files))
+
+    async def show_model(self, ref: str) -> Model:
+        model = await super().show_model(ref)
+        takes, gives = PORTS.get(f"alice/{model.name}", (None, ()))
+        return replace(model, takes=takes, gives=gives)
 
     async def model_ports(self, ref: str) -> ModelPorts:
         model = await self.show_model(ref)

@@ -29,13 +29,14 @@ LONGEST = 64
 
 
 class Writer:
-    """questions: that were asked. pause_after: tokens of an answer after which `gate` is waited for. failure: raised
-    in place of that many tokens. reason: in place of why an answer really ended. left: answers whose asker went."""
+    """questions: that were asked. pause_after: tokens of an answer after which `gate` is waited for; `paused` is set
+    then. failure: raised in place of that many tokens. reason: in place of why an answer really ended. left: answers
+    whose asker went."""
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
         self.pause_after: int | None = None
-        self.gate = trio.Event()
+        self.gate, self.paused = trio.Event(), trio.Event()
         self.failure: tuple[int, CellulerError] | None = None
         self.reason: str | None = None
         self.drawn = self.left = 0
@@ -111,6 +112,7 @@ class Recited:
                     yield Over(choice, writer.reason or reason, place)
                     continue
                 if writer.pause_after == place:
+                    writer.paused.set()
                     await writer.gate.wait()
                 if writer.failure is not None and writer.failure[0] == place:
                     raise writer.failure[1]

@@ -1,4 +1,4 @@
-"""`celluler run MODEL INPUT`."""
+"""`celluler run MODEL INPUT`: predicts from a batch, or has a prompt answered."""
 
 from __future__ import annotations
 
@@ -12,16 +12,32 @@ import typer
 from celluler.errors import InvalidSpec, LocalError
 from celluler.views import Prediction, to_json
 from celluler_node.cli.output import Output, ending, say
+from celluler_node.cli.run_text import write
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
+from celluler_node.cli.text_options import (
+    NO_STOPS,
+    USUAL_S,
+    MaxTokens,
+    Seed,
+    Stop,
+    Temperature,
+    Timeout,
+    TopK,
+    TopP,
+    sampling,
+)
 
 MAX_INPUT_BYTES = 256 << 20
 
 
-def predict(
+def run_model(
     model: Annotated[str, typer.Argument(help="author/name:1.0.0, author/name or a CID.")],
     input: Annotated[
         str,
-        typer.Argument(help="Batch as nested lists or texts in JSON, or a .json or .npy file; - for JSON on stdin."),
+        typer.Argument(
+            help="A prompt, for a model that writes. Else a batch: nested lists or texts in JSON, or a .json or .npy "
+            "file. - for either on stdin."
+        ),
     ],
     dtype: Annotated[str, typer.Option(help="float32, int64 or uint8; by default what the input looks like.")] = "",
     output: Annotated[
@@ -32,18 +48,59 @@ def predict(
             "usual one first."
         ),
     ] = "",
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Stop = NO_STOPS,
+    system: Annotated[str, typer.Option(help="What the model is told before the prompt.")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Go on with the text itself, without its chat template.")] = False,
+    as_it_comes: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Show text as it comes; with --json not by default.")
+    ] = None,
+    timeout: Timeout = USUAL_S,
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
-    """Run a model on a batch of inputs, here or at a peer that serves it."""
-    inputs = _read(input)
+    """Run a model on a prompt or on a batch of inputs, here or at a peer that serves it."""
+    text = sys.stdin.read(MAX_INPUT_BYTES) if input == "-" else input
+    prompted = not dtype and not output and is_prompt(text)
+    inputs = None if prompted else _read(text)
+    said = sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout)
 
     async def main() -> None:
         async with open_session(join) as client:
+            if prompted:
+                await write(
+                    client,
+                    model,
+                    text,
+                    said,
+                    Output(as_json=json),
+                    system=system,
+                    raw=raw,
+                    as_it_comes=as_it_comes,
+                )
+                return
             prediction = await client.predict(model, inputs, dtype=dtype or None, output=output)
             _show(Output(as_json=json), prediction)
 
     run(main)
+
+
+def is_prompt(text: str) -> bool:
+    """Neither a batch in JSON nor a file."""
+    if text.lstrip()[:1] in ("[", "{", '"'):
+        try:
+            json_module.loads(text)
+        except (ValueError, RecursionError):
+            return not text.lstrip().startswith(("[[", '["', "{"))  # these were meant to be one
+        return False
+    try:
+        return not Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero in it
+        return True
 
 
 def _show(output: Output, prediction: Prediction) -> None:
@@ -70,8 +127,8 @@ def _short(value: Any) -> Any:
 
 def _read(text: str) -> Any:
     """Nested lists, or an array of a .npy file (never a pickled one)."""
-    if text.lstrip()[:1] in ("[", "{", '"') or text == "-":
-        return _parse(sys.stdin.read(MAX_INPUT_BYTES) if text == "-" else text)
+    if text.lstrip()[:1] in ("[", "{", '"'):
+        return _parse(text)
     path = Path(text)
     try:
         if path.stat().st_size > MAX_INPUT_BYTES:
@@ -96,5 +153,5 @@ def _parse(text: str) -> Any:
 
 
 _app = typer.Typer(add_completion=False, rich_markup_mode=None)
-_app.command(name="run")(predict)
+_app.command(name="run")(run_model)
 APPS = {"run": _app}
