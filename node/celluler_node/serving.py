@@ -19,10 +19,11 @@ import structlog
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import CellulerError, Denied, InvalidSpec, NotFound, WorkerFailed
+from celluler.errors import CellulerError, Denied, InvalidSpec, NotFound, ProtocolViolation, WorkerFailed
 from celluler.identity import PeerId
 from celluler.inference.caching import longest_of
 from celluler.inference.questions import Answering, Event, Question, Said
+from celluler.inference.scores import Scores, open_scores
 from celluler.models.manifest import OpenedManifest
 from celluler.models.names import ModelName, parse_reference
 from celluler_node.bounded import bounded
@@ -30,6 +31,7 @@ from celluler_node.following import Following
 from celluler_node.loading import Loaded, LoadedModels, ServingRules
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Isolation, Limits, Program
+from celluler_node.processes.worker_score_words import score_call
 from celluler_node.processes.worker_words import Predict as PredictCall
 from celluler_node.repository import Repository
 from celluler_node.scratch import ScratchRoot
@@ -37,6 +39,7 @@ from celluler_node.serving_figures import Figures
 from celluler_node.spares import Spares
 from celluler_protocols.generation import Load
 from celluler_protocols.inference import MAX_DATA_BYTES, Predict, Predicted
+from celluler_protocols.scoring import Wanted
 
 CALL_S = 60
 """To load a model, and to predict once. A worker that takes longer is ended, and the next request gets a fresh one."""
@@ -49,7 +52,7 @@ LOAD_S = 600.0
 PRELOAD_AGAIN_S = 30.0
 
 _VALUES = re.compile(
-    r"worker: InvalidSpec: ((?:input|prompt|messages|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)", re.DOTALL
+    r"worker: InvalidSpec: ((?:input|prompt|tokens|messages|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)", re.DOTALL
 )
 
 log = structlog.get_logger()
@@ -172,6 +175,31 @@ class ModelServer:
                     yield _Counted(answering, loaded)
             except WorkerFailed as error:
                 raise blamed(error) from None
+
+    async def score(
+        self, wanted: Wanted, *, asker: PeerId | None = None, hints: tuple[PeerId, ...] = ()
+    ) -> tuple[Digest, Scores]:
+        """(the model that scored, what it says of claimed tokens). asker: as of `predict`.
+
+        Raises as `predict`, InvalidSpec also for a model that does not write, or that no token ends answers of.
+        """
+        opened = await self._allowed(wanted.model, asker, hints)
+        longest_of(opened.interface.body)
+        claim = replace(wanted.claim, ends=tuple(sorted(opened.interface.ends)) if wanted.ended else ())
+        if wanted.ended and not claim.ends:
+            raise InvalidSpec("ended", "and no token ends answers of this model")
+        async with self.models.using(opened, hints) as loaded:
+            if loaded.child is None:
+                raise loaded.failure or WorkerFailed("the model was unloaded")
+            request, blobs = score_call(claim, wanted.slack)
+            try:
+                reply = await loaded.child.call(request, *blobs)
+            except WorkerFailed as error:
+                raise blamed(error) from None
+        try:
+            return opened.digest, open_scores(bytes(reply.blobs[0]), claim.rows)
+        except ProtocolViolation as error:
+            raise WorkerFailed(f"the worker's scores are none: {error}") from None
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
