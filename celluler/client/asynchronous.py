@@ -12,7 +12,7 @@ from typing import Any, Literal, Unpack, overload
 import httpx
 
 from celluler import views
-from celluler.client import calls, calls_models, calls_text
+from celluler.client import calls, calls_models, calls_serving, calls_text
 from celluler.client.asynchronous_models import AsyncDatasets, AsyncModels
 from celluler.client.asynchronous_text import AsyncPieces
 from celluler.client.calls_text import Prompt, Reading, SamplingFields
@@ -45,6 +45,10 @@ class AsyncClient:
 
     async def status(self) -> views.Status:
         return await self._link.send(calls.status())
+
+    async def serving(self) -> views.Serving:
+        """Models at work in the node."""
+        return await self._link.send(calls_serving.serving())
 
     async def doctor(self) -> tuple[views.Check, ...]:
         return await self._link.send(calls.doctor())

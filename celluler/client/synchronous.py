@@ -12,7 +12,7 @@ from typing import Any, Literal, Unpack, overload
 import httpx
 
 from celluler import views
-from celluler.client import calls, calls_models, calls_text
+from celluler.client import calls, calls_models, calls_serving, calls_text
 from celluler.client.calls_text import Prompt, Reading, SamplingFields
 from celluler.client.synchronous_models import Datasets, Models
 from celluler.client.synchronous_text import Pieces
@@ -45,6 +45,10 @@ class Client:
 
     def status(self) -> views.Status:
         return self._link.send(calls.status())
+
+    def serving(self) -> views.Serving:
+        """Models at work in the node."""
+        return self._link.send(calls_serving.serving())
 
     def doctor(self) -> tuple[views.Check, ...]:
         return self._link.send(calls.doctor())

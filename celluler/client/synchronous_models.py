@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 from celluler import views
-from celluler.client import calls, calls_models
+from celluler.client import calls, calls_models, calls_serving
 from celluler.client.calls_models import DatasetFields, ModelFields
 from celluler.client.transport import Link
 
@@ -67,6 +67,14 @@ class Models:
     def rm(self, ref: str) -> views.Collected:
         """Forget a version here; others keep theirs."""
         return self._link.send(calls_models.remove_model(ref))
+
+    def load(self, ref: str) -> views.LoadedModel:
+        """Have it ready in a worker of the node, before anybody asks for it."""
+        return self._link.send(calls_serving.load_model(ref))
+
+    def unload(self, ref: str) -> views.Serving:
+        """Have it end what it was asked, and free its memory."""
+        return self._link.send(calls_serving.unload_model(ref))
 
     def versions(self, ref: str) -> views.Versions:
         """All versions under the name, newest first."""

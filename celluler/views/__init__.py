@@ -35,6 +35,7 @@ from celluler.views.jobs import (
     rounds_of,
 )
 from celluler.views.models import Model, ModelPorts, ModelQuery, NewModel, Port, Prediction
+from celluler.views.serving import LoadedModel, Serving, Tally
 from celluler.views.swarm import (
     Check,
     Hardware,
@@ -90,6 +91,7 @@ __all__ = [
     "JobSpec",
     "Lineage",
     "LineageNode",
+    "LoadedModel",
     "LogLine",
     "Model",
     "ModelDiff",
@@ -110,11 +112,13 @@ __all__ = [
     "Readiness",
     "Replica",
     "RoundAudits",
+    "Serving",
     "Status",
     "StoppedJob",
     "StoreCheck",
     "StoreUsage",
     "Suspected",
+    "Tally",
     "Tensor",
     "TensorChange",
     "Token",

@@ -39,7 +39,9 @@ class Status:
 
     members: live members of the swarm as this node sees it, itself included. isolation: `full`, what is missing
     (`reduced: no Landlock`), or `off`. models: manifests known here. jobs: how many in each state. violations: peers
-    that broke a protocol. region: where the node says it is, or empty.
+    that broke a protocol. region: where the node says it is, or empty. engine: what models are run by, on what and in
+    what; empty where none are. loaded: models at work, or on their way; loaded_bytes, loaded_limit_bytes: what they are
+    counted as, and what they may take.
     """
 
     peer_id: str
@@ -57,6 +59,10 @@ class Status:
     violations: int
     traffic: tuple[PeerTraffic, ...] = ()
     region: str = ""
+    engine: str = ""
+    loaded: int = 0
+    loaded_bytes: int = 0
+    loaded_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,8 @@ class ServingRules:
 class Loaded:
     """A model in its worker, or on its way there. failure: why it did not get there, or is there no more.
 
-    writing: None of a model that does not tell the next token. loading_s: from the first request to ready.
+    writing: None of a model that does not tell the next token. loading_s: from the first request to ready. device,
+    dtype: on what and in what it computes, once it is built.
     """
 
     opened: OpenedManifest
@@ -86,6 +87,8 @@ class Loaded:
     writing: Writing | None = None
     failure: CellulerError | None = None
     loading_s: float | None = None
+    device: str = ""
+    dtype: str = ""
     requests: Rate = field(default_factory=Rate)
     batches: Rate = field(default_factory=Rate)
     samples: Rate = field(default_factory=Rate)
@@ -266,7 +269,9 @@ class LoadedModels:
             path, *others = map(str, paths)
             given = dict(zip(beside, others, strict=True))
             transforms = record.preprocess, record.postprocess
-            await child.call(LoadModel(record.spec, path, record.body, *transforms, given.get(TOKENIZER, "")))
+            load = LoadModel(record.spec, path, record.body, *transforms, given.get(TOKENIZER, ""))
+            built = (await child.call(load)).record
+            loaded.device, loaded.dtype = built.device, built.dtype
             _reach(loaded, State.WARMING)
             warm = (await child.call(WarmUp(trial=needs_trial(interface)))).record
             template = given.get(CHAT_TEMPLATE, "")

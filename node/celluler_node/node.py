@@ -15,6 +15,7 @@ from celluler_node.answers.generation import GenerationAnswers
 from celluler_node.answers.jobs import JobAnswers
 from celluler_node.answers.models import ModelAnswers
 from celluler_node.answers.services import Services
+from celluler_node.answers.serving import ServingAnswers
 from celluler_node.answers.swarm import SwarmAnswers
 from celluler_node.answers.transcripts import TranscriptAnswers
 from celluler_node.answers.versions import VersionAnswers
@@ -27,6 +28,7 @@ class Node(
     ContentAnswers,
     ModelAnswers,
     GenerationAnswers,
+    ServingAnswers,
     VersionAnswers,
     DatasetAnswers,
     JobAnswers,

@@ -52,9 +52,10 @@ from celluler.views import (
     Versions,
     ViolationReport,
 )
+from celluler_node.operations_serving import ServingOperations
 
 
-class Operations(Protocol):
+class Operations(ServingOperations, Protocol):
     """A node, or a light peer, seen by its own user."""
 
     async def status(self) -> Status: ...

@@ -49,16 +49,18 @@ from celluler.views import (
 from celluler_node.job_views import round_view
 from tests.support.jobs import ALICE, BOB, NOW_S
 from tests.support.operations_models import MemoryModels
+from tests.support.operations_serving import MemoryServing
 
 HARDWARE = Hardware("cpu", 2, 4096)
 
 
-class MemoryNode(MemoryModels):
+class MemoryNode(MemoryModels, MemoryServing):
     """Implements `Operations`. `moved`: set whenever a job got an event. `spooled`: where the last upload lay.
     `written`: transcripts, by job and peer."""
 
     def __init__(self) -> None:
         super().__init__()
+        MemoryServing.__init__(self)
         self.ready = Readiness(False, "joining")
         self.ended = trio.Event()
         self.blobs: dict[str, tuple[str, bytes]] = {}

@@ -57,6 +57,8 @@ EXAMPLES: dict[tuple[str, str], list[Example]] = {
     ("POST", "/api/v1/models/drop-alias"): [{"json": {"model": "alice/digits"}}],
     ("POST", "/api/v1/models/rollback"): [{"json": {"model": "alice/digits"}}],
     ("POST", "/api/v1/models/retract"): [{"json": {"model": "alice/texts:1.0.0", "reason": "wrong"}}],
+    ("POST", "/api/v1/serving/load"): [{"json": {"model": "alice/digits"}}],
+    ("POST", "/api/v1/serving/unload"): [{"json": {"model": "alice/digits"}}],
     ("POST", "/api/v1/predict"): [
         {"json": {"model": "alice/digits", "inputs": [[[0, 1], [2, 3]]], "output": "labels"}}
     ],

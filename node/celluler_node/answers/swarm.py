@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any
 
 import trio
 
@@ -49,7 +50,21 @@ class SwarmAnswers(Answers):
                 PeerTraffic(peer, moved.sent_bytes, moved.received_bytes) for peer, moved in self._moved().items()
             ),
             region=self._core.config.region,
+            **self._engine(),
         )
+
+    def _engine(self) -> dict[str, Any]:
+        """What models are run by here; nothing where none are."""
+        server = self._of.server
+        if server is None or "serve" not in self._core.config.roles:
+            return {}
+        threads = self._core.limits.threads
+        return {
+            "engine": f"torch on cpu, {threads} thread{'' if threads == 1 else 's'} a model, weights as stored",
+            "loaded": sum(1 for _ in server.models),
+            "loaded_bytes": server.models.used_bytes,
+            "loaded_limit_bytes": server.models.limit_bytes,
+        }
 
     async def readiness(self) -> Readiness:
         if self._core.config.join and not self._of.members():

@@ -123,6 +123,9 @@ def status(join: Join = NOBODY, json: Json = False) -> None:
             "hardware": f"{told.hardware.device}, {told.hardware.cores} cores, {told.hardware.memory_mb} MB",
             "isolation": told.isolation,
             "models": told.models,
+            "engine": told.engine,
+            "loaded": told.engine
+            and f"{told.loaded}, {format_bytes(told.loaded_bytes)} of {format_bytes(told.loaded_limit_bytes)}",
             "jobs": [f"{count} {state}" for state, count in told.jobs.items() if count],
             "store": f"{format_bytes(told.store.used_bytes)} of {format_bytes(told.store.quota_bytes)}",
             "traffic": f"{format_bytes(sent)} sent, {format_bytes(received)} received",

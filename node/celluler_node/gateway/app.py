@@ -27,6 +27,7 @@ from celluler_node.gateway.routes_models import model_routes
 from celluler_node.gateway.routes_node import health_routes, node_routes
 from celluler_node.gateway.routes_openai import openai_routes
 from celluler_node.gateway.routes_openai_text import openai_text_routes
+from celluler_node.gateway.routes_serving import serving_routes
 from celluler_node.gateway.routes_transcripts import transcript_routes
 from celluler_node.gateway.routes_versions import version_routes
 from celluler_node.operations import Operations
@@ -63,6 +64,7 @@ def gateway_app(
         *content_routes(operations, spool=spool, max_upload_bytes=max_upload_bytes),
         *version_routes(operations),  # before the models, whose last route takes any text
         *model_routes(operations, asking),
+        *serving_routes(operations),
         *dataset_routes(operations),
         *job_routes(operations),
         *transcript_routes(operations),

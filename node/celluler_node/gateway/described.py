@@ -128,6 +128,11 @@ MODELS: dict[tuple[str, str], Says] = {
     ("GET", "/api/v1/datasets/{ref}"): Says("One version", views.Dataset),
     ("POST", "/api/v1/datasets/pull"): Says("Fetch and verify", views.Dataset, given(dataset=TEXT)),
 }
+SERVING: dict[tuple[str, str], Says] = {
+    ("GET", "/api/v1/serving"): Says("Models at work here", views.Serving),
+    ("POST", "/api/v1/serving/load"): Says("Have a model ready", views.LoadedModel, _MODEL),
+    ("POST", "/api/v1/serving/unload"): Says("Free what a model takes", views.Serving, _MODEL),
+}
 JOBS: dict[tuple[str, str], Says] = {
     ("GET", "/api/v1/jobs"): Says("Jobs, newest first", Many("jobs", views.Job)),
     ("POST", "/api/v1/jobs"): Says(
@@ -155,4 +160,4 @@ JOBS: dict[tuple[str, str], Says] = {
         given(job=TEXT, peers=list_of(TEXT)),
     ),
 }
-OWN: dict[tuple[str, str], Says] = NODE | CONTENT | MODELS | JOBS
+OWN: dict[tuple[str, str], Says] = NODE | CONTENT | MODELS | SERVING | JOBS

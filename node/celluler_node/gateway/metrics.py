@@ -13,10 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from celluler.identity import short
-from celluler.views import Status
+from celluler.views import Serving, Status
 from celluler_node.gateway.asking import Asking
 from celluler_node.gateway.asking_text import AskingText
 from celluler_node.gateway.counted import Counted, Histogram
+from celluler_node.gateway.metrics_serving import serving_families
 from celluler_node.operations import Operations
 
 if TYPE_CHECKING:
@@ -31,19 +32,22 @@ def metrics_route(
     """registry: the node's own counters, served after the status."""
 
     async def metrics(_request: Request) -> Response:
-        text = _render(await operations.status(), asking, texts, registry)
+        text = _render(await operations.status(), await operations.serving(), asking, texts, registry)
         return Response(text, media_type=CONTENT_TYPE)
 
     return Route("/metrics", metrics)
 
 
-def _render(status: Status, asking: Asking, texts: AskingText, registry: CollectorRegistry | None) -> bytes:
+def _render(
+    status: Status, serving: Serving, asking: Asking, texts: AskingText, registry: CollectorRegistry | None
+) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
     from prometheus_client.registry import Collector  # noqa: PLC0415
 
     class Snapshot(Collector):
         def collect(self) -> Iterator[Metric]:
             yield from _families(status)
+            yield from serving_families(serving)
             yield from _work(asking)
             yield from _writing(asking.counted, texts)
 

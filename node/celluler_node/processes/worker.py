@@ -138,7 +138,7 @@ class Worker:
         served = Served(model, interface, Path(request.tokenizer) if request.tokenizer else None)
         self._model, self._served = model, served
         self._generator.close()
-        return Loaded(body.parameter_count, body.parameter_bytes)
+        return Loaded(body.parameter_count, body.parameter_bytes, "cpu", body.dtype)
 
     def warm_up(self, request: WarmUp, _: Blobs) -> Warm:
         model, _served = self._need_model()

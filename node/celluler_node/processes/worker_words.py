@@ -47,10 +47,12 @@ class LoadModel:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """parameters: trained ones. parameter_bytes: of all tensors."""
+    """parameters: trained ones. parameter_bytes: of all tensors. device, dtype: on what and in what it computes."""
 
     parameters: U64
     parameter_bytes: U64
+    device: Word = "cpu"
+    dtype: Word = "float32"
 
 
 @dataclass(frozen=True, slots=True)
