@@ -10,8 +10,21 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 MAX_KNOWN_PEERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class WrongAnswer:
+    """A peer that answered wrongly, as this node has found out. model: CID. evidence: CID, or empty. at_s: Unix
+    time."""
+
+    peer: str
+    model: str
+    why: str
+    evidence: str
+    at_s: int
 
 
 @dataclass(slots=True)
@@ -19,6 +32,7 @@ class NodeState:
     """incarnation: the last one used. peers: full addresses to rejoin by. models, datasets: digests of the manifests
     kept, hex. catalogue: of those kept only while the swarm announces them. replicas: roots kept for the swarm alone.
     heads: own names and the digests of their newest index, hex. announcements, heads_seen: signed envelopes, hex.
+    wrong_answers: the latest of each peer, of the latest peers.
     """
 
     incarnation: int = 0
@@ -30,6 +44,7 @@ class NodeState:
     heads: dict[str, str] = field(default_factory=dict)
     announcements: list[str] = field(default_factory=list)
     heads_seen: list[str] = field(default_factory=list)
+    wrong_answers: list[WrongAnswer] = field(default_factory=list)
 
 
 def load_state(path: Path) -> NodeState:
@@ -46,10 +61,16 @@ def load_state(path: Path) -> NodeState:
             heads={str(name): str(digest) for name, digest in raw.get("heads", {}).items()},
             announcements=[str(envelope) for envelope in raw.get("announcements", [])],
             heads_seen=[str(envelope) for envelope in raw.get("heads_seen", [])],
+            wrong_answers=[_wrong_answer(one) for one in raw.get("wrong_answers", [])],
         )
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return NodeState()
     return state
+
+
+def _wrong_answer(raw: dict[str, Any]) -> WrongAnswer:
+    peer, model, why, evidence = (str(raw[name]) for name in ("peer", "model", "why", "evidence"))
+    return WrongAnswer(peer, model, why, evidence, int(raw["at_s"]))
 
 
 def save_state(path: Path, state: NodeState) -> None:
