@@ -100,7 +100,7 @@ class Room(Generic[Key]):
 
     def begin(self, key: Key, now: float) -> None:
         """It is asked."""
-        held = self._held[key]
+        held = self._held[key] = self._held.pop(key)  # of those last used at one moment the first is the oldest
         held.at_work, held.used_s = held.at_work + 1, now
 
     def end(self, key: Key, now: float) -> None:
