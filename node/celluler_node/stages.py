@@ -9,32 +9,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 import trio
 
 from celluler.content.digest import Codec, Digest, cid_of
-from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, LocalError, WorkerFailed
+from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.identity import PeerId
-from celluler.inference.hidden import WIRES, check_hidden
-from celluler.inference.questions import Message, Prompt
-from celluler.inference.sampling import Sampling
+from celluler.inference.hidden import WIRES
 from celluler.inference.stages import Stage, stage_of
 from celluler.models.beside import CHAT_TEMPLATE, TOKENIZER
 from celluler.models.manifest import OpenedManifest
 from celluler.models.memory import RUNTIME_BYTES
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Isolation, Limits, Program
-from celluler_node.processes.worker_stages_words import LoadStage, Row, StageLoaded
+from celluler_node.processes.worker_stages_words import LoadStage
 from celluler_node.repository import Repository
 from celluler_node.scratch import ScratchRoot
-from celluler_node.serving import blamed
 from celluler_node.spares import Spares
+from celluler_node.stages_held import Held, HeldStage
 from celluler_node.stages_running import RunningStage
-from celluler_protocols.generation.messages import TOKEN_BYTES
-from celluler_protocols.stages import Answer
-from celluler_protocols.stages_messages import DRAW, Forward, OpenStage, StageReady
+from celluler_protocols.stages_messages import OpenStage
 
 MAX_STAGES_HELD = 4
 MOST_SLOTS = 8
@@ -46,25 +42,6 @@ CHECK_S = 15.0
 log = structlog.get_logger()
 Key = tuple[Digest, int, int, int]
 """Model, blocks, places of a slot."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """A stage in its worker, or on its way there. needed_bytes: of memory. users: askers that have slots."""
-
-    opened: OpenedManifest
-    stage: Stage
-    slots: int
-    length: int
-    needed_bytes: int
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    ready: trio.Event = field(default_factory=trio.Event)
-    running: RunningStage | None = None
-    loaded: StageLoaded | None = None
-    templated: bool = True
-    failure: CellulerError | None = None
-    users: int = 0
-    used_at: float = 0.0
 
 
 class StageServer:
@@ -88,7 +65,7 @@ class StageServer:
         self._confinement, self._on_start, self._memory = confinement, on_start, memory_bytes
         self._worker_memory = limits.memory_bytes
         self._workers = Spares(program, replace(limits, call_s=CALL_S), scratch, nursery, 0)
-        self._held: dict[Key, _Held] = {}
+        self._held: dict[Key, Held] = {}
         self._tested: set[bytes] = set()
 
     @property
@@ -134,7 +111,7 @@ class StageServer:
                 if not one.users and one.ready.is_set() and trio.current_time() - one.used_at > IDLE_S:
                     one.scope.cancel()
 
-    async def _hold(self, request: OpenStage, asker: PeerId | None, hints: tuple[PeerId, ...]) -> _Held:
+    async def _hold(self, request: OpenStage, asker: PeerId | None, hints: tuple[PeerId, ...]) -> Held:
         opened = await self._allowed(request.model, asker, hints)
         key = Digest(request.model), request.first, request.until, request.length
         if (known := self._held.get(key)) is not None and known.failure is None:
@@ -144,7 +121,7 @@ class StageServer:
         if request.length > longest:
             raise InvalidSpec("stages", f"of {request.length} places, this model looks at {longest}")
         slots, needed = self._room(stage, request)
-        held = self._held[key] = _Held(opened, stage, slots, request.length, needed, used_at=trio.current_time())
+        held = self._held[key] = Held(opened, stage, slots, request.length, needed, used_at=trio.current_time())
         self._nursery.start_soon(self._keep, key, held, hints)
         return held
 
@@ -168,7 +145,7 @@ class StageServer:
             needed = RUNTIME_BYTES + weights + stage.cached.byte_count(slots, request.length)
             if self._worker_memory is not None and needed > self._worker_memory:
                 continue
-            gone: list[_Held] = []
+            gone: list[Held] = []
             while (needed > free or len(self._held) - len(gone) >= MAX_STAGES_HELD) and len(gone) < len(idle):
                 gone.append(idle[len(gone)])
                 free += gone[-1].needed_bytes
@@ -179,11 +156,11 @@ class StageServer:
             free -= sum(one.needed_bytes for one in gone)
         raise Busy("there is not the memory for this stage here")
 
-    def _let_go(self, held: _Held) -> None:
+    def _let_go(self, held: Held) -> None:
         held.scope.cancel()
         self._held = {key: one for key, one in self._held.items() if one is not held}
 
-    async def _keep(self, key: Key, held: _Held, hints: tuple[PeerId, ...]) -> None:
+    async def _keep(self, key: Key, held: Held, hints: tuple[PeerId, ...]) -> None:
         """The life of one worker."""
         try:
             with held.scope, self._repository.hold(held.opened):
@@ -236,50 +213,3 @@ class StageServer:
             held.ready.set()
             if self._held.get(key) is held:
                 del self._held[key]
-
-
-class HeldStage:
-    """`celluler_protocols.stages_serving.Stage`: slots of one asker, numbered from 0."""
-
-    def __init__(self, held: _Held, running: RunningStage, slots: list[int], wire: str) -> None:
-        self._held, self._running, self._slots, self._wire = held, running, slots, wire
-
-    @property
-    def ready(self) -> StageReady:
-        loaded = self._held.loaded
-        assert loaded is not None
-        return StageReady(len(self._slots), loaded.weight_bytes, loaded.cache_bytes, loaded.texts)
-
-    async def read(self, prompt: Prompt) -> tuple[int, ...]:
-        """Raises InvalidSpec, Denied for a conversation whose template may not run here."""
-        talk = not isinstance(prompt, str) and any(isinstance(one, Message) for one in prompt)
-        if talk and not self._held.templated:
-            raise Denied("the model's chat template is a program of another peer, and needs the full sandbox")
-        try:
-            return await self._running.read(prompt)
-        except WorkerFailed as error:
-            raise blamed(error) from None
-
-    async def begin(self, sequence: int, sampling: Sampling | None, context: tuple[int, ...]) -> None:
-        await self._running.open(self._slot(sequence), self._wire, sampling, context)
-
-    async def forward(self, message: Forward) -> Answer:
-        """Raises ProtocolViolation for inputs that are not what they say, LocalError for a want that is not this
-        stage's."""
-        stage = self._held.stage
-        if (message.want == DRAW) > stage.is_last:
-            raise LocalError("a token is drawn by the last stage alone")
-        if stage.given:
-            check_hidden(self._wire, message.data, message.count, stage.given)
-        elif len(message.data) != TOKEN_BYTES * message.count:
-            raise LocalError(f"{len(message.data)} bytes are not {message.count} tokens")
-        row = Row(self._slot(message.sequence), message.start, message.count, message.want, message.place)
-        return await self._running.step(row, message.data)
-
-    async def end(self, sequence: int) -> None:
-        await self._running.close(self._slot(sequence))
-
-    def _slot(self, sequence: int) -> int:
-        if not 0 <= sequence < len(self._slots):
-            raise LocalError(f"there is no sequence {sequence}, there are {len(self._slots)}")
-        return self._slots[sequence]
