@@ -20,6 +20,7 @@ from celluler_node.cli.session import NOBODY, Join, Json, log_to, open_session, 
 from celluler_node.scratch import temporary_folder
 
 if TYPE_CHECKING:
+    from celluler_node.verify_answer import AnswerReport
     from celluler_node.verify_evidence import EvidenceReport
     from celluler_node.verify_model import ModelReport
 
@@ -85,7 +86,7 @@ def verify(
         quiet=json or not sys.stderr.isatty(),
     )
 
-    async def main() -> TrainingReport | ModelReport | EvidenceReport:
+    async def main() -> TrainingReport | ModelReport | EvidenceReport | AnswerReport:
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(temporary_folder("verify"))
             return await Verifier(asked, stack, folder, lambda: open_session(join)).verify()
@@ -93,13 +94,14 @@ def verify(
     _answer(run(main), json)
 
 
-def _answer(report: TrainingReport | ModelReport | EvidenceReport, as_json: bool) -> None:
+def _answer(report: TrainingReport | ModelReport | EvidenceReport | AnswerReport, as_json: bool) -> None:
     """Print it, and leave with the exit code that it means."""
-    from celluler_node.verify_evidence import EvidenceReport, Judged  # noqa: PLC0415  loaded by now
+    from celluler_node.verify_answer import AnswerReport  # noqa: PLC0415  loaded by now
+    from celluler_node.verify_evidence import EvidenceReport, Judged  # noqa: PLC0415
     from celluler_node.verify_model import ModelReport  # noqa: PLC0415
 
     output = Output(as_json=as_json)
-    if isinstance(report, EvidenceReport):
+    if isinstance(report, EvidenceReport | AnswerReport):
         output.document(report) if as_json else _show_case(report)
         wrong, undecided = report.verdict is Judged.REFUTED, report.verdict is Judged.OPEN
     else:
@@ -139,7 +141,7 @@ def _show(report: TrainingReport) -> None:
     say(f"had one in ten of the {report.replayable} been forged, this would have shown with probability {caught:.3f}")
 
 
-def _show_case(report: EvidenceReport) -> None:
+def _show_case(report: EvidenceReport | AnswerReport) -> None:
     _table(report.findings)
     name = f"{report.nickname} ({report.accused})" if report.nickname else report.accused
     say(f"{name} {report.what}")

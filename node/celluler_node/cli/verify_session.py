@@ -24,13 +24,16 @@ from celluler.views import Check, Model
 from celluler_node.config import load_config
 from celluler_node.limits import worker_limits
 from celluler_node.processes.worker_words import WORKER
+from celluler_node.verify_answer import AnswerReport, verify_answer
 from celluler_node.verify_command import Sample, nothing_verified, verify_training
 from celluler_node.verify_evidence import Bench, EvidenceReport, verify_evidence
 from celluler_node.verify_model import NO_JOB, NO_TRANSCRIPT, ModelReport, report_on
 from celluler_node.verify_papers import Claim, rounds_claimed
 from celluler_node.verify_sources import Consulted, Gathering
+from celluler_protocols import answer_evidence
 
 KINDS = {"weights": "model", "data": "dataset"}
+MARKS = (evidence_file.MARK, answer_evidence.MARK)
 ASK_S = 30.0
 """For who was in a job, when no transcript says it."""
 
@@ -77,7 +80,7 @@ class Verifier:
         self._worker = replace(WORKER, confined=config.sandbox)
         self._limits, self._foreign = worker_limits(config), config.run_foreign
 
-    async def verify(self) -> TrainingReport | ModelReport | EvidenceReport:
+    async def verify(self) -> TrainingReport | ModelReport | EvidenceReport | AnswerReport:
         """Raises InvalidSpec for targets that do not go together, a CellulerError when it cannot begin."""
         targets = [await self._target(text) for text in self._asked.targets]
         more = [await self._transcript(text) for text in self._asked.transcripts]
@@ -156,8 +159,10 @@ class Verifier:
             names={str(peer): name for peer, name in names.items()},
         )  # fmt: skip
 
-    async def _case(self, path: Path, files: Sequence[Path]) -> EvidenceReport:
+    async def _case(self, path: Path, files: Sequence[Path]) -> EvidenceReport | AnswerReport:
         raw = await trio.to_thread.run_sync(_read, path)
+        if raw.startswith(answer_evidence.MARK):
+            return await self._answer(raw)
         case = await trio.to_thread.run_sync(evidence_file.open_evidence_file, raw)
         paths: list[Path] = []
         consulted: tuple[Consulted, ...] = ()
@@ -169,6 +174,15 @@ class Verifier:
             paths, consulted = await trio.to_thread.run_sync(gathering.choose)
         bench = Bench(self._fetch, self._worker, self._limits, self._scratch(), self._asked.tolerance, self._foreign)
         return await verify_evidence(case, paths, consulted, bench)
+
+    async def _answer(self, raw: bytes) -> AnswerReport:
+        case = await trio.to_thread.run_sync(answer_evidence.open_answer_evidence, raw)
+        client = await self.client()
+        scratch = self._scratch()
+        return await verify_answer(
+            case, client.models.show, self._fetch, worker=self._worker, limits=self._limits, scratch=scratch,
+            foreign=self._foreign,
+        )  # fmt: skip
 
     # --- what a node is asked ------------------------------------------------------------------------------------
 
@@ -239,11 +253,11 @@ def _file(text: str) -> Path | None:
 
 def _sniffed(path: Path) -> _Evidence | Path:
     with path.open("rb") as file:
-        return _Evidence(path) if file.read(len(evidence_file.MARK)) == evidence_file.MARK else path
+        return _Evidence(path) if file.read(max(map(len, MARKS))).startswith(MARKS) else path
 
 
 def _read(path: Path) -> bytes:
-    limit = evidence_file.MAX_FILE_BYTES + len(evidence_file.MARK)
+    limit = max(evidence_file.MAX_FILE_BYTES, answer_evidence.MAX_FILE_BYTES) + max(map(len, MARKS))
     with path.open("rb") as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:
