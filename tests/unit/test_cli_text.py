@@ -2,72 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from celluler.client import AsyncClient
 from celluler.errors import InvalidSpec, WorkerFailed
 from celluler.inference.questions import Message
-from celluler_node.cli import chat_command, run_command
 from celluler_node.cli.chat_lines import Command, Lines, Turn
 from celluler_node.cli.chat_session import Chat
 from celluler_node.cli.chat_talk import Talk
-from celluler_node.cli.root import run
 from celluler_node.cli.run_command import is_prompt
-from celluler_node.gateway.app import gateway_app
-from celluler_node.gateway.in_process import open_in_process
+from tests.support.gateways import open_client
 from tests.support.jobs import BOB
 from tests.support.serving_node import ServingNode
 from tests.support.writing import TALE
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tales() -> Iterator[ServingNode]:
-    node = ServingNode()
-    trio.run(node.publish)
-    yield node
-    node.close()
-
-
-@asynccontextmanager
-async def open_client(node: ServingNode) -> AsyncIterator[AsyncClient]:
-    async with (
-        open_in_process(gateway_app(node, "t")) as transport,
-        AsyncClient("http://localhost", "t", transport=transport) as client,
-    ):
-        yield client
-
-
-@pytest.fixture
-def celluler(tales: ServingNode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process against the node in memory: (exit code, stdout, stderr)."""
-
-    @asynccontextmanager
-    async def session(join: list[str] = []) -> AsyncIterator[AsyncClient]:  # noqa: B006
-        async with open_client(tales) as client:
-            yield client
-
-    for module in (chat_command, run_command):
-        monkeypatch.setattr(module, "open_session", session)
-
-    def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        code = run(list(arguments))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def test_a_prompt_is_answered_as_it_comes(celluler: Run, tales: ServingNode) -> None:

@@ -19,7 +19,7 @@ from celluler.client.calls_text import Reading
 from celluler.client.synchronous_text import Pieces
 from celluler.errors import Busy, InvalidSpec, LocalError, NotFound, ProtocolViolation, Unavailable, WorkerFailed
 from celluler_node.gateway.app import gateway_app
-from celluler_node.gateway.in_process import open_in_process
+from tests.support.gateways import open_client
 from tests.support.jobs import BOB
 from tests.support.serving_node import ServingNode
 from tests.support.writing import TALE
@@ -29,10 +29,7 @@ HELLO = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "
 
 @pytest.fixture
 async def client(node: ServingNode) -> AsyncIterator[AsyncClient]:
-    async with (
-        open_in_process(gateway_app(node, "t")) as transport,
-        AsyncClient("http://localhost", "t", transport=transport) as client,
-    ):
+    async with open_client(node) as client:
         yield client
 
 

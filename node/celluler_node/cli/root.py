@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "blob": ("blob_commands", "Contents by CID: add, get, stat, gc."),
     "run": ("run_command", "Run a model on a prompt or an input."),
     "chat": ("chat_command", "Talk with a model that writes."),
+    "bench": ("bench_command", "How fast a model answers."),
     "ps": ("serving_commands", "Models that are loaded."),
     "load": ("serving_commands", "Have a model ready before anybody asks."),
     "unload": ("serving_commands", "Free what a model takes."),

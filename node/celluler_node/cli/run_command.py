@@ -66,7 +66,7 @@ def run_model(
     """Run a model on a prompt or on a batch of inputs, here or at a peer that serves it."""
     text = sys.stdin.read(MAX_INPUT_BYTES) if input == "-" else input
     prompted = not dtype and not output and is_prompt(text)
-    inputs = None if prompted else _read(text)
+    inputs = None if prompted else read_batch(text)
     said = sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout)
 
     async def main() -> None:
@@ -125,7 +125,7 @@ def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _read(text: str) -> Any:
+def read_batch(text: str) -> Any:
     """Nested lists, or an array of a .npy file (never a pickled one)."""
     if text.lstrip()[:1] in ("[", "{", '"'):
         return _parse(text)
