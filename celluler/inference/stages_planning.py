@@ -14,8 +14,8 @@ from itertools import accumulate, combinations
 
 from celluler.errors import InvalidSpec, NoPeers
 from celluler.inference.caching import Cached
+from celluler.inference.memory import WORKER_BYTES
 from celluler.inference.stages import MAX_STAGES, Block, stored_of
-from celluler.models.memory import RUNTIME_BYTES
 from celluler.models.spec import Architecture
 
 MAX_CANDIDATES = 8
@@ -98,7 +98,7 @@ def _able(loads: Sequence[Load], candidates: Sequence[Candidate]) -> list[Candid
     """Those that can hold any block at all; of many the ones that would be done with all blocks first."""
     least = min(load.held_bytes for load in loads)
     whole = sum(load.weight_bytes for load in loads)
-    able = [one for one in candidates if one.speed > 0.0 and one.memory_bytes - RUNTIME_BYTES >= least]
+    able = [one for one in candidates if one.speed > 0.0 and one.memory_bytes - WORKER_BYTES >= least]
     able.sort(key=lambda one: (whole / one.speed + one.round_trip_s, one.peer))
     if len(able) > MAX_CANDIDATES:  # some of the roomiest too: without them it might not fit at all
         roomy = sorted(able[MAX_CANDIDATES // 2 :], key=lambda one: (-one.memory_bytes, one.peer))
@@ -136,7 +136,7 @@ class _Search:
             for one in self._peers
             for first in range(self._count)
             for until in range(first + 1, self._count + 1)
-            if self._held[until] - self._held[first] <= one.memory_bytes - RUNTIME_BYTES
+            if self._held[until] - self._held[first] <= one.memory_bytes - WORKER_BYTES
         }
 
     def _time(self, first: int, until: int, one: Candidate) -> float:
@@ -155,7 +155,7 @@ class _Search:
 
     def _fits(self, first: int, until: int, one: Candidate, within_s: float) -> bool:
         held = self._held[until] - self._held[first]
-        return held <= one.memory_bytes - RUNTIME_BYTES and self._time(first, until, one) <= within_s
+        return held <= one.memory_bytes - WORKER_BYTES and self._time(first, until, one) <= within_s
 
     def _reached(self, stages: int, furthest: list[list[int]]) -> dict[int, int]:
         """Of every set of at most so many peers, the boundaries that their stages can end at, all of them used."""

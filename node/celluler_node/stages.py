@@ -18,6 +18,7 @@ from celluler.content.digest import Codec, Digest, cid_of
 from celluler.errors import Busy, CellulerError, Denied, InvalidSpec, WorkerFailed
 from celluler.identity import PeerId
 from celluler.inference.hidden import WIRES
+from celluler.inference.memory import WORKER_BYTES
 from celluler.inference.stages import Stage, stage_of
 from celluler.models.beside import CHAT_TEMPLATE, TOKENIZER
 from celluler.models.manifest import OpenedManifest
@@ -142,9 +143,10 @@ class StageServer:
         # Of narrow weights also what they become where nothing computes on them as they are stored.
         weights = stage.weight_bytes + (sum(4 * one.elements for one in stage.tensors) if body.narrow else 0)
         for slots in range(max(request.slots, MOST_SLOTS), 0, -1):
-            needed = RUNTIME_BYTES + weights + stage.cached.byte_count(slots, request.length)
-            if self._worker_memory is not None and needed > self._worker_memory:
+            taken = weights + stage.cached.byte_count(slots, request.length)
+            if self._worker_memory is not None and RUNTIME_BYTES + taken > self._worker_memory:
                 continue
+            needed = WORKER_BYTES + taken
             gone: list[Held] = []
             while (needed > free or len(self._held) - len(gone) >= MAX_STAGES_HELD) and len(gone) < len(idle):
                 gone.append(idle[len(gone)])

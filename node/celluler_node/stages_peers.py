@@ -64,11 +64,12 @@ class StagePeers:
             for one in self._members()
             if SERVES in one.capabilities.roles
         ]
+        # As a node does by default, of memory a quarter is left to everything else.
         now, found = trio.current_time(), []
         for peer, able, away_s in (*own, *others):
             its = self._known.get(peer, _Known())
             if doubted or its.doubted_until <= now:
-                found.append((peer, able.memory_mb << 20, its.speed(away_s), _usual(able), away_s))
+                found.append((peer, (able.memory_mb << 20) * 3 // 4, its.speed(away_s), _usual(able), away_s))
         # What was measured tells how far the usual figures are off for those of which nothing was.
         ratios = sorted(speed / usual for _, _, speed, usual, _ in found if speed is not None)
         ratio = ratios[len(ratios) // 2] if ratios else 1.0

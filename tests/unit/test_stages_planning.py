@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from celluler.errors import InvalidSpec, NoPeers
 from celluler.inference.caching import Cached, caching_of
+from celluler.inference.memory import WORKER_BYTES
 from celluler.inference.stages import blocks_of, stage_of
 from celluler.inference.stages_planning import Candidate, Load, Part, loads_of, plan_stages, slowest_s
-from celluler.models.memory import RUNTIME_BYTES
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.templates import fill
 
@@ -66,7 +66,7 @@ def test_what_has_no_cached_attention_is_not_cut(template: str) -> None:
 
 def test_the_fastest_peer_gets_most_and_the_near_one_is_preferred() -> None:
     loads = [Load(100, 100)] * 12
-    memory = RUNTIME_BYTES + 1200
+    memory = WORKER_BYTES + 1200
     swift, slow = Candidate("swift", memory, 200.0), Candidate("slow", memory, 100.0)
     assert plan_stages(loads, [slow, swift], stages=2) in (
         (Part("swift", 0, 8), Part("slow", 8, 12)),
@@ -79,13 +79,13 @@ def test_the_fastest_peer_gets_most_and_the_near_one_is_preferred() -> None:
 
 def test_as_few_stages_as_have_the_memory() -> None:
     loads = [Load(100, 100)] * 10
-    peers = [Candidate(f"p{one}", RUNTIME_BYTES + 400, 100.0) for one in range(4)]
+    peers = [Candidate(f"p{one}", WORKER_BYTES + 400, 100.0) for one in range(4)]
     assert len(plan_stages(loads, peers)) == 3
-    assert len(plan_stages(loads, [*peers, Candidate("large", RUNTIME_BYTES + 1000, 1.0)])) == 1
+    assert len(plan_stages(loads, [*peers, Candidate("large", WORKER_BYTES + 1000, 1.0)])) == 1
     with pytest.raises(NoPeers, match="not the memory together"):
         plan_stages(loads, peers[:2])
     with pytest.raises(NoPeers, match="too little memory"):
-        plan_stages(loads, [replace(peers[0], memory_bytes=RUNTIME_BYTES)], stages=1)
+        plan_stages(loads, [replace(peers[0], memory_bytes=WORKER_BYTES)], stages=1)
     with pytest.raises(InvalidSpec):
         plan_stages(loads, peers, stages=11)
 
@@ -103,7 +103,7 @@ def test_as_few_stages_as_have_the_memory() -> None:
 def test_no_other_plan_has_a_faster_slowest_stage(
     loads: list[Load], peers: list[tuple[int, float, float]], stages: int
 ) -> None:
-    able = [Candidate(f"p{place}", RUNTIME_BYTES + room, *rest) for place, (room, *rest) in enumerate(peers)]
+    able = [Candidate(f"p{place}", WORKER_BYTES + room, *rest) for place, (room, *rest) in enumerate(peers)]
     stages = min(stages, len(loads))
     every = list(_every_plan(loads, able, stages))
     try:
@@ -132,7 +132,7 @@ def _every_plan(loads: list[Load], able: list[Candidate], stages: int) -> iterto
                     Part(one.peer, first, until) for one, first, until in zip(peers, ends[:-1], ends[1:], strict=True)
                 )
                 held = [sum(load.held_bytes for load in loads[part.first : part.until]) for part in parts]
-                if all(need <= one.memory_bytes - RUNTIME_BYTES for need, one in zip(held, peers, strict=True)):
+                if all(need <= one.memory_bytes - WORKER_BYTES for need, one in zip(held, peers, strict=True)):
                     made.append(parts)
         return made
 
