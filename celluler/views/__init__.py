@@ -34,7 +34,16 @@ from celluler.views.jobs import (
     StoppedJob,
     rounds_of,
 )
-from celluler.views.models import Model, ModelPorts, ModelQuery, NewModel, Port, Prediction
+from celluler.views.models import (
+    Ensemble,
+    EnsembleMember,
+    Model,
+    ModelPorts,
+    ModelQuery,
+    NewModel,
+    Port,
+    Prediction,
+)
 from celluler.views.serving import LoadedModel, Serving, Tally
 from celluler.views.swarm import (
     Check,
@@ -77,6 +86,8 @@ __all__ = [
     "Deployment",
     "DeploymentArm",
     "DeploymentChange",
+    "Ensemble",
+    "EnsembleMember",
     "Exclusion",
     "FieldChange",
     "Generation",

@@ -158,10 +158,36 @@ class ModelQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class EnsembleMember:
+    """One of those who were asked. peer: empty where nobody answered. dissent: samples in which it disagreed. failure:
+    why it gave no answer, else empty."""
+
+    peer: str
+    model: str
+    dissent: int
+    elapsed_s: float
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """How several answers became one. aggregate: mean, vote or median. asked: answers that were wanted; answered: those
+    that came in time. disagreement: of each sample; of a vote the share outvoted, else how far the farthest answer is
+    from what is told, relative to its largest value."""
+
+    aggregate: str
+    asked: int
+    answered: int
+    disagreement: tuple[float, ...]
+    members: tuple[EnsembleMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """peer: who computed it. model: what was asked for. cid: the exact version. elapsed_s: as the node waited. output:
     what of it, by name. text: the outputs are UTF-8 in their last side. arm: of the deployment that was asked, empty
-    for none. cached: nobody computed it now, the same was asked before."""
+    for none. cached: nobody computed it now, the same was asked before. ensemble: how it was put together, None of one
+    answer alone."""
 
     outputs: Tensor
     model: str
@@ -173,6 +199,7 @@ class Prediction:
     text: bool = False
     arm: str = ""
     cached: bool = False
+    ensemble: Ensemble | None = None
 
     def lists(self) -> Any:
         """Nested lists of numbers, or of strings."""
