@@ -19,7 +19,8 @@ class Request:
     number: unique among those that are not over. client: who shares fairly. sampling: of the first answer; the others
     have its choice counted on. n: answers. deadline_s: by the caller's clock. stops: sequences of tokens, none of which
     is told. ends: tokens that end an answer, not told either. given: tokens of the answer, of one alone and without
-    stops, that were drawn before; what comes goes on behind them, and they count and are not told again.
+    stops, that were drawn before; what comes goes on behind them, and they count and are not told again. schema: that
+    the answers follow, one that the worker has read already; empty for none.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Request:
     stops: tuple[tuple[int, ...], ...] = ()
     ends: frozenset[int] = frozenset()
     given: tuple[int, ...] = ()
+    schema: bytes = b""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -93,6 +95,7 @@ class Admission:
     source: int | None
     shared: int
     drawn: int = 0
+    schema: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,12 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The next token of a slot; chosen None: the model gave no logit that is a number; the slot is to be released."""
+    """The next token of a slot; chosen None: the model gave no logit that is a number; the slot is to be released.
+    last: a schema lets nothing come behind it."""
 
     slot: int
     chosen: Chosen | None
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,16 +81,18 @@ class Chosen:
     top_texts: tuple[str, ...] = ()
 
 
-def choose(logits: Logits, sampling: Sampling, place: int) -> Chosen:
+def choose(logits: Logits, sampling: Sampling, place: int, allowed: npt.NDArray[np.bool_] | None = None) -> Chosen:
     """logits: (vocabulary) float; what is no number counts as impossible. place: of the token in its answer, from 0.
+    allowed: (vocabulary), what may be drawn; logarithms of probability are told as the model says them all the same.
 
-    Raises UndefinedLogits when no logit is finite.
+    Raises UndefinedLogits when no logit is finite, of those that are allowed.
     """
     told = finite(logits)
+    drawable = told if allowed is None else finite(np.where(allowed, told, -np.inf))
     if sampling.temperature == 0.0:
-        token = int(told.argmax())
+        token = int(drawable.argmax())
     else:
-        token = _at(_kept(told, sampling), draw(sampling.seed, sampling.choice, place))
+        token = _at(_kept(drawable, sampling), draw(sampling.seed, sampling.choice, place))
     return Chosen(token) if sampling.logprobs is None else _with_logprobs(told, token, sampling.logprobs)
 
 

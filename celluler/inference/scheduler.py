@@ -188,7 +188,7 @@ class Scheduler:
             self._book.extend(slot, (fed,))
         for one in outcome.drawn:
             if self._running.get(one.slot) is answers[one.slot]:  # else it has ended meanwhile
-                self._draw(answers[one.slot], one.chosen)
+                self._draw(answers[one.slot], one.chosen, one.last)
 
     # --- whose turn it is --------------------------------------------------------------------------------------------
 
@@ -224,7 +224,8 @@ class Scheduler:
         self._running[place.slot] = answer
         self._live[request.number].shared += place.shared
         sampling = replace(request.sampling, choice=request.sampling.choice + answer.choice)
-        return Admission(place.slot, request.read, sampling, place.source, place.shared, len(request.given))
+        given, schema = len(request.given), request.schema
+        return Admission(place.slot, request.read, sampling, place.source, place.shared, given, schema)
 
     # --- what comes of it --------------------------------------------------------------------------------------------
 
@@ -240,7 +241,7 @@ class Scheduler:
         if not all(one.chosen is None or 0 <= one.chosen.token < self._limits.vocabulary for one in outcome.drawn):
             raise WorkerFailed("the worker drew a token that the model does not know")
 
-    def _draw(self, answer: _Answer, chosen: Chosen | None) -> None:
+    def _draw(self, answer: _Answer, chosen: Chosen | None, last: bool) -> None:
         if chosen is None:
             self._end(answer, ERROR)
             return
@@ -253,7 +254,7 @@ class Scheduler:
         passed = answer.stops.feed((chosen.token,))
         self._tell(answer, len(passed.told))
         assert answer.slot is not None
-        if passed.stopped:
+        if passed.stopped or last:
             self._end(answer, STOP)
         elif answer.generated >= answer.request.max_tokens or self._book.held(answer.slot) >= self._limits.length:
             self._end(answer, LENGTH)

@@ -19,6 +19,7 @@ from celluler.inference.requests import Done, Event, Request
 from celluler.inference.scheduler import Limits, Scheduler
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_generate_words import (
+    Bind,
     Converse,
     Encode,
     OpenSlots,
@@ -85,6 +86,12 @@ class Generating:
             raise InvalidSpec("messages", "are texts, and this model makes no tokens of texts")
         turns = tuple(Turn(one.role, one.text.encode("utf-8", "replace").decode("utf-8")) for one in messages)
         return tuple(tokens_of(bytes((await self._call(Converse(turns))).blobs[0])))
+
+    async def bind(self, schema: bytes) -> None:
+        """Have the worker read a schema, before a request is bound to it. Raises InvalidSpec, WorkerFailed."""
+        if not self.opened.texts:
+            raise InvalidSpec("schema", "is of texts, and this model makes no tokens of texts")
+        await self._call(Bind(), schema)
 
     @asynccontextmanager
     async def ask(self, request: Request) -> AsyncIterator[Answers]:

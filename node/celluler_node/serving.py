@@ -52,7 +52,8 @@ LOAD_S = 600.0
 PRELOAD_AGAIN_S = 30.0
 
 _VALUES = re.compile(
-    r"worker: InvalidSpec: ((?:input|prompt|tokens|messages|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)", re.DOTALL
+    r"worker: InvalidSpec: ((?:input|prompt|tokens|messages|schema|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)",
+    re.DOTALL,
 )
 
 log = structlog.get_logger()

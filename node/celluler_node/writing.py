@@ -19,6 +19,7 @@ from celluler.inference.requests import ERROR, Done, Ended, Request, Told
 from celluler.models.body import Body
 from celluler.models.interface import Interface
 from celluler.models.memory import RUNTIME_BYTES
+from celluler_node.bounded import bounded
 from celluler_node.generating import Answers, Call, Generating, open_generating
 
 MOST_SLOTS = 16
@@ -98,14 +99,14 @@ class Writing:
     async def ask(self, question: Question, client: str, deadline_s: float) -> AsyncIterator[Written]:
         """client: who shares the slots fairly. deadline_s: by trio's clock.
 
-        Raises InvalidSpec, Busy, WorkerFailed, Denied for a conversation whose template may not run here.
+        Raises InvalidSpec, Busy, WorkerFailed, Denied for a conversation whose template may not run here, TimedOut
+        before the answer has begun.
         """
-        self._wanted.set()
-        await self._ready.wait()
-        if self._generating is None:
-            raise self._failure or WorkerFailed("the model was unloaded")
-        generating = self._generating
-        prompt = await self._tokens(generating, question.prompt)
+        with bounded(max(0.0, deadline_s - trio.current_time()), "beginning to write"):
+            generating = await self._ready_to_write()
+            prompt = await self._tokens(generating, question.prompt)
+            if question.schema:
+                await generating.bind(question.schema)
         request = Request(
             number=0,
             client=client,
@@ -116,9 +117,17 @@ class Writing:
             n=question.n,
             ends=self._interface.ends,
             given=question.given,
+            schema=question.schema,
         )
         async with generating.ask(request) as answers:
             yield Written(Begun(self._model, prompt), generating, answers, deadline_s)
+
+    async def _ready_to_write(self) -> Generating:
+        self._wanted.set()
+        await self._ready.wait()
+        if self._generating is None:
+            raise self._failure or WorkerFailed("the model was unloaded")
+        return self._generating
 
     async def _tokens(self, generating: Generating, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from celluler.engines.generation.constraint import Allowed, Constraint
 from celluler.engines.generation.decoder import Decoder, open_decoder
 from celluler.errors import LocalError
 from celluler.inference.caching import MAX_SLOTS, Cached, Recomputed, caching_of, longest_of
@@ -27,7 +28,7 @@ _READ_BEFORE = 8
 @dataclass(slots=True)
 class _Slot:
     """held: tokens whose places the decoder holds. left: of the prompt, to be prefilled. token: drawn, to be decoded
-    next. drawn: how many were. stream: reads them."""
+    next. drawn: how many were. stream: reads them. constraint: what may be drawn."""
 
     held: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
@@ -35,6 +36,7 @@ class _Slot:
     token: int | None = None
     drawn: int = 0
     stream: TextStream | None = None
+    constraint: Constraint | None = None
 
 
 class GeneratingSlots:
@@ -84,12 +86,13 @@ class GeneratingSlots:
         source: int | None = None,
         shared: int = 0,
         drawn: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         """Begin a sequence in a slot that was released, or never used.
 
         source, shared: the first so many places are those of that slot, busy or not, and are not computed again; less
         than the whole prompt, since its last token has to be. drawn: so many tokens at the end of the prompt belong to
-        the answer: what is drawn and read goes on behind them.
+        the answer: what is drawn and read goes on behind them. constraint: of the answer, from its beginning.
         """
         its = self._slot(slot)
         if its.sampling is not None:
@@ -105,7 +108,10 @@ class GeneratingSlots:
             raise LocalError(f"slot {source} does not hold the first {shared} tokens of the prompt")
         self._decoder.copy(slot if source is None else source, slot, shared)
         left, stream = list(prompt[shared:]), self._reading(prompt, drawn)
-        self._slots[slot] = _Slot(kept, left, sampling, drawn=drawn, stream=stream)
+        if constraint is not None:
+            for token in prompt[len(prompt) - drawn :]:
+                constraint.take(token)
+        self._slots[slot] = _Slot(kept, left, sampling, drawn=drawn, stream=stream, constraint=constraint)
 
     def step(self, prefill: int | None, count: int, decode: Sequence[int]) -> Stepped:
         """Prefill one slot by at most `count` tokens, then let others go on by one token, all at once.
@@ -135,7 +141,7 @@ class GeneratingSlots:
     def release(self, slot: int) -> None:
         """The sequence is over, whatever it was at. What the slot holds may be shared until it is admitted to again."""
         its = self._slot(slot)
-        its.sampling, its.token, its.left = None, None, []
+        its.sampling, its.token, its.left, its.constraint = None, None, [], None
 
     def _check(self, prefill: int | None, count: int, decode: Sequence[int]) -> None:
         if prefill is not None and (count < 1 or not self._slot(prefill).left):
@@ -149,12 +155,20 @@ class GeneratingSlots:
 
     def _draw(self, slots: Sequence[int], logits: Tensor) -> list[Drawn]:
         rows = logits[:, : self.vocabulary].cpu().numpy()
-        return [Drawn(slot, self._chosen(self._slots[slot], row)) for slot, row in zip(slots, rows, strict=True)]
+        return [self._drawn(slot, self._slots[slot], row) for slot, row in zip(slots, rows, strict=True)]
 
-    def _chosen(self, its: _Slot, logits: Logits) -> Chosen | None:
+    def _drawn(self, slot: int, its: _Slot, logits: Logits) -> Drawn:
+        constraint = its.constraint
+        chosen = self._chosen(its, logits, None if constraint is None else constraint.allowed())
+        if constraint is None or chosen is None:
+            return Drawn(slot, chosen)
+        constraint.take(chosen.token)
+        return Drawn(slot, chosen, constraint.over)
+
+    def _chosen(self, its: _Slot, logits: Logits, allowed: Allowed | None) -> Chosen | None:
         assert its.sampling is not None
         try:
-            chosen = choose(logits, its.sampling, its.drawn)
+            chosen = choose(logits, its.sampling, its.drawn, allowed)
         except UndefinedLogits:
             its.token = None
             return None

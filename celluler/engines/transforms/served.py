@@ -61,6 +61,11 @@ class Served:
         """Texts as its tokens and back, by the step that makes them; None where there is none. Raises as `codec_of`."""
         return codec_of(self._interface, self._tokenizer)
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """See `Interface.ends`."""
+        return self._interface.ends
+
     def _lengths(self, x: npt.NDArray[Any]) -> list[int] | None:
         """Tokens that each text of a raw batch comes to, filling not counted. None where those that reach the model are
         not made of what it is asked with, or it takes several samples at once or not at all."""

@@ -69,13 +69,24 @@ class Converse:
 
 
 @dataclass(frozen=True, slots=True)
+class Bind:
+    """With a JSON Schema as one blob: whether answers can be bound to it. → Bound"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """They can."""
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """With the tokens as one blob, as those of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """With the prompt as one blob: begin a sequence in a slot that is free. → Admitted
+    """With the prompt as one blob, and the schema of `Bind` as another where there is one: begin a sequence in a slot
+    that is free. → Admitted
 
     temperature … logprobs: see `Sampling`; source, shared, drawn: see `GeneratingSlots.admit`.
     """
@@ -119,13 +130,14 @@ class Likely:
 @dataclass(frozen=True, slots=True)
 class DrawnToken:
     """token: None of a slot in which the model gave no logit that is a number. logprob, top: if asked for. text: see
-    `Chosen`; cut where it is longer than a piece may be."""
+    `Chosen`; cut where it is longer than a piece may be. last: see `Drawn`."""
 
     slot: Slot
     token: U32 | None
     logprob: float | None
     top: Annotated[tuple[Likely, ...], Length(0, MAX_TOP_LOGPROBS)]
     text: Text
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +160,8 @@ class Released:
     """The slot is free."""
 
 
-GENERATE_REQUESTS = (OpenSlots, Admit, Step, Release, Encode, Converse)
-GENERATE_REPLIES = (SlotsOpen, Admitted, SlotsStepped, Released, Encoded)
+GENERATE_REQUESTS = (OpenSlots, Admit, Step, Release, Encode, Converse, Bind)
+GENERATE_REPLIES = (SlotsOpen, Admitted, SlotsStepped, Released, Encoded, Bound)
 GENERATE_ANSWERS = {
     OpenSlots: Answer((SlotsOpen,)),
     Admit: Answer((Admitted,)),
@@ -157,6 +169,7 @@ GENERATE_ANSWERS = {
     Release: Answer((Released,)),
     Encode: Answer((Encoded,), blobs=1),
     Converse: Answer((Encoded,), blobs=1),
+    Bind: Answer((Bound,)),
 }
 
 
@@ -165,7 +178,7 @@ def calls_of(tick: Tick) -> Iterator[tuple[Any, tuple[bytes, ...]]]:
     for slot in tick.releases:
         yield Release(slot), ()
     for one in tick.admissions:
-        yield _admit(one), (blob_of(one.prompt),)
+        yield _admit(one), (blob_of(one.prompt), *([one.schema] if one.schema else []))
     yield Step(tick.prefill, tick.count, tick.decode), ()
 
 
@@ -209,7 +222,7 @@ def _token(one: Drawn) -> DrawnToken:
     chosen = one.chosen
     texts = [_cut(text, MAX_LIKELY_BYTES) for text in chosen.top_texts] or [""] * len(chosen.top)
     top = tuple(Likely(*likely, text) for likely, text in zip(chosen.top, texts, strict=True))
-    return DrawnToken(one.slot, chosen.token, chosen.logprob, top, _cut(chosen.text, _MAX_PIECE_BYTES))
+    return DrawnToken(one.slot, chosen.token, chosen.logprob, top, _cut(chosen.text, _MAX_PIECE_BYTES), one.last)
 
 
 def _cut(text: str, byte_count: int) -> str:
@@ -221,4 +234,4 @@ def _drawn(one: DrawnToken) -> Drawn:
         return Drawn(one.slot, None)
     top = tuple((its.token, its.logprob) for its in one.top)
     texts = tuple(its.text for its in one.top)
-    return Drawn(one.slot, Chosen(one.token, one.logprob, top, one.text, texts if any(texts) else ()))
+    return Drawn(one.slot, Chosen(one.token, one.logprob, top, one.text, texts if any(texts) else ()), one.last)
