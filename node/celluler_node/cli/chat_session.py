@@ -80,7 +80,7 @@ class Chat:
         generation: Generation | None = None
         async with interruptible() as scope:
             with scope:
-                stream = await self._client.generate(self.talk.model, messages, stream=True, **self.talk.said)
+                stream = await self._client.generate(self.talk.model, messages, stream=True, **self.talk.how)
                 async with stream:
                     async for piece in stream:
                         show_piece(piece)
@@ -118,7 +118,7 @@ class Chat:
         return True
 
     async def _take_model(self, name: str) -> None:
-        """Raises InvalidSpec for one that does not converse."""
+        """Raises InvalidSpec for one that does not write."""
         if not name:
             say(self.talk.model)
             return
@@ -126,9 +126,8 @@ class Chat:
         if not writes(model):
             raise InvalidSpec("model", f"{model.reference} does not write text")
         if not converses(model):
-            hint = f'celluler run {model.reference} "TEXT" goes on with a text'
-            raise InvalidSpec("model", f"{model.reference} has no template for conversations", hint=hint)
-        self.talk = replace(self.talk, model=name)
+            say(f"{model.reference} was not made for conversations: it goes on with a line for each turn")
+        self.talk = replace(self.talk, model=name, plain=not converses(model))
         if self._attended:
             say(f"{model.reference}: /help for what can be done here")
 

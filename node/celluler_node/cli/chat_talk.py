@@ -11,6 +11,8 @@ from celluler.errors import InvalidSpec
 from celluler.views import Generation
 
 Message = dict[str, str]
+NEXT_TURN = "\nuser:"
+"""How the user's next turn begins in a prompt without a template."""
 
 
 def _whole(text: str) -> int:
@@ -32,13 +34,22 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
 @dataclass(frozen=True, slots=True)
 class Talk:
     """model: that is asked. system: what it is told first, empty for nothing. turns: of user and assistant in turn.
-    said: how to answer. last: its answer that was the last to be whole."""
+    said: how to answer. last: its answer that was the last to be whole. plain: it has no chat template, and would go on
+    with what the user might say next."""
 
     model: str
     system: str = ""
     turns: tuple[Message, ...] = ()
     said: SamplingFields = field(default_factory=SamplingFields)
     last: Generation | None = None
+    plain: bool = False
+
+    @property
+    def how(self) -> SamplingFields:
+        """What is asked with."""
+        if not self.plain or self.said.get("stop"):
+            return self.said
+        return {**self.said, "stop": [NEXT_TURN]}
 
     def asked(self, text: str) -> list[Message]:
         """What to send for the next turn."""
