@@ -57,10 +57,11 @@ class PlacementConfig:
     failure_half_life_s: in which half of a failure is forgotten; failure_s: what one adds to the cost. busy_s: how long
     one that refused for want of room comes last. load_age_s: after which what a peer said of its load is forgotten.
 
-    service_s, round_trip_s: where nothing is known. load_s, fetch_s: for a model that is not loaded, not held.
-    region_s: for a peer of another region. price_s: for a unit of price. own_gain: by which factor others must be
-    cheaper than this node itself; own_loaded_gain: with the model loaded. near: what is nearly as good as the best, as
-    a factor, and near_s beside it.
+    service_s, round_trip_s: where nothing is known. service_half_life_s: in which half of what is known of a service
+    time is forgotten; first_s: as what a first one counts at most, since it may have been of loading the model. load_s,
+    fetch_s: for a model that is not loaded, not held. region_s: for a peer of another region. price_s: for a unit of
+    price. own_gain: by which factor others must be cheaper than this node itself; own_loaded_gain: with the model
+    loaded. near: what is nearly as good as the best, as a factor, and near_s beside it.
     """
 
     peers: int = 1024
@@ -71,6 +72,8 @@ class PlacementConfig:
     busy_s: float = 1.0
     load_age_s: float = 10.0
     service_s: float = 0.1
+    service_half_life_s: float = 60.0
+    first_s: float = 1.0
     round_trip_s: float = 0.05
     load_s: float = 1.0
     fetch_s: float = 5.0
@@ -99,7 +102,8 @@ class _Known:
 
     in_flight: int = 0
     round_trip_s: float | None = None
-    service_s: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
+    service: OrderedDict[bytes, tuple[float, float]] = field(default_factory=OrderedDict)
+    """By model: seconds, and when they were measured."""
     loads: OrderedDict[bytes, _Told] = field(default_factory=OrderedDict)
     failures: float = 0.0
     failed_at: float = -math.inf
@@ -129,10 +133,12 @@ class Placement:
     def answered(self, peer: str, model: bytes, service_s: float, now: float) -> None:
         """service_s: until its first token or its prediction, round trip included."""
         known = self._of(peer)
-        before = known.service_s.pop(model, None)
-        known.service_s[model] = self._smoothed(before, service_s)
-        if len(known.service_s) > self._config.models:
-            known.service_s.popitem(last=False)
+        before = self._service(known, model, now)
+        known.service.pop(model, None)
+        seconds = min(service_s, self._config.first_s) if before is None else self._smoothed(before, service_s)
+        known.service[model] = self._smoothed(None, seconds), now
+        if len(known.service) > self._config.models:
+            known.service.popitem(last=False)
         known.failures = self._failures(known, now) / 2
         known.failed_at = now
         known.busy_until = -math.inf
@@ -177,10 +183,11 @@ class Placement:
         """Seconds until it is expected to have answered, and what is as bad as so many seconds."""
         config, known = self._config, self._peers.get(one.peer) or _Known()
         trip = 0.0 if one.own else self._trip(known, one)
-        service = known.service_s.get(model, config.service_s + trip)
+        served = self._service(known, model, now)
+        service = config.service_s + trip if served is None else served
         told = self._fresh(known, model, now)
         seconds = service * (1.0 + self._fullness(known, told))
-        if told is None and model not in known.service_s:
+        if told is None and served is None:
             seconds += 0.0 if one.loaded else config.load_s
             seconds += 0.0 if one.holds or one.loaded else config.fetch_s
         if self._region and not one.own and one.region != self._region:
@@ -222,6 +229,15 @@ class Placement:
     def _trip(self, known: _Known, one: Candidate) -> float:
         measured = known.round_trip_s if known.round_trip_s is not None else one.round_trip_s
         return self._config.round_trip_s if measured is None else measured
+
+    def _service(self, known: _Known, model: bytes, now: float) -> float | None:
+        """Its service time, nearer to the usual one the longer ago it was measured: a peer that once was slow is tried
+        again."""
+        if (found := known.service.get(model)) is None:
+            return None
+        seconds, at = found
+        usual, age = self._config.service_s, max(0.0, now - at)
+        return float(usual + (seconds - usual) * 0.5 ** (age / self._config.service_half_life_s))
 
     def _failures(self, known: _Known, now: float) -> float:
         age = max(0.0, now - known.failed_at)

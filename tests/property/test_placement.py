@@ -102,6 +102,18 @@ def test_the_quicker_the_nearer_and_the_emptier_is_asked_first() -> None:
     assert Placement(region="eu").rank(MODEL, [there, here], 0.0) == ("here", "there")
 
 
+def test_who_loaded_the_model_for_us_is_not_taken_to_be_slow_and_who_was_slow_is_tried_again() -> None:
+    placement = Placement()
+    both = [Candidate("a", holds=True), Candidate("b", holds=True)]
+    placement.answered("a", MODEL, 20.0, 0.0)
+    assert placement.rank(MODEL, both, 0.0)[0] == "a"
+    for _ in range(5):
+        placement.answered("a", MODEL, 20.0, 0.0)
+        placement.answered("b", MODEL, 0.2, 0.0)
+    assert placement.rank(MODEL, both, 0.0)[0] == "b"
+    assert placement.cost(MODEL, both[0], 600.0) == pytest.approx(0.1, abs=0.05)
+
+
 def test_what_is_under_way_there_counts_until_it_has_ended() -> None:
     placement = Placement()
     both = [Candidate("a"), Candidate("b")]
@@ -169,7 +181,7 @@ def test_what_is_remembered_is_bounded_and_keeps_whom_is_being_asked() -> None:
         placement.told("first", bytes([n]) * 32, Load(1, 1, 1), 0.0)
     assert placement.in_flight("first") == 1
     assert len(placement._peers) == 4
-    assert len(placement._peers["first"].service_s) == len(placement._peers["first"].loads) == 3
+    assert len(placement._peers["first"].service) == len(placement._peers["first"].loads) == 3
 
 
 # --- hedging ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import trio
 from blake3 import blake3
 
 from celluler.content.digest import Codec, Digest, cid_of, parse_cid
-from celluler.errors import CellulerError, InvalidSpec, NotFound, Unavailable
+from celluler.errors import InvalidSpec, NotFound, Unavailable
 from celluler.identity import PeerId, Signed
 from celluler.models.access import encrypt_file, new_key, seal_key
 from celluler.models.beside import LIMITS, TOKENIZER, FileBeside, key_of
@@ -26,15 +26,13 @@ from celluler.models.transforms.document import canonical
 from celluler.models.weights import initial_weights
 from celluler.tensors import Tensor
 from celluler.views import Model, ModelPorts, ModelQuery, NewModel, Prediction
-from celluler_node.answers.services import Answers
+from celluler_node.answers.inference import InferenceAnswers, cid_text
 from celluler_node.model_views import announced_view, model_view, ports_view
-from celluler_node.placement import ask_servers
 from celluler_node.repository import Held, small_enough
 from celluler_node.repository.resolver import MODEL
 from celluler_protocols.gossip import ModelAnnouncement
 from celluler_protocols.inference import Predict, Predicted
 
-MAX_SERVERS_ASKED = 8
 SWEEP_S = 10.0
 
 
@@ -45,7 +43,7 @@ class _Weights(NamedTuple):
     plain: bytes | None = None
 
 
-class ModelAnswers(Answers):
+class ModelAnswers(InferenceAnswers):
     """The part of `Operations` about models."""
 
     # --- publishing --------------------------------------------------------------------------------------------
@@ -242,31 +240,14 @@ class ModelAnswers(Answers):
 
     # --- predicting --------------------------------------------------------------------------------------------
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "", *, peer: str = "") -> Prediction:
         began = trio.current_time()
-        opened = await self._core.repository.resolve(ref, hints=self._hints())
-        reference = cid_of(opened.digest, Codec.MANIFEST)
+        opened = await self._resolved(ref)
         output = output or opened.interface.usual
         opened.interface.check(inputs.dtype, inputs.shape, output)
-        request = Predict(reference, output, inputs.dtype, inputs.shape, inputs.data)
-        server = self._of.server
-        if server is not None and "serve" in self._core.config.roles:
-            peer, answer = self._core.identity.peer_id, await server.predict(request)
-        else:
-            peer, answer = await ask_servers(self._core.host, await self._servers(opened), request)
-        return self._prediction(opened, output, peer, answer, trio.current_time() - began)
-
-    async def _servers(self, opened: OpenedManifest) -> tuple[PeerId, ...]:
-        """Who might predict: those that hold the model, then other members that serve; of each, the nearest first."""
-        serving = [member.peer for member in self._of.members() if "serve" in member.capabilities.roles]
-        try:
-            holding = await self._core.repository.providers(opened)
-        except CellulerError:
-            holding = ()
-        found = dict.fromkeys([*(peer for peer in holding if peer in serving), *serving])
-        others = [peer for peer in found if peer != self._core.identity.peer_id]
-        others.sort(key=lambda peer: (peer not in holding, *self._distance(peer)))
-        return tuple(others[:MAX_SERVERS_ASKED])
+        request = Predict(cid_text(opened), output, inputs.dtype, inputs.shape, inputs.data)
+        answering, answer = await self._first_prediction(opened, request, self._named(peer))
+        return self._prediction(opened, output, answering, answer, trio.current_time() - began)
 
     def _prediction(
         self, opened: OpenedManifest, output: str, peer: PeerId, answer: Predicted, elapsed_s: float
