@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, where they are installed (`pip install -e ".[clients]"`): openai, tritonclient[http],
+"""Clients that nobody here wrote: openai; where they are installed (`pip install -e ".[clients]"`) tritonclient[http] and
 schemathesis."""
 
 from __future__ import annotations
