@@ -67,6 +67,10 @@ class NodeConfig:
     serve_queue: int
     serve_preload: tuple[str, ...]
     sandbox: bool
+    serve_leases: tuple[str, ...]
+    serve_cache_bytes: int
+    serve_cache_private: bool
+    checks_share: float
     run_foreign: bool
     log_format: str
     log_level: str
@@ -178,6 +182,15 @@ def _address(value: Any) -> str:
         raise ValueError(f"{value!r}: no such port")
     if family in ("ip4", "ip6") and f"ip{ipaddress.ip_address(host).version}" != family:
         raise ValueError(f"{value!r}: {host} is no {family} address")
+def _share(value: Any) -> float:
+    """A number in 0..1, or text of one, or of a percentage."""
+    if isinstance(value, str):
+        value = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{value!r} is not a share in 0..1")
+    return float(value)
+
+
     return value
 
 
@@ -476,6 +489,35 @@ SETTINGS: tuple[Setting, ...] = (
         "the least that is logged",
     ),
     Setting(
+    Setting(
+        "serve.leases",
+        "serve_leases",
+        _list_of(_lessee, 32),
+        ("members",),
+        "for whose deployments this node keeps models loaded: `members` of the swarm, `none`, or ids of peers",
+    ),
+    Setting(
+        "serve.cache",
+        "serve_cache_bytes",
+        _bytes_or_none,
+        "0",
+        "the most memory for answers that are kept, to be given again to a client that asks the same; 0 keeps none",
+    ),
+    Setting(
+        "serve.cache_private",
+        "serve_cache_private",
+        _switch,
+        "off",
+        "`on` keeps answers of encrypted models, too",
+    ),
+    Setting(
+        "checks.share",
+        "checks_share",
+        _share,
+        "5%",
+        "how many of the answers that come from other peers are checked, drawn at random, after they were given: a "
+        "share in 0..1 or a percentage; 0 checks none",
+    ),
         "log.file",
         "log_file",
         _path,

@@ -117,9 +117,9 @@ class SpotChecks:
 
     # --- what is heard -----------------------------------------------------------------------------------------------
 
-    def predicted(self, peer: PeerId, request: Predict, answer: Predicted) -> None:
-        """An answer has come; it may go on to the user."""
-        if not self._drawn():
+    def predicted(self, peer: PeerId, request: Predict, answer: Predicted, *, suspected: bool = False) -> None:
+        """An answer has come; it may go on to the user. suspected: checked whatever is drawn, if ever."""
+        if not (self._drawn() or (suspected and self._share > 0.0)):
             return
         told = predicted_answer(answer)
         case = AnswerCase(peer, Digest(answer.model), asked_prediction(request), told, 0, False, 0)
@@ -229,6 +229,11 @@ class _Watched:
         self._checks, self._peer, self._answering = checks, peer, answering
         self._events, self.begun = aiter(answering), answering.begun
         self._heard = Heard(answering.begun, question)
+
+    @property
+    def load(self) -> object:
+        """What its server last said of itself, if it does."""
+        return getattr(self._answering, "load", None)
 
     def __aiter__(self) -> _Watched:
         return self

@@ -14,6 +14,7 @@ from celluler.inference.questions import Answering, Question
 from celluler.models.manifest import OpenedManifest
 from celluler_node.answers.services import Answers, Services
 from celluler_node.bounded import bounded
+from celluler_node.checking import spot_checks
 from celluler_node.placement import Chooser
 from celluler_node.placement_names import Names
 from celluler_node.placement_race import ANSWER_S, Race
@@ -26,7 +27,7 @@ RESOLVE_S = 30.0
 
 
 class InferenceAnswers(Answers):
-    """Asks models. chooser: knows the peers that serve; who finds one lying tells it."""
+    """Asks models. chooser: knows the peers that serve. checks: of what they answered; who lied is asked last."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(services)
@@ -43,6 +44,8 @@ class InferenceAnswers(Answers):
         self._names = Names(self._ask_swarm, core.identity.peer_id, core.nursery)
         self._streams = Streams(core.host)
         core.nursery.start_soon(self._streams.run)
+        self.checks = spot_checks(core, self.chooser, services.server)
+        core.nursery.start_soon(self.checks.run)
 
     async def _resolved(self, ref: str) -> OpenedManifest:
         """What a name means now, or moments ago. Raises InvalidSpec, NotFound, Unavailable."""
@@ -78,7 +81,10 @@ class InferenceAnswers(Answers):
             return answer
 
         peers = await self.chooser.ranked(opened, only)
-        return await Race(opened.digest, peers, ask, self.chooser.hedging).run()
+        peer, answer = await Race(opened.digest, peers, ask, self.chooser.hedging).run()
+        if peer != self._core.identity.peer_id:
+            self.checks.predicted(peer, request, answer)
+        return peer, answer
 
     @asynccontextmanager
     async def _ask_peer(self, cid: str, digest: bytes, peer: PeerId, question: Question) -> AsyncIterator[Answering]:
@@ -90,7 +96,7 @@ class InferenceAnswers(Answers):
         patience = generation.Patience(stall_s=self.chooser.hedging.stall_after(digest))
         stream = await self._core.host.open_stream(peer, generation.PROTOCOL_ID)
         async with generation.ask(stream, cid, question, patience) as answering:
-            yield answering
+            yield self.checks.watched(peer, question, answering)
 
     def _own_server(self, peer: PeerId) -> ModelServer:
         if self.chooser.server is None:
