@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celluler.errors import InvalidSpec
+from celluler.errors import InvalidSpec, ProtocolViolation
 from celluler.home import NODE_FILE, places
+from celluler.identity import public_key_of
 from celluler.models.names import parse_reference
 from celluler.quantities import parse_bytes
 
@@ -66,11 +67,11 @@ class NodeConfig:
     serve_batch: int
     serve_queue: int
     serve_preload: tuple[str, ...]
-    sandbox: bool
     serve_leases: tuple[str, ...]
     serve_cache_bytes: int
     serve_cache_private: bool
     checks_share: float
+    sandbox: bool
     run_foreign: bool
     log_format: str
     log_level: str
@@ -88,6 +89,10 @@ class NodeConfig:
     @property
     def state_file(self) -> Path:
         return self.home / "state.json"
+
+    @property
+    def deployments_file(self) -> Path:
+        return self.home / "deployments.json"
 
     @property
     def node_file(self) -> Path:
@@ -159,12 +164,31 @@ def _list_of(read_item: Callable[[Any], str], most: int) -> Callable[[Any], tupl
     return read
 
 
+def _lessee(value: Any) -> str:
+    """Whom a model may be kept for: `members`, `none`, or one peer."""
+    if value not in ("members", "none"):
+        try:
+            public_key_of(value)
+        except (ProtocolViolation, TypeError, AttributeError):
+            raise ValueError(f"{value!r} is neither members, nor none, nor the id of a peer") from None
+    return str(value)
+
+
 def _switch(value: Any) -> bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in ("on", "off", "true", "false"):
         return value.lower() in ("on", "true")
     raise ValueError(f"{value!r} is neither on nor off")
+
+
+def _share(value: Any) -> float:
+    """A number in 0..1, or text of one, or of a percentage."""
+    if isinstance(value, str):
+        value = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{value!r} is not a share in 0..1")
+    return float(value)
 
 
 def _bytes_or_none(value: Any) -> int:
@@ -182,15 +206,6 @@ def _address(value: Any) -> str:
         raise ValueError(f"{value!r}: no such port")
     if family in ("ip4", "ip6") and f"ip{ipaddress.ip_address(host).version}" != family:
         raise ValueError(f"{value!r}: {host} is no {family} address")
-def _share(value: Any) -> float:
-    """A number in 0..1, or text of one, or of a percentage."""
-    if isinstance(value, str):
-        value = float(value[:-1]) / 100 if value.endswith("%") else float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{value!r} is not a share in 0..1")
-    return float(value)
-
-
     return value
 
 
@@ -475,21 +490,6 @@ SETTINGS: tuple[Setting, ...] = (
         "author's current version, or `author/name:1.0.0`",
     ),
     Setting(
-        "log.format",
-        "log_format",
-        _one_of("text", "json"),
-        "text",
-        "of the log",
-    ),
-    Setting(
-        "log.level",
-        "log_level",
-        _one_of("debug", "info", "warning", "error"),
-        "info",
-        "the least that is logged",
-    ),
-    Setting(
-    Setting(
         "serve.leases",
         "serve_leases",
         _list_of(_lessee, 32),
@@ -518,6 +518,21 @@ SETTINGS: tuple[Setting, ...] = (
         "how many of the answers that come from other peers are checked, drawn at random, after they were given: a "
         "share in 0..1 or a percentage; 0 checks none",
     ),
+    Setting(
+        "log.format",
+        "log_format",
+        _one_of("text", "json"),
+        "text",
+        "of the log",
+    ),
+    Setting(
+        "log.level",
+        "log_level",
+        _one_of("debug", "info", "warning", "error"),
+        "info",
+        "the least that is logged",
+    ),
+    Setting(
         "log.file",
         "log_file",
         _path,
