@@ -89,7 +89,8 @@ class Exchange:
         return self._frames.encode(Begin(sequence, drawing, pack_tokens("context", context)))
 
     def forward(self, message: Forward) -> bytes:
-        assert message.sequence not in self._waiting, "one at a time of a sequence"
+        if message.sequence in self._waiting:
+            raise LocalError("places of a sequence go one answer after another")
         told = self._frames.encode(message)
         self._waiting[message.sequence] = message
         return told
@@ -211,6 +212,7 @@ class Link:
 
     async def forward(self, message: Forward) -> Answer:
         """Raises Unavailable where the stage could not."""
+        self._check()
         answer: Answer = await self._asked(message.sequence, self._exchange.forward(message))
         return answer
 
@@ -232,12 +234,15 @@ class Link:
 
     async def _send(self, data: bytes) -> None:
         async with self._sending:
-            if self.failure is not None:
-                raise Unavailable(str(self.failure)) from self.failure
+            self._check()
             try:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise Unavailable("the stream to a stage broke") from error
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise Unavailable(str(self.failure)) from self.failure
 
     async def _run(self) -> None:
         """Hand out what comes, until the stage fails."""

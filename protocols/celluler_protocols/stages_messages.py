@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from celluler.inference import questions
 from celluler.inference.caching import MAX_SLOTS
-from celluler.inference.sampling import MAX_TOP_LOGPROBS, Chosen, Sampling
+from celluler.inference.sampling import Chosen, Sampling
 from celluler.inference.stages import MAX_BLOCKS
 from celluler.wire import U8, U32, U64, Bytes32, Frames, Length, Range, Text
-from celluler_protocols.generation.messages import TOKEN_BYTES, Drawing, Likely, OfText, OfTurns, Token
+from celluler_protocols.generation.messages import (
+    TOKEN_BYTES,
+    Drawing,
+    OfText,
+    OfTurns,
+    Said,
+    Token,
+    said_of,
+    said_words,
+)
 from celluler_protocols.inference import Refused
 
 PROTOCOL_ID = "/celluler/stage/1"
@@ -171,10 +181,8 @@ def sampling_of(drawing: Drawing) -> Sampling:
 
 
 def token_words(chosen: Chosen) -> Token:
-    top = tuple(Likely(token, logprob) for token, logprob in chosen.top[:MAX_TOP_LOGPROBS])
-    text = chosen.text.encode("utf-8", "replace")[:4096].decode("utf-8", "ignore")
-    return Token(chosen.token, text, chosen.logprob, top)
+    return said_words(questions.Said(0, "", (chosen,)))[0].tokens[0]
 
 
 def chosen_of(token: Token) -> Chosen:
-    return Chosen(token.token, token.logprob, tuple((one.token, one.logprob) for one in token.top), token.text)
+    return said_of(Said(0, (token,))).tokens[0]

@@ -201,7 +201,8 @@ class StageWorker:
         except UndefinedLogits:
             return reply_of(Stepped(0, (Drawn(row.slot, None),))).drawn[0]
         if its.stream is not None:
-            chosen = replace(chosen, text=its.stream.feed(chosen.token))
+            top_texts = tuple(its.stream.peek(token) for token, _ in chosen.top)
+            chosen = replace(chosen, text=its.stream.feed(chosen.token), top_texts=top_texts)
         return reply_of(Stepped(0, (Drawn(row.slot, chosen),))).drawn[0]
 
     def _need(self) -> StageSlots:
