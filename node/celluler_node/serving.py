@@ -27,6 +27,7 @@ from celluler.inference.scores import Scores, open_scores
 from celluler.models.manifest import OpenedManifest
 from celluler.models.names import ModelName, parse_reference
 from celluler_node.bounded import bounded
+from celluler_node.callers import caller
 from celluler_node.following import Following
 from celluler_node.loading import Loaded, LoadedModels, ServingRules
 from celluler_node.processes.confinement import Confinement
@@ -146,7 +147,7 @@ class ModelServer:
             loaded.requests.add(1, trio.current_time())
             call = PredictCall(request.dtype, request.shape, request.output)
             try:
-                told = await loaded.batching.ask(call, request.data, asker or "")
+                told = await loaded.batching.ask(call, request.data, _client(asker))
             except WorkerFailed as error:
                 raise blamed(error) from None
         served_ms = int(1000 * (trio.current_time() - began))
@@ -172,7 +173,7 @@ class ModelServer:
                 raise loaded.failure or WorkerFailed("the model was unloaded")
             loaded.requests.add(1, trio.current_time())
             try:
-                async with loaded.writing.ask(question, asker or "", deadline_s) as answering:
+                async with loaded.writing.ask(question, _client(asker), deadline_s) as answering:
                     yield _Counted(answering, loaded)
             except WorkerFailed as error:
                 raise blamed(error) from None
@@ -284,6 +285,11 @@ class ModelServer:
 
     def _may_run(self, opened: OpenedManifest) -> None:
         self._confinement.require(opened.interface.kind, own=opened.signed.signer == self._own)
+
+
+def _client(asker: PeerId | None) -> str:
+    """Who shares fairly, and beginnings of prompts with nobody else: a peer, an API key, or our own user."""
+    return asker or (f"key {client}" if (client := caller().client) else "")
 
 
 class _Counted:
