@@ -98,6 +98,15 @@ class Journal:
         self._unwanted.add(choice)
         return (self._end(choice, STOP),)
 
+    def goes_on(self, leg: Leg) -> bool:
+        """It is about an answer of which something was told: what is wrong with it now is its length."""
+        return len(leg.question.given) > len(self._question.given)
+
+    def full(self, leg: Leg) -> tuple[Event, ...]:
+        """No model that is asked takes more: what of this leg is not over has come to its length."""
+        open_ = [choice for choice in leg.choices if choice not in self._generated]
+        return tuple(event for choice in open_ for event in self._flushed(self._end(choice, LENGTH)))
+
     def expire(self) -> tuple[Event, ...]:
         """The time is up: all answers end."""
         open_ = [choice for choice in self._tokens if choice not in self._generated]

@@ -18,6 +18,7 @@ import trio
 from celluler.errors import (
     Busy,
     CellulerError,
+    InvalidSpec,
     NoPeers,
     NotFound,
     PeerViolation,
@@ -97,6 +98,12 @@ class _Attempt:
     load: Load | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    peer: PeerId
+    error: CellulerError
+
+
 @dataclass(slots=True)
 class _Ended:
     attempt: _Attempt
@@ -130,7 +137,7 @@ class Talk:
         failure: CellulerError | None = None
         try:
             with trio.move_on_at(self._deadline_s):
-                await self._all(self.journal.left(trio.current_time()), frozenset())
+                await self._all(self.journal.left(trio.current_time()))
         except Exception as error:
             failure = _ours(plain(error))
         if failure is None and not self.journal.over:
@@ -150,44 +157,55 @@ class Talk:
 
     # --- legs --------------------------------------------------------------------------------------------------------
 
-    async def _all(self, legs: tuple[Leg, ...], tried: frozenset[PeerId]) -> None:
+    async def _all(self, legs: tuple[Leg, ...], failed: tuple[_Failure, ...] = ()) -> None:
         if len(legs) == 1:
-            await self._leg(legs[0], tried)
+            await self._leg(legs[0], failed)
         elif legs:
             async with trio.open_nursery() as nursery:
                 for leg in legs:
-                    nursery.start_soon(self._leg, leg, tried)
+                    nursery.start_soon(self._leg, leg, failed)
 
-    async def _leg(self, leg: Leg, tried: frozenset[PeerId]) -> None:
-        """Ask until nothing of it is left. tried: who failed lately, and is not asked again in the first round."""
-        failures: list[CellulerError] = []
+    async def _leg(self, leg: Leg, failed: tuple[_Failure, ...]) -> None:
+        """Ask until nothing of it is left. failed: whose failures led to it; they are not asked again in this round."""
         rounds = 0
         while True:
-            try:
-                order = await self._chooser.ranked(self._opened, self._only)
-            except NoPeers as error:
-                failures, order = [*failures, error], []
-            waiting = [peer for peer in order if peer not in tried][:MAX_ASKED]
+            waiting = await self._waiting({one.peer for one in failed})
             if not waiting:
                 rounds += 1
-                said = self.journal.said
-                if rounds >= (ROUNDS_BEGUN if said else ROUNDS) or not any(_passes(one, said) for one in failures):
-                    raise gravest(failures)
+                if self._exhausted(rounds, [one.error for one in failed]):
+                    self._give_up(leg, [one.error for one in failed])
+                    return
                 await trio.sleep(BACK_OFF_S * 2 ** (rounds - 1))
-                tried = frozenset()
+                failed = ()
                 continue
             ended = await self._contest(leg, waiting)
-            failures += [one.failure for one in ended if one.failure is not None]
-            tried |= {one.attempt.peer for one in ended if one.failure is not None}
+            failed += tuple(_Failure(one.attempt.peer, one.failure) for one in ended if one.failure is not None)
             left = self.journal.left(trio.current_time(), leg)
-            if not left:
-                return
-            if len(left) > 1:
-                await self._all(left, tried)
+            if len(left) != 1:
+                await self._all(left, failed[-1:])
                 return
             if left[0].question.given != leg.question.given:  # it went on: whoever failed before may try again
-                rounds, failures = 0, failures[-1:]
+                rounds, failed = 0, failed[-1:]
             leg = left[0]
+
+    async def _waiting(self, failed: set[PeerId]) -> list[PeerId]:
+        try:
+            order = await self._chooser.ranked(self._opened, self._only)
+        except NoPeers:
+            return []
+        return [peer for peer in order if peer not in failed][:MAX_ASKED]
+
+    def _exhausted(self, rounds: int, errors: list[CellulerError]) -> bool:
+        """Nobody is left to ask, or nobody has been there at all. An answer that has begun waits longer for room."""
+        said = self.journal.said
+        return rounds >= (ROUNDS_BEGUN if said else ROUNDS) or not any(_passes(one, said) for one in errors)
+
+    def _give_up(self, leg: Leg, errors: list[CellulerError]) -> None:
+        """Raises what is gravest; an answer of which whoever has room says that it takes no more tokens is complete."""
+        refused = any(isinstance(one, InvalidSpec) for one in errors)
+        if not refused or any(isinstance(one, Busy) for one in errors):
+            raise gravest(errors)
+        self.told.put(*self.journal.full(leg))
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +232,7 @@ class Talk:
                     news = await receive.receive()
                 if news is not None:
                     ended.append(news)
-                    if news.failure is not None and final(news.failure):
+                    if news.failure is not None and final(news.failure) and not self.journal.goes_on(leg):
                         raise news.failure
                     if news.attempt.spoke:
                         break

@@ -58,14 +58,14 @@ def events_of(question: Question, sizes: Sequence[int] = (1,)) -> Iterator[Event
         for choice in tuple(at):
             said: list[Chosen] = []
             for _ in range(next(piece)):
+                if at[choice] >= most:  # also for whoever goes on behind an answer that was complete
+                    generated[choice], reason = at[choice], "length"
+                    break
                 if token_of(question, choice, at[choice]) == END:
                     generated[choice], reason = at[choice] + 1, "stop"
                     break
                 said.append(chosen_of(question, choice, at[choice]))
                 at[choice] += 1
-                if at[choice] >= most:
-                    generated[choice], reason = at[choice], "length"
-                    break
             if said:
                 yield Said(choice, "".join(one.text for one in said), tuple(said))
             if choice in generated:

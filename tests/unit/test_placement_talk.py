@@ -60,6 +60,20 @@ def once(at: int, error: CellulerError) -> Behave:
     return before
 
 
+def then(first: Behave, others: Behave) -> Behave:
+    """One for the first answer, the other from the first failure on."""
+    now = [first]
+
+    async def before(place: int) -> None:
+        try:
+            await now[0](place)
+        except CellulerError:
+            now[0] = others
+            raise
+
+    return before
+
+
 def silent(at: int) -> Behave:
     async def before(place: int) -> None:
         if place == at:
@@ -195,6 +209,21 @@ async def test_what_is_wrong_with_the_question_is_told_at_once(autojump_clock: A
     with pytest.raises(InvalidSpec):
         await heard(peers)
     assert peers.asked == ["first"]
+
+
+async def test_an_answer_that_was_complete_and_not_told_to_be_is_of_that_length(autojump_clock: Any) -> None:
+    full = InvalidSpec("prompt", "holds more tokens than this model takes")
+    dead = Peers(first=then(failing(3, GONE), failing(0, GONE)), second=failing(0, full))
+    events = await heard(dead)
+    [over] = [event for event in events if isinstance(event, Over)]
+    assert over.reason == "length"
+    assert 0 < over.generated < 12
+    assert merged(events)[0][0] == merged(undisturbed(QUESTION))[0][0][: over.generated]
+
+
+async def test_several_answers_of_the_only_peer_go_on_when_it_comes_back(autojump_clock: Any) -> None:
+    question = replace(QUESTION, n=3)
+    assert merged(await heard(Peers(only=once(4, GONE)), question)) == merged(undisturbed(question))
 
 
 async def test_a_peer_that_denies_or_lies_is_left_and_the_liar_penalised(autojump_clock: Any) -> None:
