@@ -57,15 +57,28 @@ class AsyncClient:
         """Peers that broke a protocol."""
         return await self._link.send(calls.violations())
 
-    async def predict(self, model: str, inputs: Any, *, dtype: str | None = None, output: str = "") -> views.Prediction:
+    async def predict(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        dtype: str | None = None,
+        output: str = "",
+        ensemble: int | Sequence[str] = 1,
+        aggregate: str = "",
+    ) -> views.Prediction:
         """Run a model on a batch, first axis samples. inputs: nested lists, an array or texts (`tensors.tensor_of`).
 
         output: what of it, such as `labels` or `embedding`, by default what its author made the usual one; for `sample`
         the inputs are seeds, one a sample. The answer gives `.lists()`, its `outputs` `.numpy()`.
         """
-        return await self._link.send(calls_models.predict(model, inputs, dtype, output))
+        call = calls_models.predict(model, inputs, dtype, output, ensemble=ensemble, aggregate=aggregate)
+        return await self._link.send(call)
 
     async def embed(self, model: str, inputs: Any, *, dtype: str | None = None) -> views.Prediction:
+
+        ensemble: of how many peers, or other models beside this one, answers are put together; aggregate: by `vote`,
+        `median` or `mean`. The answer's `ensemble` says who disagreed, and how far.
         """The vector that a model makes of each input: texts, tokens or an array, as `predict` takes them. The model
         must give an `embedding`. The answer gives `.lists()`, its `outputs` `.numpy()`."""
         return await self._link.send(calls_models.predict(model, inputs, dtype, "embedding"))

@@ -125,9 +125,22 @@ def remove_model(ref: str) -> Call[views.Collected]:
     return Call("DELETE", _model_path(ref), record(views.Collected), timeout_s=LOOKUP_S)
 
 
-def predict(ref: str, inputs: Any, dtype: str | None, output: str) -> Call[views.Prediction]:
+def predict(
+    ref: str,
+    inputs: Any,
+    dtype: str | None,
+    output: str,
+    *,
+    ensemble: int | Sequence[str] = 1,
+    aggregate: str = "",
+) -> Call[views.Prediction]:
     dtype = dtype or ("int64" if output == "sample" else None)  # seeds are whole numbers
-    body = {"model": ref, "inputs": tensor_to_json(tensor_of(inputs, dtype)), "output": output}
+    body: dict[str, Any] = {"model": ref, "inputs": tensor_to_json(tensor_of(inputs, dtype)), "output": output}
+    if isinstance(ensemble, int):
+        body |= {"ensemble": ensemble} if ensemble != 1 else {}
+    else:
+        body |= {"models": list(ensemble)}
+    body |= {"aggregate": aggregate} if aggregate else {}
     return Call("POST", "/api/v1/predict", record(views.Prediction), json=body, timeout_s=LONG_S)
 
 

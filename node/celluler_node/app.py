@@ -19,10 +19,11 @@ from operator import or_
 import trio
 
 from celluler.content.replication import Policy
-from celluler.identity import PeerId
+from celluler.identity import Identity, PeerId
 from celluler.learning.roster import Role
 from celluler.learning.run import Run
 from celluler.views import Hardware
+from celluler_node.checking import serve_scoring
 from celluler_node.config import NodeConfig
 from celluler_node.content_plane import listen_hosts
 from celluler_node.core import Core, open_core
@@ -34,6 +35,7 @@ from celluler_node.processes.confinement import Confinement, Walls
 from celluler_node.processes.words import Program
 from celluler_node.replicas import open_replicas
 from celluler_node.serving import ModelServer
+from celluler_node.signing import signing_answerer, signing_predictor
 from celluler_node.summarising import summariser
 from celluler_node.training.archive import JobArchive
 from celluler_node.training.classes import describer
@@ -63,6 +65,7 @@ class Parts:
     trainer: TrainerMaker = worker_trainer
     make_run: RunMaker = Run
     averager: Program = AVERAGER
+    model_server: type[ModelServer] = ModelServer
     replicate_every_s: float = REPLICATE_EVERY_S
     replication: Policy = field(default_factory=Policy)
 
@@ -87,7 +90,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             own_nursery() as nursery,
         ):
             walls = Walls(core.confinement)
-            server = ModelServer(
+            server = parts.model_server(
                 core.repository,
                 core.worker,
                 core.limits,
@@ -101,7 +104,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             )
             archive = JobArchive(config.jobs_folder)
             desk = TrainingDesk(_site(core, parts, nursery), archive, trains="train" in config.roles)
-            _serve_protocols(core.host, desk, server if "serve" in config.roles else None)
+            _serve_protocols(core.host, core.identity, desk, server if "serve" in config.roles else None)
             nursery.start_soon(desk.run)
             nursery.start_soon(server.run)
             nursery.start_soon(core.repository.publisher.keep_told)
@@ -133,7 +136,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
 # --- wiring --------------------------------------------------------------------------------------------------------
 
 
-def _serve_protocols(host: Host, desk: TrainingDesk, server: ModelServer | None) -> None:
+def _serve_protocols(host: Host, identity: Identity, desk: TrainingDesk, server: ModelServer | None) -> None:
     async def answer_jobs(peer: PeerId, stream: trio.abc.Stream) -> None:
         await jobs.serve_jobs(stream, peer, desk)
 
@@ -144,7 +147,7 @@ def _serve_protocols(host: Host, desk: TrainingDesk, server: ModelServer | None)
 
     async def answer_inference(peer: PeerId, stream: trio.abc.Stream) -> None:
         with slots.held(peer) as free:
-            predict = partial(server.predict, asker=peer)
+            predict = signing_predictor(identity, partial(server.predict, asker=peer))
             await (inference.serve_inference(stream, predict) if free else inference.turn_away(stream))
 
     host.serve(inference.PROTOCOL_ID, answer_inference)
@@ -153,11 +156,13 @@ def _serve_protocols(host: Host, desk: TrainingDesk, server: ModelServer | None)
     async def answer_generation(peer: PeerId, stream: trio.abc.Stream) -> None:
         with questions.held(peer) as free:
             if free:
-                await generation.serve_generation(stream, partial(server.generate, asker=peer), server.busyness)
+                answerer = signing_answerer(identity, partial(server.generate, asker=peer))
+                await generation.serve_generation(stream, answerer, server.busyness)
             else:
                 await generation.turn_away(stream)
 
     host.serve(generation.PROTOCOL_ID, answer_generation)
+    serve_scoring(host, server)
 
 
 def _site(core: Core, parts: Parts, nursery: trio.Nursery) -> Site:

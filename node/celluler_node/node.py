@@ -11,9 +11,9 @@ import trio
 from celluler.identity import PeerId
 from celluler_node.answers.content import ContentAnswers
 from celluler_node.answers.datasets import DatasetAnswers
+from celluler_node.answers.ensembles import EnsembleAnswers
 from celluler_node.answers.generation import GenerationAnswers
 from celluler_node.answers.jobs import JobAnswers
-from celluler_node.answers.models import ModelAnswers
 from celluler_node.answers.services import Services
 from celluler_node.answers.serving import ServingAnswers
 from celluler_node.answers.swarm import SwarmAnswers
@@ -26,7 +26,7 @@ __all__ = ["Node", "Services"]
 class Node(
     SwarmAnswers,
     ContentAnswers,
-    ModelAnswers,
+    EnsembleAnswers,
     GenerationAnswers,
     ServingAnswers,
     VersionAnswers,

@@ -252,8 +252,20 @@ class Operations(ServingOperations, Protocol):
         """
         ...
 
-    def generate(self, ref: str, question: Question) -> AbstractAsyncContextManager[Generated]:
-        """Let a model write, here or at the peer that serves it best. Leaving the context cancels what is left.
+    async def ensemble(
+        self, refs: Sequence[str], inputs: Tensor, output: str = "", *, members: int = 1, aggregate: str = "vote"
+    ) -> Prediction:
+        """Run one model at several distinct peers, or several models, and make one answer of theirs.
+
+        refs: one model with `members` peers, or several with one each; 2…16 answers in all. aggregate: vote, median or
+        mean. More than half of the answers will do; `Prediction.ensemble` says how many came, and who disagreed.
+        Raises as `predict`, NoPeers with fewer peers than that, InvalidSpec for models that do not give the same.
+        """
+        ...
+
+    def generate(self, ref: str, question: Question, *, peer: str = "") -> AbstractAsyncContextManager[Generated]:
+        """Let a model write, here or at the peer that serves it best, and on at another one when that fails. Leaving
+        the context cancels what is left. peer: as of `predict`.
 
         Raises what `Answerer` does, on entry or in the middle; NotSupported where nobody can be asked.
         """

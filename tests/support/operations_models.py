@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from celluler.content.digest import cid_of, digest_of
@@ -14,6 +15,8 @@ from celluler.views import (
     Collected,
     Column,
     Dataset,
+    Ensemble,
+    EnsembleMember,
     FieldChange,
     Lineage,
     LineageNode,
@@ -199,12 +202,22 @@ class MemoryModels:
         nodes = (LineageNode(model.cid, "model", model.reference, (data,)), LineageNode(data, "dataset"))
         return Lineage(model.cid, nodes)
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "", *, peer: str = "") -> Prediction:
         model = await self.show_model(ref)
         if output == "echo":
             return Prediction(inputs, model.reference, model.cid, BOB.peer_id, 0.01, output=output, text=True)
         outputs = tensor_of(inputs.numpy() * (3 if output == "sample" else 2))
         return Prediction(outputs, model.reference, model.cid, BOB.peer_id, 0.01, ("zero", "one"), output or "raw")
+
+    async def ensemble(
+        self, refs: Sequence[str], inputs: Tensor, output: str = "", *, members: int = 1, aggregate: str = "vote"
+    ) -> Prediction:
+        """Of the first model; of others it is said that they disagree about one sample."""
+        told = await self.predict(refs[0], inputs, output)
+        asked = [refs[0]] * members if len(refs) == 1 else list(refs)
+        members_told = tuple(EnsembleMember(BOB.peer_id, ref, int(n > 0), 0.01) for n, ref in enumerate(asked))
+        ensemble = Ensemble(aggregate, len(asked), len(asked), (0.5,) * inputs.shape[0], members_told)
+        return replace(told, ensemble=ensemble)
 
     async def add_dataset(self, dataset: NewDataset) -> Dataset:
         name = _own(dataset.name)

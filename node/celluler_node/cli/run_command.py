@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from celluler.errors import InvalidSpec, LocalError
-from celluler.views import Prediction, to_json
+from celluler.views import Ensemble, Prediction, to_json
 from celluler_node.cli.output import Output, ending, say
 from celluler_node.cli.run_text import write
 from celluler_node.cli.session import NOBODY, Join, Json, open_session, run
@@ -48,6 +48,15 @@ def run_model(
             "usual one first."
         ),
     ] = "",
+    ensemble: Annotated[
+        int, typer.Option(min=1, max=16, help="Of a batch: answers of so many distinct peers, put together.")
+    ] = 1,
+    models: Annotated[
+        str, typer.Option(metavar="MODEL,…", help="Of a batch: answers of these models, too, put together.")
+    ] = "",
+    aggregate: Annotated[
+        str, typer.Option(metavar="vote|median|mean", help="How answers of an ensemble are put together.")
+    ] = "vote",
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -67,6 +76,12 @@ def run_model(
     text = sys.stdin.read(MAX_INPUT_BYTES) if input == "-" else input
     prompted = not dtype and not output and is_prompt(text)
     inputs = None if prompted else read_batch(text)
+    others = [one.strip() for one in models.split(",") if one.strip()]
+    if prompted and (ensemble > 1 or others):
+        raise InvalidSpec("ensemble", "is of a batch, and the input is a prompt")
+    if ensemble > 1 and others:
+        raise InvalidSpec("models", "go with one peer each, not with --ensemble")
+    together = bool(others) or ensemble > 1
     said = sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout)
 
     async def main() -> None:
@@ -83,7 +98,14 @@ def run_model(
                     as_it_comes=as_it_comes,
                 )
                 return
-            prediction = await client.predict(model, inputs, dtype=dtype or None, output=output)
+            prediction = await client.predict(
+                model,
+                inputs,
+                dtype=dtype or None,
+                output=output,
+                ensemble=others or ensemble,
+                aggregate=aggregate if together else "",
+            )
             _show(Output(as_json=json), prediction)
 
     run(main)
@@ -115,7 +137,22 @@ def _show(output: Output, prediction: Prediction) -> None:
     else:
         for row in rows if isinstance(rows, list) else [rows]:
             print(json_module.dumps(_short(row) if sys.stdout.isatty() else row, ensure_ascii=False))
-    say(f"{prediction.model} at {ending(prediction.peer)} in {prediction.elapsed_s * 1000:.0f} ms")
+    if prediction.ensemble is None:
+        say(f"{prediction.model} at {ending(prediction.peer)} in {prediction.elapsed_s * 1000:.0f} ms")
+    else:
+        _show_ensemble(prediction.ensemble, prediction.elapsed_s)
+
+
+def _show_ensemble(told: Ensemble, elapsed_s: float) -> None:
+    say(f"{told.aggregate} of {told.answered} answers of {told.asked} in {elapsed_s * 1000:.0f} ms")
+    if (most := max(told.disagreement, default=0.0)) > 0.0:
+        say(f"disagreement: {most:.3g} at most, {sum(told.disagreement) / len(told.disagreement):.3g} on average")
+    for one in told.members:
+        name = f"{one.model} at {ending(one.peer)}" if one.peer else one.model
+        if one.failure:
+            say(f"{name} did not answer: {one.failure}")
+        elif one.dissent:
+            say(f"{name} disagrees about {one.dissent} of {len(told.disagreement)} samples")
 
 
 def _short(value: Any) -> Any:

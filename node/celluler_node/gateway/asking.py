@@ -4,7 +4,8 @@ rest turned away at once."""
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -56,9 +57,19 @@ class Asking:
 
     async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
         """As `Operations.predict`. Raises Busy, too, when so many wait already."""
+        return await self._counting(partial(self._operations.predict, ref, inputs, output), inputs)
+
+    async def ensemble(
+        self, refs: Sequence[str], inputs: Tensor, output: str, *, members: int, aggregate: str
+    ) -> Prediction:
+        """As `Operations.ensemble`, and as `predict`; one prediction in the counts."""
+        ask = partial(self._operations.ensemble, refs, inputs, output, members=members, aggregate=aggregate)
+        return await self._counting(ask, inputs)
+
+    async def _counting(self, ask: Callable[[], Awaitable[Prediction]], inputs: Tensor) -> Prediction:
         began = time.monotonic()
         try:
-            prediction = await self._predicted(ref, inputs, output)
+            prediction = await self._placed(ask)
         except CellulerError as error:
             self.counted.refused[kind_of(error)] += 1
             raise
@@ -66,11 +77,11 @@ class Asking:
         self.counted.predicted(prediction.model, samples, time.monotonic() - began)
         return prediction
 
-    async def _predicted(self, ref: str, inputs: Tensor, output: str) -> Prediction:
+    async def _placed(self, ask: Callable[[], Awaitable[Prediction]]) -> Prediction:
         if self.waiting >= self._most_waiting:
             raise Busy(f"{self._most_waiting} predictions wait here already")
         async with self._places:
-            return await self._operations.predict(ref, inputs, output)
+            return await ask()
 
 
 class Answer:

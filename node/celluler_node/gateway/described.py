@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from celluler import views
+from celluler.inference.ensemble import RULES
 from celluler_node.gateway.schemas import (
     ANYTHING,
     BYTES,
@@ -57,7 +58,15 @@ def _query_of(record: type) -> dict[str, Schema]:
 
 _MODEL = given(model=TEXT)
 _PREDICTION = document(
-    model=TEXT, cid=TEXT, peer=TEXT, elapsed_s=NUMBER, labels=list_of(TEXT), output=TEXT, text=SWITCH, outputs=ANYTHING
+    model=TEXT,
+    cid=TEXT,
+    peer=TEXT,
+    elapsed_s=NUMBER,
+    labels=list_of(TEXT),
+    output=TEXT,
+    text=SWITCH,
+    outputs=ANYTHING,
+    ensemble_=ANYTHING,
 )
 
 NODE: dict[tuple[str, str], Says] = {
@@ -121,6 +130,9 @@ MODELS: dict[tuple[str, str], Says] = {
             inputs=either(list_of(ANYTHING), TENSOR, NUMBER, TEXT),
             dtype_=TEXT,
             output_=TEXT,
+            ensemble_=COUNT,
+            models_=list_of(TEXT),
+            aggregate_={"type": "string", "enum": [*RULES, ""]},
         ),
     ),
     ("GET", "/api/v1/datasets"): Says("Datasets known here", Many("datasets", views.Dataset)),

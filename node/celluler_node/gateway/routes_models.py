@@ -10,8 +10,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from celluler.errors import InvalidSpec
-from celluler.tensors import tensor_from_json, tensor_of
-from celluler.views import SCHEMA, ModelQuery, NewModel, to_json
+from celluler.inference.ensemble import VOTE
+from celluler.tensors import Tensor, tensor_from_json, tensor_of
+from celluler.views import SCHEMA, ModelQuery, NewModel, Prediction, to_json
 from celluler_node.gateway.asking import Asking, while_wanted
 from celluler_node.gateway.documents import check_keys, document, exact_json, listing, read_json, read_record
 from celluler_node.gateway.references import REFERENCE
@@ -20,6 +21,15 @@ from celluler_node.operations import Operations
 MAX_MODEL_BYTES = 4 << 20
 """A spec of a mebibyte, and a card of 256 KiB with all its characters escaped."""
 MAX_QUESTION_BYTES = 4096
+_PREDICT: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "inputs": (list, dict, int, float, str),
+    "dtype": str,
+    "output": str,
+    "ensemble": int,
+    "models": list,
+    "aggregate": str,
+}
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -56,14 +66,13 @@ def model_routes(operations: Operations, asking: Asking) -> list[Route]:
     async def predict(request: Request) -> Response:
         """Answers in the form it was asked in: nested lists for nested lists, base64 for base64."""
         body = await read_json(request)
-        kinds = (list, dict, int, float, str)
-        check_keys(body, {"model": str, "inputs": kinds, "dtype": str, "output": str}, "model", "inputs")
+        check_keys(body, _PREDICT, "model", "inputs")
         given = body["inputs"]
         in_lists = not isinstance(given, dict)
         output = body.get("output", "")
         dtype = body.get("dtype", "int64" if output == "sample" else None)
         inputs = tensor_of(given, dtype) if in_lists else tensor_from_json(given)
-        prediction = await while_wanted(request, partial(asking.predict, body["model"], inputs, output))
+        prediction = await while_wanted(request, partial(_predicted, asking, body, inputs, output))
         told = to_json(prediction)
         if in_lists:
             told["outputs"] = prediction.lists()
@@ -80,6 +89,19 @@ def model_routes(operations: Operations, asking: Asking) -> list[Route]:
         Route("/api/v1/models/{ref:path}", show),  # any text: what is no reference is told so
         Route("/api/v1/predict", predict, methods=["POST"]),
     ]
+
+
+async def _predicted(asking: Asking, body: dict[str, Any], inputs: Tensor, output: str) -> Prediction:
+    """By one, or by an ensemble. Raises InvalidSpec for what goes with an ensemble only."""
+    members, more, aggregate = body.get("ensemble") or 1, body.get("models") or [], body.get("aggregate") or ""
+    if not all(isinstance(one, str) for one in more):
+        raise InvalidSpec("models", "must be names or CIDs of models")
+    if members == 1 and not more:
+        if aggregate:
+            raise InvalidSpec("aggregate", "goes with an ensemble")
+        return await asking.predict(body["model"], inputs, output)
+    refs = (body["model"], *more)
+    return await asking.ensemble(refs, inputs, output, members=members, aggregate=aggregate or VOTE)
 
 
 def _query(request: Request) -> ModelQuery:
