@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from celluler.engines.generation.conversation import Conversation
+from celluler.formats.gguf_files import open_gguf
 from celluler.home import read_node_file
+from celluler.inference.questions import Message
 from simulations.swarm import open_swarm
 from tests.support.smollm2 import smollm2
 
@@ -54,3 +57,65 @@ def test_what_comes_piece_by_piece_is_the_same_and_likely_tokens_are_texts(http:
     assert "".join(one["token"] for one in tokens) == told
     assert all(one["top_logprobs"][0]["logprob"] >= one["top_logprobs"][1]["logprob"] for one in tokens)
     assert any(one["top_logprobs"][1]["token"].strip().isalpha() for one in tokens)
+
+
+TEMPLATES = {
+    "turns by name, the system's first": """\
+{% for message in messages %}
+    {% if loop.first and messages[0]['role'] != 'system' %}
+        {{- '<|im_start|>system\nBe of help<|im_end|>\n' }}
+    {% endif %}
+    {{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}
+{% endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{% endif %}""",
+    "instructions in brackets": """\
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set system = '<<SYS>>\n' + messages[0]['content'] | trim + '\n<</SYS>>\n\n' -%}
+    {%- set rest = messages[1:] -%}
+{%- else -%}
+    {%- set system, rest = '', messages -%}
+{%- endif -%}
+{%- for message in rest -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{- raise_exception('Roles must alternate user/assistant') -}}
+    {%- endif -%}
+    {%- if message['role'] == 'user' -%}
+        {{- bos_token + '[INST] ' + (system if loop.first else '') + message['content'] | trim + ' [/INST]' -}}
+    {%- else -%}
+        {{- ' ' + message['content'] | trim + ' ' + eos_token -}}
+    {%- endif -%}
+{%- endfor -%}""",
+    "what has been said, as JSON": """\
+{{ bos_token }}
+{%- set ns = namespace(turns=0) %}
+{% for message in messages if message.role == 'user' %}
+  {% set ns.turns = ns.turns + 1 %}
+  {% if ns.turns > 2 %}{% break %}{% endif %}
+  {% generation %}{{ message | tojson }}{% endgeneration %}
+
+  {{ [message.content, ns.turns] | tojson(indent=2) }}
+{% endfor %}
+{{ tools is none or tools is not defined }} {{ strftime_now('%%') }}
+""",
+}
+"""In the manner of those that models come with."""
+SAID = (
+    Message("system", "Ü <b>&amp;</b> "),
+    Message("user", " one\n"),
+    Message("assistant", "two"),
+    Message("user", "'three'\n\n"),
+)
+
+
+@pytest.mark.parametrize("name", ["smollm2", *TEMPLATES])
+def test_conversations_become_the_prompts_that_transformers_makes_of_them(name: str) -> None:
+    render = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
+    source = TEMPLATES.get(name) or open_gguf(smollm2()).metadata["tokenizer.chat_template"]
+    assert isinstance(source, str)
+    marks = {"bos_token": "<s>", "eos_token": "</s>"}
+    for said in (SAID, SAID[1:], SAID[1:2]):
+        turns = [{"role": one.role, "content": one.text} for one in said]
+        theirs = render([turns], chat_template=source, add_generation_prompt=True, **marks)
+        assert Conversation(source, marks).text(said) == theirs[0][0]
