@@ -62,7 +62,7 @@ class ServingNode(MemoryNode):
         model = await self.show_model(ref)
         return ModelPorts(model.reference, model.version, model.cid, *PORTS[f"alice/{model.name}"])
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "", *, peer: str = "") -> Prediction:
         await self.gate.wait()
         if self.busy:
             raise Busy("all are at work")
@@ -74,7 +74,7 @@ class ServingNode(MemoryNode):
         return Prediction(told, model.reference, model.cid, BOB.peer_id, 0.01, output=output, text=output == "name")
 
     @asynccontextmanager
-    async def generate(self, ref: str, question: Question) -> AsyncIterator[Generated]:
+    async def generate(self, ref: str, question: Question, *, peer: str = "") -> AsyncIterator[Generated]:
         if self.busy:
             raise Busy("all are at work")
         model = await self.show_model(ref)
