@@ -114,7 +114,7 @@ class Reading:
         for event in events:
             if event == b"data: [DONE]":
                 self.done = True
-            elif not self.done:
+            elif not self.done and not event.startswith(b":"):  # a comment
                 pieces += self._read(event)
         pieces = [piece for piece in pieces if piece.text or piece.tokens or piece.reason]
         if self._first_s is None and any(piece.text or piece.tokens for piece in pieces):

@@ -20,18 +20,12 @@ from celluler_node.processes.worker import Worker
 from celluler_node.processes.worker_generate_words import Step
 from celluler_node.processes.worker_words import LoadModel
 
-BYTES = {
-    "transforms": 1,
-    "input": {"name": "text", "dtype": "text", "shape": [64]},
-    "steps": [{"kind": "byte_tokens", "length": 64}],
-}
 
-
-def reciting(text: bytes, folder: Path) -> LoadModel:
-    """A model that says of every byte the one after it in this text, whatever stands before. text: each byte once."""
-    body = parse_spec(
-        fill("transformer-lm", ["layers[0].vocabulary=256", "layers[3].width=256", "objective.vocabulary=256"])
-    )
+def reciting(text: bytes, folder: Path, *, length: int = 64) -> LoadModel:
+    """A model that says of every byte the one after it in this text, whatever stands before. text: each byte once, but
+    that the last may be the first, and then it never ends. length: tokens that it looks at."""
+    sizes = ["layers[0].vocabulary=256", "layers[3].width=256", "objective.vocabulary=256", f"input.shape=[{length}]"]
+    body = parse_spec(fill("transformer-lm", sizes))
     vector = initial_vector(body, b"s" * 32)
     views = views_of(body, torch.from_numpy(vector))
     for name, view in views.items():
@@ -42,8 +36,14 @@ def reciting(text: bytes, folder: Path) -> LoadModel:
         views["3.weight"][following, place] = 1.0
     save_vector(body, vector, folder / "weights.safetensors")
     return LoadModel(
-        format_spec(body), str(folder / "weights.safetensors"), preprocess=json.dumps(BYTES).encode()
+        format_spec(body), str(folder / "weights.safetensors"), preprocess=json.dumps(_bytes(length)).encode()
     )  # fmt: skip
+
+
+def _bytes(length: int) -> dict[str, Any]:
+    """What makes tokens of a text."""
+    given = {"name": "text", "dtype": "text", "shape": [length]}
+    return {"transforms": 1, "input": given, "steps": [{"kind": "byte_tokens", "length": length}]}
 
 
 class Worked:

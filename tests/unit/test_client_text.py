@@ -140,7 +140,12 @@ def event(**said: Any) -> bytes:
 
 def test_a_stream_is_read_however_it_is_cut() -> None:
     choice = {"index": 0, "text": "ü\u2028a", "finish_reason": None}
-    whole = event(choices=[choice]) + event(choices=[choice | {"finish_reason": "stop"}]) + b"data: [DONE]\n\n"
+    whole = (
+        event(choices=[choice])
+        + b": still here\n\n"
+        + event(choices=[choice | {"finish_reason": "stop"}])
+        + b"data: [DONE]\n\n"
+    )
     for size in (1, 7, len(whole)):
         reading = Reading(1.0)
         texts = [

@@ -277,6 +277,19 @@ async def test_an_error_in_the_middle_is_the_last_event(
     assert node.writer.left == 2
 
 
+async def test_while_nothing_is_said_a_comment_tells_that_somebody_is_there(
+    node: ServingNode, streaming: httpx.AsyncClient, autojump_clock: trio.testing.MockClock
+) -> None:
+    node.writer.pause_after = 3
+    async with streaming.stream("POST", COMPLETION, json=GREEDY | {"prompt": "a", "stream": True}) as answer:
+        lines = (line async for line in answer.aiter_lines() if line)
+        told = [await anext(lines) for _ in range(4)]
+        assert [line for line in told if line.startswith(":")] == [": still here"] * 2
+        assert 30 <= trio.current_time() < 31
+        node.writer.gate.set()
+        assert [line async for line in lines][-1] == "data: [DONE]"
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 async def test_a_client_that_goes_away_ends_the_answer(
     node: ServingNode, streaming: httpx.AsyncClient, path: str

@@ -43,6 +43,8 @@ class Telling:
 
     def __init__(self, asked: Asked, head: Head) -> None:
         self._asked, self._head = asked, head
+        self.peer = head.peer
+        """Who answers now: another one, where the first was lost."""
         self._choices = [_Choice() for _ in range(asked.choices)]
         self._finished: list[Finished] = []
         n = asked.questions[0].n
@@ -127,7 +129,7 @@ class Telling:
             "system_fingerprint": head.cid,
             "choices": choices,
             "usage": usage,
-            "celluler": {"cid": head.cid, "peer": head.peer, "seed": self._asked.seed},
+            "celluler": {"cid": head.cid, "peer": self.peer, "seed": self._asked.seed},
         }
 
     def _logprobs(self, tokens: tuple[Chosen, ...], offset: int) -> Document | None:

@@ -55,15 +55,18 @@ async def _whole(texts: AskingText, asked: Asked) -> Document:
 async def _told(texts: AskingText, asked: Asked, tell: Tell) -> Telling:
     """Every document as it comes; and what they have told of, at the end."""
     telling: Telling | None = None
+    one: Generated | None = None
 
     async def begun(opened: Sequence[Generated]) -> None:
-        nonlocal telling
+        nonlocal telling, one
         one = opened[0]
         telling = Telling(asked, Head(secrets.token_hex(12), int(time.time()), one.model, one.cid, one.peer))
         await tell(telling.begin())
 
     async def told(place: int, event: Event) -> None:
         assert telling is not None
+        assert one is not None
+        telling.peer = one.peer
         if documents := tuple(telling.told(place, event)):
             await tell(documents)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import trio
@@ -16,8 +17,13 @@ from celluler.errors import CellulerError, TimedOut
 from celluler_node.gateway.asking import while_wanted
 from celluler_node.gateway.counted import ERROR_KIND
 from celluler_node.gateway.failures import kind_of
+from celluler_protocols.nursery import own_nursery
 
 DONE = b"data: [DONE]\n\n"
+STILL_HERE = b": still here\n\n"
+"""A comment, which readers skip."""
+SILENCE_S = 15.0
+"""What stands between often takes a connection for dead on which nothing passes for a minute."""
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Whatever stands between is to hand each event on at once."""
 
@@ -52,7 +58,7 @@ class EventStream(Response):
         sending = _Sending(send, self.status_code, self.raw_headers)
         with trio.move_on_after(self._limit_s) as limit:
             try:
-                await while_wanted(self._request, lambda: self._work(sending.tell))
+                await while_wanted(self._request, partial(self._run, sending))
                 await sending.end(DONE)
             except HTTPException:  # the client has gone
                 if not sending.begun:
@@ -65,6 +71,11 @@ class EventStream(Response):
         if limit.cancelled_caught and not sending.begun:
             raise TimedOut("nothing was answered in time")
 
+    async def _run(self, sending: _Sending) -> None:
+        async with own_nursery() as nursery:
+            nursery.start_soon(sending.keep_alive)
+            await self._work(sending.tell)
+
 
 class _Sending:
     """Several tasks may tell: their documents go one after the other."""
@@ -72,6 +83,7 @@ class _Sending:
     def __init__(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._send, self._status, self._headers = send, status, headers
         self._turn = trio.Lock()
+        self._last_s = trio.current_time()
         self.begun = False
 
     async def tell(self, documents: Iterable[Any]) -> None:
@@ -80,6 +92,18 @@ class _Sending:
             await self._begin()
             if body:
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            self._last_s = trio.current_time()
+
+    async def keep_alive(self) -> None:
+        """A comment once in a while, where nothing else is told."""
+        while True:
+            await trio.sleep_until(self._last_s + SILENCE_S)
+            async with self._turn:
+                if trio.current_time() < self._last_s + SILENCE_S:
+                    continue
+                if self.begun:
+                    await self._send({"type": "http.response.body", "body": STILL_HERE, "more_body": True})
+                self._last_s = trio.current_time()
 
     async def end(self, last: bytes) -> None:
         await self._begin()
