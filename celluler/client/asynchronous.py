@@ -13,6 +13,7 @@ import httpx
 
 from celluler import views
 from celluler.client import calls, calls_models, calls_serving, calls_text
+from celluler.client.asynchronous_deployments import AsyncDeployments
 from celluler.client.asynchronous_models import AsyncDatasets, AsyncModels
 from celluler.client.asynchronous_text import AsyncPieces
 from celluler.client.calls_text import Prompt, Reading, SamplingFields
@@ -24,7 +25,8 @@ class AsyncClient:
     """A node's API. Use as an async context manager, or call `aclose`.
 
     Without arguments the local node; else its `url` and `token`, or the `home` it runs in. transport: an httpx
-    transport to use instead of the network, with any url.
+    transport to use instead of the network, with any url. session: whoever asks; a deployment answers the same one by
+    the same version.
     """
 
     def __init__(
@@ -34,14 +36,16 @@ class AsyncClient:
         *,
         home: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        session: str = "",
     ) -> None:
         """Raises NodeNotRunning when there is no local node."""
-        self._link = AsyncLink(calls.find_target(url, token, home), transport)
+        self._link = AsyncLink(calls.find_target(url, token, home, session), transport)
         self.peers = AsyncPeers(self._link)
         self.blobs = AsyncBlobs(self._link)
         self.models = AsyncModels(self._link)
         self.datasets = AsyncDatasets(self._link)
         self.jobs = AsyncJobs(self._link)
+        self.deployments = AsyncDeployments(self._link)
 
     async def status(self) -> views.Status:
         return await self._link.send(calls.status())

@@ -31,20 +31,21 @@ ENDED = frozenset({"Succeeded", "Failed", "Cancelled"})
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a node's API is. token: a secret."""
+    """Where a node's API is. token: a secret. session: whoever asks, empty for nobody in particular."""
 
     url: str
     token: str = field(repr=False)
+    session: str = ""
 
 
-def find_target(url: str | None, token: str | None, home: Path | None) -> Target:
+def find_target(url: str | None, token: str | None, home: Path | None, session: str = "") -> Target:
     """The node asked for, or the local one. Raises NodeNotRunning, LocalError for an address without a token."""
     if url is not None:
         if token is None:
             raise LocalError("an address needs a token", hint="it is in the node's node.json")
-        return Target(url, token)
+        return Target(url, token, session)
     node = read_node_file(home or places(os.environ).home)
-    return Target(node.api, token or node.token)
+    return Target(node.api, token or node.token, session)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import httpx
 from celluler import views
 from celluler.client import calls, calls_models, calls_serving, calls_text
 from celluler.client.calls_text import Prompt, Reading, SamplingFields
+from celluler.client.synchronous_deployments import Deployments
 from celluler.client.synchronous_models import Datasets, Models
 from celluler.client.synchronous_text import Pieces
 from celluler.client.transport import Link
@@ -24,7 +25,8 @@ class Client:
     """A node's API. Use as a context manager, or call `close`.
 
     Without arguments the local node; else its `url` and `token`, or the `home` it runs in. transport: an httpx
-    transport to use instead of the network, with any url.
+    transport to use instead of the network, with any url. session: whoever asks; a deployment answers the same one by
+    the same version.
     """
 
     def __init__(
@@ -34,14 +36,16 @@ class Client:
         *,
         home: Path | None = None,
         transport: httpx.BaseTransport | None = None,
+        session: str = "",
     ) -> None:
         """Raises NodeNotRunning when there is no local node."""
-        self._link = Link(calls.find_target(url, token, home), transport)
+        self._link = Link(calls.find_target(url, token, home, session), transport)
         self.peers = Peers(self._link)
         self.blobs = Blobs(self._link)
         self.models = Models(self._link)
         self.datasets = Datasets(self._link)
         self.jobs = Jobs(self._link)
+        self.deployments = Deployments(self._link)
 
     def status(self) -> views.Status:
         return self._link.send(calls.status())

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -149,7 +150,10 @@ def _settings(target: Target) -> dict[str, Any]:
     """Keyword arguments of an httpx client. Proxies of the environment are not for a loopback address."""
     return {
         "base_url": target.url,
-        "headers": {"Authorization": f"Bearer {target.token}"},
+        "headers": {
+            "Authorization": f"Bearer {target.token}",
+            **({"X-Celluler-Session": quote(target.session)} if target.session else {}),
+        },
         "timeout": CONNECT_S,
         "trust_env": False,
     }

@@ -27,6 +27,7 @@ from celluler_node.checking import serve_scoring
 from celluler_node.config import NodeConfig
 from celluler_node.content_plane import listen_hosts
 from celluler_node.core import Core, open_core
+from celluler_node.deploy_wiring import kept_answers, start_deployments
 from celluler_node.job_client import JobClient
 from celluler_node.limits import serving_rules
 from celluler_node.node import Node, Services
@@ -36,6 +37,7 @@ from celluler_node.processes.words import Program
 from celluler_node.replicas import open_replicas
 from celluler_node.serving import ModelServer
 from celluler_node.signing import signing_answerer, signing_predictor
+from celluler_node.stages_wiring import start_stages
 from celluler_node.summarising import summariser
 from celluler_node.training.archive import JobArchive
 from celluler_node.training.classes import describer
@@ -105,6 +107,10 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             archive = JobArchive(config.jobs_folder)
             desk = TrainingDesk(_site(core, parts, nursery), archive, trains="train" in config.roles)
             _serve_protocols(core.host, core.identity, desk, server if "serve" in config.roles else None)
+            deployments = start_deployments(
+                core, membership.members, server if "serve" in config.roles else None, nursery
+            )
+            staged = start_stages(core, profile.capabilities, membership.members, nursery, on_start=walls.note)
             nursery.start_soon(desk.run)
             nursery.start_soon(server.run)
             nursery.start_soon(core.repository.publisher.keep_told)
@@ -124,6 +130,9 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
                     isolation=lambda: walls.seen.text,
                     stopping=stop,
                     started_s=started_s,
+                    staged=staged,
+                    deployments=deployments,
+                    kept_answers=kept_answers(core),
                 )
             )
             yield node

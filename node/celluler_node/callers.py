@@ -18,7 +18,7 @@ from celluler.inference.deployments import MAX_SESSION_BYTES
 class Caller:
     """client: who asks, as told apart by a key; empty for our own user. session: stays with one arm. fresh: no kept
     answer, and keep none. seeded: draws are from a seed that the client chose. preferred: peers that are to be asked
-    before others, in this order. told: what whoever answered says of how it did, by name."""
+    before others. told: what whoever answered says of how it did, by name."""
 
     def __init__(self, *, client: str = "", session: str = "", fresh: bool = False) -> None:
         """session: empty where nothing was said; then it is the client's, or drawn."""

@@ -6,7 +6,6 @@ Knows neither peers nor models: replicas are got by `deploy_control`, answers by
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,8 +37,8 @@ Change = Callable[[Deployment], Deployment]
 @dataclass(slots=True)
 class ArmState:
     """One version of one deployment at work. failure: of the last attempt to get a replica. hopeless: as things are,
-    nobody is being asked for one. at: requests under way at each peer. holders: peers that have the weights, as of
-    `looked_s`. moved: set, and replaced, when replicas come or go."""
+    nobody is being asked for one. holders: peers that have the weights, as of `looked_s`. moved: set, and replaced,
+    when replicas come or go."""
 
     counts: ArmCounts = field(default_factory=ArmCounts)
     demand: Demand = field(default_factory=Demand)
@@ -48,7 +47,6 @@ class ArmState:
     wanted: int = 0
     failure: str = ""
     hopeless: bool = False
-    at: Counter[PeerId] = field(default_factory=Counter)
     holders: frozenset[PeerId] = frozenset()
     looked_s: float = float("-inf")
     moved: trio.Event = field(default_factory=trio.Event)
@@ -56,10 +54,6 @@ class ArmState:
     def move(self) -> None:
         self.moved.set()
         self.moved = trio.Event()
-
-    def by_load(self) -> tuple[PeerId, ...]:
-        """Replicas that are ready, those with the fewest requests of ours first."""
-        return tuple(sorted(self.replicas.ready, key=lambda peer: (self.at[peer], peer)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,29 +155,27 @@ class Deployments:
                 await state.moved.wait()
 
     @contextmanager
-    def preferring(self, asked: Asked) -> Iterator[PeerId | None]:
-        """A block whose questions go to the replicas first, whoever has the least to do before the others: the first of
-        them, if there is one. What fails in it makes that one doubtful."""
-        one, state, order = caller(), asked.state, asked.state.by_load()
-        before, one.preferred = one.preferred, order
-        first = order[0] if order else None
-        if first is not None:
-            state.at[first] += 1
+    def preferring(self, asked: Asked) -> Iterator[None]:
+        """A block whose questions go to the replicas before others. What fails in it makes them doubtful."""
+        one, state = caller(), asked.state
+        before, one.preferred = one.preferred, state.replicas.ready
         try:
-            yield first
+            yield
         except (PeerViolation, Unavailable) as error:
-            if first is not None and not isinstance(error, Busy):
-                self.doubt(asked, first)
+            if not isinstance(error, Busy):
+                self.doubt(asked)
             raise
         finally:
             one.preferred = before
-            if first is not None:
-                state.at[first] -= 1
-                state.at += Counter()  # what is zero goes
 
-    def doubt(self, asked: Asked, peer: PeerId) -> None:
-        """It did not answer: let it say anew that it is there."""
-        asked.state.replicas.doubt(peer, trio.current_time())
+    def answered_by(self, asked: Asked, peer: str) -> None:
+        """Another than the replicas had to answer: let them say anew that they are there."""
+        if asked.state.replicas.ready and peer not in asked.state.replicas.ready:
+            self.doubt(asked)
+
+    def doubt(self, asked: Asked) -> None:
+        for peer in asked.state.replicas.ready:
+            asked.state.replicas.doubt(peer, trio.current_time())
         self.wake()
 
     def due_for_comparison(self, deployment: Deployment, arm: Arm) -> Arm | None:

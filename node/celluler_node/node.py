@@ -11,6 +11,7 @@ import trio
 from celluler.identity import PeerId
 from celluler_node.answers.content import ContentAnswers
 from celluler_node.answers.datasets import DatasetAnswers
+from celluler_node.answers.deployments import DeploymentAnswers
 from celluler_node.answers.ensembles import EnsembleAnswers
 from celluler_node.answers.generation import GenerationAnswers
 from celluler_node.answers.jobs import JobAnswers
@@ -24,6 +25,7 @@ __all__ = ["Node", "Services"]
 
 
 class Node(
+    DeploymentAnswers,
     SwarmAnswers,
     ContentAnswers,
     EnsembleAnswers,

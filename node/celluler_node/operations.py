@@ -52,10 +52,11 @@ from celluler.views import (
     Versions,
     ViolationReport,
 )
+from celluler_node.operations_deployments import DeploymentOperations
 from celluler_node.operations_serving import ServingOperations
 
 
-class Operations(ServingOperations, Protocol):
+class Operations(DeploymentOperations, ServingOperations, Protocol):
     """A node, or a light peer, seen by its own user."""
 
     async def status(self) -> Status: ...

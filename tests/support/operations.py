@@ -48,18 +48,20 @@ from celluler.views import (
 )
 from celluler_node.job_views import round_view
 from tests.support.jobs import ALICE, BOB, NOW_S
+from tests.support.operations_deployments import MemoryDeployments
 from tests.support.operations_models import MemoryModels
 from tests.support.operations_serving import MemoryServing
 
 HARDWARE = Hardware("cpu", 2, 4096)
 
 
-class MemoryNode(MemoryModels, MemoryServing):
+class MemoryNode(MemoryModels, MemoryDeployments, MemoryServing):
     """Implements `Operations`. `moved`: set whenever a job got an event. `spooled`: where the last upload lay.
     `written`: transcripts, by job and peer."""
 
     def __init__(self) -> None:
         super().__init__()
+        MemoryDeployments.__init__(self)
         MemoryServing.__init__(self)
         self.ready = Readiness(False, "joining")
         self.ended = trio.Event()

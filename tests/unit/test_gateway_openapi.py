@@ -12,7 +12,7 @@ import pytest
 from starlette.routing import Route
 
 from celluler.jobs.states import JobLife
-from celluler.views import Readiness, Transfer, TransferSource
+from celluler.views import NewArm, NewDeployment, Readiness, Transfer, TransferSource
 from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.openapi import SAID, openapi_document
 from celluler_node.gateway.references import plain_path
@@ -25,6 +25,14 @@ INFER = {"id": "a", "inputs": [NUMBERS], "outputs": [{"name": "labels"}]}
 TENSOR = {"shape": [1, 2, 2], "dtype": "float32", "data": "AACAPwAAgD8AAIA/AACAPw=="}
 NAMED = {"ref": "alice/digits"}
 DATASET = {"name": "alice/rows:1.0.0", "content": DATA_CID, "label": "digit"}
+TRIED = {"name": "tried"}
+DEPLOYMENT = {
+    "name": "digits",
+    "model": "alice/digits:1.0.0",
+    "arms": [{"name": "b", "model": "alice/digits:2.0.0", "share": "10%"}],
+    "min_replicas": 0,
+    "regions": ["eu"],
+}
 MESSAGES = [
     {"role": "developer", "content": "Be kind"},
     {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
@@ -75,6 +83,18 @@ EXAMPLES: dict[tuple[str, str], list[Example]] = {
     ("POST", "/api/v1/jobs/{job}/cancel"): [{"path": {"job": "JOB"}}],
     ("POST", "/api/v1/jobs/{job}/invites"): [{"path": {"job": "JOB"}, "json": {"peer": BOB.peer_id, "for_s": 60}}],
     ("POST", "/api/v1/jobs/join"): [{"json": {"invite": "INVITE"}}],
+    ("POST", "/api/v1/deployments"): [
+        {"json": DEPLOYMENT},
+        {"json": {"name": "other", "model": "alice/digits:1.0.0"}},
+    ],
+    ("GET", "/api/v1/deployments/{name}"): [{"path": TRIED}],
+    ("DELETE", "/api/v1/deployments/{name}"): [{"path": TRIED}],
+    ("PATCH", "/api/v1/deployments/{name}"): [
+        {"path": TRIED, "json": {"model": "alice/digits:3.0.0", "share": "5%", "arm": "c", "regions": ["eu"]}},
+        {"path": TRIED, "json": {"compare": "1%", "max_replicas": None}},
+    ],
+    ("POST", "/api/v1/deployments/{name}/promote"): [{"path": TRIED, "json": {"arm": "b"}}],
+    ("POST", "/api/v1/deployments/{name}/rollback"): [{"path": TRIED}],
     ("POST", "/api/v1/transcripts"): [{"json": {"job": "JOB", "peers": [ALICE.peer_id]}}],
     ("GET", "/v1/models/{ref}"): [{"path": NAMED}],
     ("POST", "/v1/embeddings"): [
@@ -127,6 +147,7 @@ async def filled(node: ServingNode, http: httpx.AsyncClient) -> dict[str, str]:
     job = (await http.post("/api/v1/jobs", json={"client_id": "mine", "spec": JOB_YAML})).json()["id"]
     _begin_again(node, job)
     invite = (await http.post(f"/api/v1/jobs/{job}/invites", json={"peer": BOB.peer_id, "for_s": 60})).json()["invite"]
+    await _try_out(node)
     return {"CID": cid, "JOB": job, "INVITE": invite}
 
 
@@ -162,6 +183,7 @@ async def test_what_is_asked_and_answered_is_as_the_document_says(node: ServingN
             for method, operation in operations.items() if belongs == surface else ():
                 for example in EXAMPLES.get((method.upper(), path), [{}]):
                     _begin_again(node, stands_for["JOB"])  # the one before may have ended it
+                    await _try_out(node)
                     await _hold_to(http, said, method, path, operation, _filled_in(example, stands_for))
                     asked += 1
     assert asked
@@ -170,6 +192,13 @@ async def test_what_is_asked_and_answered_is_as_the_document_says(node: ServingN
 def _begin_again(node: ServingNode, job: str) -> None:
     node.lives[job] = JobLife(float(NOW_S))
     node.measure(job, round=2.0, loss=0.5)
+
+
+async def _try_out(node: ServingNode) -> None:
+    """A deployment with two arms, whatever became of the one before."""
+    node.deployed.pop(TRIED["name"], None)
+    arm = NewArm("b", "alice/digits:2.0.0", "10%")
+    await node.create_deployment(NewDeployment(TRIED["name"], "alice/digits:1.0.0", (arm,)))
 
 
 def _filled_in(example: Example, stands_for: dict[str, str]) -> Example:

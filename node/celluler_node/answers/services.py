@@ -15,9 +15,12 @@ from celluler.models.manifest import MAX_CARD_BYTES
 from celluler.models.names import PEER_ID_START, ModelName
 from celluler_node.bounded import bounded
 from celluler_node.core import Core
+from celluler_node.deployments import Deployments
 from celluler_node.job_client import JobClient
+from celluler_node.kept_answers import KeptAnswers
 from celluler_node.repository import Held, HeldDataset
 from celluler_node.serving import ModelServer
+from celluler_node.staging import StagedAnswerer
 from celluler_node.summarising import Summariser
 from celluler_node.training.desk import TrainingDesk
 from celluler_protocols.membership import Member, Membership
@@ -25,8 +28,8 @@ from celluler_protocols.membership import Member, Membership
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """core: what every peer has. membership, desk, server: None at a light peer. joined_by: whom a light peer joined
-    by, None at a node.
+    """core: what every peer has. membership, desk, server, staged: None at a light peer. joined_by: whom a light peer
+    joined by, None at a node. deployments: None at a light peer. kept_answers: None where none are kept.
     """
 
     core: Core
@@ -40,6 +43,9 @@ class Services:
     isolation: Callable[[], str]
     stopping: trio.Event
     started_s: float
+    staged: StagedAnswerer | None = None
+    deployments: Deployments | None = None
+    kept_answers: KeptAnswers | None = None
 
 
 ASK_S = 10.0

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "load": ("serving_commands", "Have a model ready before anybody asks."),
     "unload": ("serving_commands", "Free what a model takes."),
     "embed": ("embed_command", "Turn texts into vectors."),
+    "deploy": ("deploy_commands", "Versions behind one name: create, update --canary, promote, rollback …"),
     "verify": ("verify_commands", "Verify how a model was trained, or what is held against a member."),
     "train": ("train_commands", "Train together: start, status, stop, resume, calibrate …"),
     "job": ("job_commands", "Jobs: submit, validate, ls, show, logs, wait, cancel."),

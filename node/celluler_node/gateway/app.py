@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from celluler.errors import CellulerError
 from celluler_node.gateway.asking import Asking
 from celluler_node.gateway.asking_text import AskingText
+from celluler_node.gateway.callers import Callers
 from celluler_node.gateway.counted import Counted, Measure
 from celluler_node.gateway.failures import on_celluler_error, on_fault, on_http_error
 from celluler_node.gateway.guard import Guard
@@ -21,6 +22,7 @@ from celluler_node.gateway.metrics import metrics_route
 from celluler_node.gateway.openapi import openapi_route
 from celluler_node.gateway.routes_content import content_routes
 from celluler_node.gateway.routes_datasets import dataset_routes
+from celluler_node.gateway.routes_deployments import deployment_routes
 from celluler_node.gateway.routes_jobs import job_routes
 from celluler_node.gateway.routes_kserve import kserve_routes
 from celluler_node.gateway.routes_models import model_routes
@@ -66,6 +68,7 @@ def gateway_app(
         *model_routes(operations, asking),
         *serving_routes(operations),
         *dataset_routes(operations),
+        *deployment_routes(operations),
         *job_routes(operations),
         *transcript_routes(operations),
         *openai_routes(operations, asking),
@@ -78,6 +81,7 @@ def gateway_app(
         middleware=[
             Middleware(Measure, counted),
             Middleware(Guard, token, [host.lower() for host in allowed_hosts], keys, keys_always),
+            Middleware(Callers),
         ],
         exception_handlers={CellulerError: on_celluler_error, HTTPException: on_http_error, Exception: on_fault},
     )

@@ -66,6 +66,8 @@ _PREDICTION = document(
     output=TEXT,
     text=SWITCH,
     outputs=ANYTHING,
+    arm_=TEXT,
+    cached_=SWITCH,
     ensemble_=ANYTHING,
 )
 
@@ -172,4 +174,16 @@ JOBS: dict[tuple[str, str], Says] = {
         given(job=TEXT, peers=list_of(TEXT)),
     ),
 }
-OWN: dict[tuple[str, str], Says] = NODE | CONTENT | MODELS | SERVING | JOBS
+DEPLOYMENTS: dict[tuple[str, str], Says] = {
+    ("GET", "/api/v1/deployments"): Says("Deployments of this node", Many("deployments", views.Deployment)),
+    ("POST", "/api/v1/deployments"): Says("Make one", views.Deployment, views.NewDeployment, status=201),
+    ("GET", "/api/v1/deployments/{name}"): Says("One, with what became of its requests", views.Deployment),
+    ("PATCH", "/api/v1/deployments/{name}"): Says(
+        "Another version, another share, other replicas", views.Deployment, views.DeploymentChange
+    ),
+    ("POST", "/api/v1/deployments/{name}/promote"): Says("Give an arm everything", views.Deployment, given(arm_=TEXT)),
+    ("POST", "/api/v1/deployments/{name}/rollback"): Says("Take back the last step", views.Deployment),
+    ("DELETE", "/api/v1/deployments/{name}"): Says("Remove it", document(removed=TEXT)),
+    ("GET", "/api/v1/answer-cache"): Says("Answers kept to be given again", views.AnswerCacheUsage),
+}
+OWN: dict[tuple[str, str], Says] = NODE | CONTENT | MODELS | SERVING | JOBS | DEPLOYMENTS

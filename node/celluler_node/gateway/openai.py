@@ -14,7 +14,7 @@ from typing import Any
 from celluler.errors import InvalidSpec, WorkerFailed
 from celluler.models.transforms.base import TEXT
 from celluler.tensors import Tensor, tensor_of
-from celluler.views import Model, ModelPorts
+from celluler.views import Deployment, Model, ModelPorts
 from celluler_node.gateway.documents import check_keys
 
 EMBEDDING = "embedding"
@@ -150,4 +150,14 @@ def model_document(model: Model) -> dict[str, Any]:
         "object": "model",
         "created": int(model.created_s),
         "owned_by": model.nickname or model.author,
+    }
+
+
+def deployment_document(deployment: Deployment) -> dict[str, Any]:
+    """As a model: whoever asks for it gets one of its versions."""
+    return {
+        "id": deployment.reference,
+        "object": "model",
+        "created": int(deployment.created_s),
+        "owned_by": deployment.arms[0].model.partition("/")[0],
     }

@@ -39,6 +39,7 @@ _PARAMETERS = {
     "peer": "A peer id, its last eight characters, or a nickname that only one member bears.",
     "cid": "Of a content.",
     "job": "A job's id, or its last six characters or more.",
+    "name": "Of a deployment.",
 }
 
 

@@ -1,4 +1,4 @@
-"""A model or dataset as part of a path: `author/name…` or a CID, so that something may follow it.
+"""A model or dataset as part of a path: `author/name…`, a CID or `deploy:NAME`, so that something may follow it.
 
 A model may be called `versions` or `card`: were the reference matched as any text, `alice/card` would be the card of
 `alice`.
@@ -16,7 +16,7 @@ _CONVERTOR = re.compile(r"\{(\w+):\w+\}")
 
 
 class _ReferenceConvertor(Convertor[str]):
-    regex = r"[^/]+/[^/]+|b[a-z2-7]{50,80}"
+    regex = r"[^/]+/[^/]+|b[a-z2-7]{50,80}|deploy:[^/]+"
 
     def convert(self, value: str) -> str:
         return value

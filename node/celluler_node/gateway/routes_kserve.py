@@ -69,7 +69,7 @@ def kserve_routes(operations: Operations, asking: Asking) -> list[Route]:
         inference = read_inference(await read_body(request), _header_bytes(request))
         ports = await operations.model_ports(ref)
         wanted = outputs_for(inference, ports)
-        answers = await while_wanted(request, partial(ask, ports.cid, inference.inputs, wanted))
+        answers = await while_wanted(request, partial(ask, ports.reference, inference.inputs, wanted))
         body, head = write_answer(inference, request.path_params["ref"], ports.version, answers)
         if head is None:
             return Response(body, media_type="application/json")

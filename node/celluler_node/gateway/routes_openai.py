@@ -10,12 +10,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from celluler.errors import NotFound
+from celluler.inference.deployments import deployment_named
 from celluler.tensors import Tensor
 from celluler_node.gateway.asking import Answer, Asking, while_wanted
+from celluler_node.gateway.callers import note_body
 from celluler_node.gateway.documents import exact_json, read_json
 from celluler_node.gateway.openai import (
     EMBEDDING,
     calls_of,
+    deployment_document,
     embeddings_document,
     model_document,
     read_question,
@@ -29,9 +32,14 @@ MAX_QUESTION_BYTES = 16 << 20
 def openai_routes(operations: Operations, asking: Asking) -> list[Route]:
     async def models(_request: Request) -> Response:
         known = [model for model in await operations.list_models() if not model.retracted]
-        return JSONResponse({"object": "list", "data": [model_document(model) for model in known]})
+        listed = [model_document(model) for model in known]
+        listed += [deployment_document(one) for one in await operations.deployments()]
+        return JSONResponse({"object": "list", "data": listed})
 
     async def model(request: Request) -> Response:
+        name = deployment_named(request.path_params["ref"])
+        if name is not None:
+            return JSONResponse(deployment_document(await operations.deployment(name)))
         found = await operations.show_model(request.path_params["ref"])
         if found.retracted:
             raise NotFound(f"model {found.reference}, which its author took back")
@@ -46,10 +54,12 @@ def openai_routes(operations: Operations, asking: Asking) -> list[Route]:
         return [vectors[place] for place in sorted(vectors)]
 
     async def embeddings(request: Request) -> Response:
-        question = read_question(await read_json(request, limit=MAX_QUESTION_BYTES))
+        body = await read_json(request, limit=MAX_QUESTION_BYTES)
+        note_body(body)
+        question = read_question(body)
         ports = await operations.model_ports(question.model)
         calls = calls_of(question, ports)
-        vectors = await while_wanted(request, partial(ask, ports.cid, calls, binary=question.base64))
+        vectors = await while_wanted(request, partial(ask, ports.reference, calls, binary=question.base64))
         return exact_json(embeddings_document(question, ports.model, vectors))
 
     return [

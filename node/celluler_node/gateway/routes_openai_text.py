@@ -14,6 +14,7 @@ from starlette.routing import Route
 from celluler.inference.questions import Event, Generated
 from celluler_node.gateway.asking import while_wanted
 from celluler_node.gateway.asking_text import AskingText
+from celluler_node.gateway.callers import note_body
 from celluler_node.gateway.documents import exact_json, read_json
 from celluler_node.gateway.failures import openai_error
 from celluler_node.gateway.openai_said import Document, Head, Telling
@@ -33,7 +34,9 @@ def openai_text_routes(texts: AskingText) -> list[Route]:
         return await answer(request, read_completion)
 
     async def answer(request: Request, read: Callable[[Mapping[str, Any], int], Asked]) -> Response:
-        asked = read(await read_json(request, limit=MAX_QUESTION_BYTES), secrets.randbits(64))
+        body = await read_json(request, limit=MAX_QUESTION_BYTES)
+        note_body(body)
+        asked = read(body, secrets.randbits(64))
         if not asked.stream:
             return exact_json(await while_wanted(request, lambda: _whole(texts, asked)))
         limit_s = asked.questions[0].timeout_s + READ_S
