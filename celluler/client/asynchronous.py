@@ -75,14 +75,14 @@ class AsyncClient:
 
         output: what of it, such as `labels` or `embedding`, by default what its author made the usual one; for `sample`
         the inputs are seeds, one a sample. The answer gives `.lists()`, its `outputs` `.numpy()`.
+
+        ensemble: of how many peers, or other models beside this one, answers are put together; aggregate: by `vote`,
+        `median` or `mean`. The answer's `ensemble` says who disagreed, and how far.
         """
         call = calls_models.predict(model, inputs, dtype, output, ensemble=ensemble, aggregate=aggregate)
         return await self._link.send(call)
 
     async def embed(self, model: str, inputs: Any, *, dtype: str | None = None) -> views.Prediction:
-
-        ensemble: of how many peers, or other models beside this one, answers are put together; aggregate: by `vote`,
-        `median` or `mean`. The answer's `ensemble` says who disagreed, and how far.
         """The vector that a model makes of each input: texts, tokens or an array, as `predict` takes them. The model
         must give an `embedding`. The answer gives `.lists()`, its `outputs` `.numpy()`."""
         return await self._link.send(calls_models.predict(model, inputs, dtype, "embedding"))
