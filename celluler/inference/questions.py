@@ -20,6 +20,7 @@ MAX_PROMPT_BYTES = 1 << 19
 MAX_MESSAGES = 512
 MAX_TIMEOUT_S = 3600.0
 MAX_SCHEMA_BYTES = 64 << 10
+MAX_STAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Question:
     counted on; its seed is drawn by whoever asks first, so that every peer draws the same. n: answers. stop: texts at
     which an answer ends, not told. timeout_s: until the last token, from now. given: tokens of the answer that the
     asker has already, with n = 1: what comes goes on behind them, and counts and draws on. schema: JSON Schema that the
-    answer must follow, empty for none.
+    answer must follow, empty for none. stages: over how many peers the model is to be split, 0 for whatever is best; it
+    is looked at by the node that is asked, and travels no further.
     """
 
     prompt: Prompt
@@ -53,6 +55,7 @@ class Question:
     timeout_s: float = 300.0
     given: tuple[int, ...] = ()
     schema: bytes = b""
+    stages: int = 0
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -68,6 +71,8 @@ class Question:
             raise InvalidSpec("given", f"holds {len(self.given)} tokens, and no more than {self.max_tokens} are wanted")
         if len(self.schema) > MAX_SCHEMA_BYTES:
             raise InvalidSpec("schema", f"has {len(self.schema)} bytes, the limit is {MAX_SCHEMA_BYTES}")
+        if not 0 <= self.stages <= MAX_STAGES:
+            raise InvalidSpec("stages", f"must be 0…{MAX_STAGES}")
         StopFilter(self.stop, "")
 
 

@@ -33,7 +33,6 @@ from celluler.models.spec import Architecture
 from celluler.models.stored import Stored
 
 MAX_BLOCKS = 1024
-MAX_STAGES = 16
 _UNBOUNDED = Budget(*(1 << 62 for _ in fields(Budget)))
 
 

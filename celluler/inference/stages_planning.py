@@ -15,7 +15,8 @@ from itertools import accumulate, combinations
 from celluler.errors import InvalidSpec, NoPeers
 from celluler.inference.caching import Cached
 from celluler.inference.memory import WORKER_BYTES
-from celluler.inference.stages import MAX_STAGES, Block, stored_of
+from celluler.inference.questions import MAX_STAGES
+from celluler.inference.stages import Block, stored_of
 from celluler.models.spec import Architecture
 
 MAX_CANDIDATES = 8

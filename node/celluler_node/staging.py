@@ -78,10 +78,11 @@ class StagedAnswerer:
 
     @asynccontextmanager
     async def __call__(
-        self, model: str, question: Question, *, stages: int = 0, wire: str = "", hints: tuple[PeerId, ...] = ()
+        self, model: str, question: Question, *, wire: str = "", hints: tuple[PeerId, ...] = ()
     ) -> AsyncIterator[Answering]:
-        """stages: how many, 0 for as few as have the memory. wire: form of hidden states; empty for float32 where the
-        likeliest tokens are drawn, so that they are those of the whole model, and bfloat16 elsewhere.
+        """In as many stages as the question says, 0 for as few as have the memory. wire: form of hidden states; empty
+        for float32 where the likeliest tokens are drawn, so that they are those of the whole model, and bfloat16
+        elsewhere.
 
         Raises InvalidSpec also for a model that cannot be split, NoPeers where not enough peers have the memory.
         """
@@ -93,7 +94,7 @@ class StagedAnswerer:
             raise InvalidSpec("wire", f"is {wire[:16]!r}, must be one of {', '.join(WIRES)}")
         with bounded(question.timeout_s, "beginning to write in stages"):
             cut = self._cut(await self._repository.resolve(model, hints=hints))
-            line = await self._line(cut, stages, wire)
+            line = await self._line(cut, question.stages, wire)
             prompt = await self._tokens(line, question.prompt)
         check_tokens(prompt + question.given, line)
         ends = cut.opened.interface.ends

@@ -70,7 +70,7 @@ async def staged(
 
 
 async def told(answerer: StagedAnswerer, question: Question, stages: int = 3, **fields: Any) -> list[Event]:
-    async with answerer("alice/split", question, stages=stages, **fields) as answering:
+    async with answerer("alice/split", replace(question, stages=stages), **fields) as answering:
         assert question.prompt == answering.begun.prompt or isinstance(question.prompt, str)
         return [event async for event in answering]
 
@@ -172,13 +172,13 @@ async def test_it_ends_at_the_last_place_or_when_told_to_or_in_time(weights: Pat
     async with staged(weights) as (answerer, _):
         events = await told(answerer, Question(tuple(range(46)), None, GREEDY))
         assert events[-2] == Over(0, "length", 3)
-        async with answerer("alice/split", Question(PROMPT, None, GREEDY), stages=2) as answering:
+        async with answerer("alice/split", Question(PROMPT, None, GREEDY, stages=2)) as answering:
             assert isinstance(await anext(aiter(answering)), Said)
             answering.stop(0)
             rest = [event async for event in answering]
         assert isinstance(rest[-2], Over)
         assert rest[-2].reason == "stop"
-        async with answerer("alice/split", Question(PROMPT, None, GREEDY, n=9, timeout_s=1e-3 + 0.2), stages=2) as late:
+        async with answerer("alice/split", Question(PROMPT, None, GREEDY, n=9, timeout_s=0.2, stages=2)) as late:
             over = [event async for event in late if isinstance(event, Over)]
         assert len(over) == 9
 

@@ -12,6 +12,7 @@ import trio
 from celluler.errors import TimedOut
 from celluler.inference.questions import Generated, Question
 from celluler_node.answers.inference import InferenceAnswers, cid_text
+from celluler_node.answers.staged import generate_staged
 from celluler_node.bounded import bounded
 from celluler_node.placement_talk import Heard, Talk
 from celluler_protocols.nursery import own_nursery
@@ -28,6 +29,11 @@ class GenerationAnswers(InferenceAnswers):
         left_s = question.timeout_s - (trio.current_time() - began)
         if left_s <= 0.0:
             raise TimedOut("no time was left when the model had been looked up")
+        if question.stages:
+            name, asked = self._core.repository.held(opened).name, replace(question, timeout_s=left_s)
+            async with generate_staged(self._of.staged, opened, name, asked, self._core.identity.peer_id) as written:
+                yield written
+            return
         cid = cid_text(opened)
         ask = partial(self._ask_peer, cid, opened.digest)
         talk = Talk(self.chooser, opened, replace(question, timeout_s=left_s), ask, self._named(peer))

@@ -17,14 +17,14 @@ from celluler_node.staging import StagedAnswerer
 
 @asynccontextmanager
 async def generate_staged(
-    staged: StagedAnswerer | None, opened: OpenedManifest, name: str, question: Question, stages: int, own: PeerId
+    staged: StagedAnswerer | None, opened: OpenedManifest, name: str, question: Question, own: PeerId
 ) -> AsyncIterator[Generated]:
-    """stages: how many; 0 for as few as have the memory. own: who drives them. Raises as `StagedAnswerer` does, and
+    """own: who drives them. Raises as `StagedAnswerer` does, and
     NotSupported where there is none."""
     if staged is None:
         raise NotSupported("a light peer drives no stages", hint="ask a node of your own: celluler up")
     cid = cid_of(opened.digest, Codec.MANIFEST)
-    async with staged(cid, question, stages=stages) as answering:
+    async with staged(cid, question) as answering:
         yield Stopping(answering, question.stop, name, cid, own)
 
 
