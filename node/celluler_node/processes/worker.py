@@ -17,15 +17,14 @@ import torch
 
 from celluler.aggregation.q16 import WIRE_DTYPE, decode_parts, part_slices
 from celluler.aggregation.wires import FINEST, wire_named
-from celluler.engines.apart import stand_apart
 from celluler.engines.audit_class import audit_class
 from celluler.engines.config import TrainConfig
 from celluler.engines.data import load_dataset
 from celluler.engines.evaluate import Evaluation
 from celluler.engines.load import load_model
-from celluler.engines.predict import Predictor
 from celluler.engines.prepare import prepare
 from celluler.engines.summarise import summarise
+from celluler.engines.torch_engine import TorchEngine, TorchModel
 from celluler.engines.train import Trainer, weights_of
 from celluler.engines.transforms.served import Served
 from celluler.errors import InvalidSpec, LocalError
@@ -98,7 +97,8 @@ class Worker:
     def __init__(self, scratch: Path, memory_bytes: int | None = None) -> None:
         """memory_bytes: what this process may take."""
         self._scratch, self._memory = scratch, memory_bytes
-        self._model: Predictor | None = None
+        self._engine = TorchEngine()
+        self._model: TorchModel | None = None
         self._served: Served | None = None
         self._run: Trainer | None = None
         self._parts, self._wire = 1, FINEST
@@ -134,16 +134,16 @@ class Worker:
     def load_model(self, request: LoadModel, _: Blobs) -> Loaded:
         body = parse_body(request.body, request.spec)
         interface = read_interface(body, request.preprocess, request.postprocess)
-        model = load_model(body, Path(request.weights), memory_bytes=self._memory).predictor()
+        model = self._engine.load(body, Path(request.weights), memory_bytes=self._memory)
         served = Served(model, interface, Path(request.tokenizer) if request.tokenizer else None)
         self._model, self._served = model, served
         self._generator.close()
-        return Loaded(body.parameter_count, body.parameter_bytes, "cpu", body.dtype)
+        return Loaded(body.parameter_count, body.parameter_bytes, self._engine.caps.device, body.dtype)
 
     def warm_up(self, request: WarmUp, _: Blobs) -> Warm:
         model, _served = self._need_model()
         model.warm_up()
-        return Warm(not request.trial or stand_apart(model.architecture, model.module))
+        return Warm(not request.trial or model.stand_apart())
 
     def predict(self, request: Predict, blobs: Blobs) -> Reply:
         if self._served is None:
@@ -261,7 +261,7 @@ class Worker:
             raise LocalError(f"the state before round {round_number} is not here; kept: {self._states.rounds}")
         return state
 
-    def _need_model(self) -> tuple[Predictor, Served]:
+    def _need_model(self) -> tuple[TorchModel, Served]:
         if self._model is None or self._served is None:
             raise LocalError("no model is loaded")
         return self._model, self._served
