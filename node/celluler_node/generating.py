@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from celluler.errors import InvalidSpec, WorkerFailed
+from celluler.errors import InvalidSpec, Unavailable, WorkerFailed
 from celluler.inference.questions import MAX_PROMPT_BYTES, Message
 from celluler.inference.requests import Done, Event, Request
 from celluler.inference.scheduler import Limits, Scheduler
@@ -88,9 +88,13 @@ class Generating:
         return tuple(tokens_of(bytes((await self._call(Converse(turns))).blobs[0])))
 
     async def bind(self, schema: bytes) -> None:
-        """Have the worker read a schema, before a request is bound to it. Raises InvalidSpec, WorkerFailed."""
+        """Have the worker read a schema, before a request is bound to it. Raises InvalidSpec, WorkerFailed, Unavailable
+        where what it needs is not installed."""
         if not self.opened.texts:
             raise InvalidSpec("schema", "is of texts, and this model makes no tokens of texts")
+        if not self.opened.schemas:
+            hint = "pip install 'celluler[schema]' where the model runs"
+            raise Unavailable("nobody here binds an answer to a schema: llguidance is not installed", hint=hint)
         await self._call(Bind(), schema)
 
     @asynccontextmanager

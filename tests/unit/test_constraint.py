@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from celluler.content.digest import Digest
+from celluler.engines.generation import constraint
 from celluler.engines.generation.constraint import Schemas
 from celluler.engines.transforms.decoding import TokenizerCodec
-from celluler.errors import InvalidSpec
+from celluler.errors import InvalidSpec, Unavailable
 from celluler.inference.questions import Over, Question, Said
 from celluler.inference.sampling import GREEDY, Sampling, UndefinedLogits, choose
 from celluler.models.body import parse_body
 from celluler.models.interface import read_interface
 from celluler.models.transforms.decoding import ByteCodec, TextCodec, VocabularyCodec, decoded
 from celluler.models.transforms.texts import ByteTokens, Tokenise
+from celluler_node.generating import open_generating
 from celluler_node.writing import open_writing
 from tests.support.generating import Worked, reciting
 
@@ -61,15 +63,15 @@ def drawn(
     schemas: Schemas, vocabulary: int, ends: tuple[int, ...], seed: int, given: tuple[int, ...] = ()
 ) -> list[int]:
     """What a model of which nobody knows anything says, bound to the schema."""
-    constraint, tokens = schemas.bind(RAW), list(given)
+    bound, tokens = schemas.bind(RAW), list(given)
     for token in given:
-        constraint.take(token)
-    while not constraint.over:
+        bound.take(token)
+    while not bound.over:
         random = np.random.default_rng(len(tokens)).normal(size=vocabulary)
-        token = choose(random, Sampling(seed=seed), len(tokens), constraint.allowed()).token
+        token = choose(random, Sampling(seed=seed), len(tokens), bound.allowed()).token
         if token in ends:
             break
-        constraint.take(token)
+        bound.take(token)
         tokens.append(token)
         assert len(tokens) < 400
     return tokens
@@ -112,12 +114,12 @@ def test_what_is_no_schema_or_cannot_be_followed_is_refused(schema: bytes, probl
 
 def test_behind_a_token_that_was_not_allowed_nothing_is() -> None:
     codec, vocabulary, ends = CODECS["bytes"]
-    constraint = Schemas(codec, vocabulary, ends).bind(RAW)
-    constraint.take(codec.encode("x")[1])
-    assert not constraint.allowed().any()
-    assert not constraint.over
+    bound = Schemas(codec, vocabulary, ends).bind(RAW)
+    bound.take(codec.encode("x")[1])
+    assert not bound.allowed().any()
+    assert not bound.over
     with pytest.raises(UndefinedLogits):
-        choose(np.zeros(vocabulary), GREEDY, 0, constraint.allowed())
+        choose(np.zeros(vocabulary), GREEDY, 0, bound.allowed())
 
 
 def test_what_is_not_allowed_is_not_drawn_and_probabilities_are_the_models() -> None:
@@ -153,3 +155,13 @@ async def test_an_answer_is_bound_and_over_when_nothing_more_is_allowed(tmp_path
             async with writing.ask(Question("ab", 40, GREEDY, schema=b"{"), "alice", 1000.0):
                 pass
         assert writing.running == 0
+
+
+async def test_whoever_has_not_got_what_it_needs_says_that_others_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "PACKAGE", "no_such_package")
+    worked = Worked(tmp_path, reciting(b"ab", tmp_path))
+    async with open_generating(worked.call, slots=1) as generating:
+        with pytest.raises(Unavailable, match="llguidance is not installed"):
+            await generating.bind(RAW)

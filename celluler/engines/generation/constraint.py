@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +18,18 @@ from celluler.engines.transforms.decoding import TokenizerCodec
 from celluler.errors import InvalidSpec, LocalError
 from celluler.models.transforms.decoding import ByteCodec, TextCodec, VocabularyCodec
 
+PACKAGE = "llguidance"
 _KEPT = 8
 """Schemas that are not read again."""
 _OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,16}"}
 """A model that may go on with spaces for ever does."""
 
 Allowed = npt.NDArray[np.bool_]
+
+
+def available() -> bool:
+    """The package is installed."""
+    return find_spec(PACKAGE) is not None
 
 
 class Constraint(Protocol):
@@ -43,18 +50,17 @@ class Schemas:
     """Of one model. Made when an answer is first to be bound: the vocabulary is gone through once."""
 
     def __init__(self, codec: TextCodec, vocabulary: int, ends: Sequence[int]) -> None:
-        """ends: tokens that end an answer. Raises LocalError without the package, and for a codec that it cannot
-        follow."""
+        """ends: tokens that end an answer. Raises LocalError without the package, InvalidSpec for a codec that the
+        package does not read."""
         try:
             import llguidance  # noqa: PLC0415  an extra
         except ImportError as error:
-            told = "an answer bound to a schema needs the package llguidance: pip install 'celluler[schema]'"
-            raise LocalError(told) from error
+            raise LocalError("an answer bound to a schema needs the package llguidance") from error
         self._package, self._vocabulary = llguidance, vocabulary
         try:
             self._tokens = _tokenizer(llguidance, codec, vocabulary, list(ends))
         except Exception as error:  # whatever the package raises of a tokenizer
-            raise LocalError(f"this model's tokenizer cannot be bound to a schema: {_short(error)}") from error
+            raise InvalidSpec("schema", f"cannot bind this model's tokenizer: {_short(error)}") from error
         self._read: OrderedDict[bytes, Any] = OrderedDict()
 
     def bind(self, schema: bytes) -> Constraint:
@@ -115,7 +121,7 @@ def _tokenizer(package: Any, codec: TextCodec, vocabulary: int, ends: list[int])
     if isinstance(codec, TokenizerCodec):
         return package.LLTokenizer(codec.tokenizer.to_str(), n_vocab=vocabulary, eos_token=ends or None)
     if not isinstance(codec, ByteCodec | VocabularyCodec):
-        raise LocalError(f"of the kind {type(codec).__name__}")
+        raise InvalidSpec("", f"is of the kind {type(codec).__name__}")
     pieces = [codec.piece(token) for token in range(vocabulary)]
     special = [token for token, piece in enumerate(pieces) if not piece]
     # A model without an end is given one that it does not know: the package will not do without.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from celluler.engines.generation.constraint import Constraint, Schemas
+from celluler.engines.generation.constraint import Constraint, Schemas, available
 from celluler.engines.generation.slots import GeneratingSlots
 from celluler.engines.predict import Predictor
 from celluler.engines.transforms.served import Served
@@ -65,7 +65,7 @@ class Generator:
         self._open = slots
         self._texts.use(request.template)
         why, texts = slots.why_not_cached, served.codec is not None
-        return SlotsOpen(slots.length, slots.vocabulary, slots.cache_bytes, why, texts)
+        return SlotsOpen(slots.length, slots.vocabulary, slots.cache_bytes, why, texts, texts and available())
 
     def close(self) -> None:
         """Let go of the slots, and of the model that they are on."""

@@ -41,13 +41,14 @@ class OpenSlots:
 @dataclass(frozen=True, slots=True)
 class SlotsOpen:
     """vocabulary: tokens are below it. cache_bytes: 0 of a model that keeps nothing, and not_cached says why not.
-    texts: what is drawn can be read, and `Encode` asked."""
+    texts: what is drawn can be read, and `Encode` asked. schemas: so can `Bind`."""
 
     length: U32
     vocabulary: U64
     cache_bytes: U64
     not_cached: Text
     texts: bool
+    schemas: bool = False
 
 
 @dataclass(frozen=True, slots=True)
