@@ -22,12 +22,12 @@ from celluler_node.cli.root import run
 from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.callers import note_body, read_caller
 from celluler_node.gateway.keys import KeyRing, new_key, write_keys
-from tests.support.operations import MemoryNode
+from tests.support.serving_node import ServingNode
 
 ONE, TWO = "alice/digits:1.0.0", "alice/digits:2.0.0"
 
 
-class AskedNode(MemoryNode):
+class AskedNode(ServingNode):
     """Notes for whom it predicts."""
 
     def __init__(self) -> None:
@@ -150,6 +150,17 @@ def test_ports_are_asked_by_the_deployment_they_were_found_behind() -> None:
 async def test_the_kept_answers_are_told(node: AskedNode, client: AsyncClient) -> None:
     node.usage = AnswerCacheUsage(1000, 10, 1, 2, 3, 4)
     assert await client.deployments.cache() == node.usage
+
+
+async def test_prometheus_is_told_of_arms_and_kept_answers(node: AskedNode, client: AsyncClient) -> None:
+    await client.deployments.create("digits", ONE, arms={"b": (TWO, "30%")})
+    node.usage = AnswerCacheUsage(1000, 10, 1, 2, 3, 4)
+    transport = httpx.ASGITransport(app=gateway_app(node, "t"))
+    headers = {"Authorization": "Bearer t"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
+        lines = (await http.get("/metrics")).text.splitlines()
+    assert 'celluler_deployment_share{arm="b",deployment="digits"} 0.3' in lines
+    assert 'celluler_answer_cache_asked_total{result="hit"} 2.0' in lines
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ prometheus-client is imported at the first scrape: a node that nobody scrapes do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -13,10 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from celluler.identity import short
-from celluler.views import Serving, Status
+from celluler.views import AnswerCacheUsage, Deployment, Serving, Status
 from celluler_node.gateway.asking import Asking
 from celluler_node.gateway.asking_text import AskingText
 from celluler_node.gateway.counted import Counted, Histogram
+from celluler_node.gateway.metrics_deployments import cache_families, deployment_families
 from celluler_node.gateway.metrics_serving import serving_families
 from celluler_node.operations import Operations
 
@@ -32,14 +33,22 @@ def metrics_route(
     """registry: the node's own counters, served after the status."""
 
     async def metrics(_request: Request) -> Response:
-        text = _render(await operations.status(), await operations.serving(), asking, texts, registry)
+        told = await operations.status(), await operations.serving()
+        deployed = await operations.deployments(), await operations.answer_cache()
+        text = _render(*told, *deployed, asking, texts, registry)
         return Response(text, media_type=CONTENT_TYPE)
 
     return Route("/metrics", metrics)
 
 
 def _render(
-    status: Status, serving: Serving, asking: Asking, texts: AskingText, registry: CollectorRegistry | None
+    status: Status,
+    serving: Serving,
+    deployments: Sequence[Deployment],
+    kept: AnswerCacheUsage,
+    asking: Asking,
+    texts: AskingText,
+    registry: CollectorRegistry | None,
 ) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
     from prometheus_client.registry import Collector  # noqa: PLC0415
@@ -48,6 +57,8 @@ def _render(
         def collect(self) -> Iterator[Metric]:
             yield from _families(status)
             yield from serving_families(serving)
+            yield from deployment_families(deployments)
+            yield from cache_families(kept)
             yield from _work(asking)
             yield from _writing(asking.counted, texts)
 
