@@ -79,7 +79,8 @@ class Peer:
 
     status: `alive`, `suspect` or `self`. round_trip_s: None before the first probe. region: where it says it is.
     isolation: of its workers, by its own word: `full`, `reduced`, `off` or empty.
-    doubts: how many distinct peers say that it gave out false content; a hint, never a verdict.
+    doubts: how many distinct peers say that it gave out false content; a hint, never a verdict. wrong_answer: what was
+    wrong with an answer of a model, as this node has found; evidence: CID of what proves it to others, empty for none.
     """
 
     peer_id: str
@@ -96,6 +97,8 @@ class Peer:
     region: str = ""
     doubts: int = 0
     isolation: str = ""
+    wrong_answer: str = ""
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

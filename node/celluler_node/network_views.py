@@ -9,14 +9,17 @@ from celluler.content.store import ContentStat
 from celluler.identity import PeerId
 from celluler.views import Blob, Hardware, Peer, PeerTraffic, Transfer, TransferSource
 from celluler_node.fetching import TransferState
+from celluler_node.state import WrongAnswer
 from celluler_protocols.host import Traffic
 from celluler_protocols.membership import Member
 
 NOTHING = Traffic()
 
 
-def member_view(member: Member, *, connected: bool, moved: Traffic | None, doubts: int = 0) -> Peer:
-    """Another member. moved: bytes between it and us, of streams and in bulk."""
+def member_view(
+    member: Member, *, connected: bool, moved: Traffic | None, doubts: int = 0, wrong: WrongAnswer | None = None
+) -> Peer:
+    """Another member. moved: bytes between it and us, of streams and in bulk. wrong: the last answer of it that was."""
     moved, can = moved or NOTHING, member.capabilities
     return Peer(
         peer_id=member.peer,
@@ -33,6 +36,8 @@ def member_view(member: Member, *, connected: bool, moved: Traffic | None, doubt
         region=can.region,
         doubts=doubts,
         isolation=can.isolation,
+        wrong_answer="" if wrong is None else wrong.why,
+        evidence="" if wrong is None else wrong.evidence,
     )
 
 

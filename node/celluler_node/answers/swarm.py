@@ -81,12 +81,14 @@ class SwarmAnswers(Answers):
 
     async def peers(self) -> tuple[Peer, ...]:
         connected, moved = self._core.host.connected(), self._moved()
+        wrong = {one.peer: one for one in self._core.state.wrong_answers}
         others = (
             member_view(
                 member,
                 connected=member.peer in connected,
                 moved=moved.get(member.peer),
                 doubts=self._core.gossip.doubts(member.peer),
+                wrong=wrong.get(member.peer),
             )
             for member in self._of.members()
         )

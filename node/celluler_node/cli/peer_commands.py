@@ -49,6 +49,8 @@ def show(peer: Peer, join: Join = NOBODY, json: Json = False) -> None:
             "isolation": p.isolation,
             "doubted by": p.doubts
             and f"{p.doubts} peer{'' if p.doubts == 1 else 's'}: they say it gave out false bytes",
+            "wrong answer": p.wrong_answer,
+            "evidence": p.evidence,
             "sent": format_bytes(p.sent_bytes),
             "received": format_bytes(p.received_bytes),
         }
