@@ -74,7 +74,10 @@ class EventStream(Response):
     async def _run(self, sending: _Sending) -> None:
         async with own_nursery() as nursery:
             nursery.start_soon(sending.keep_alive)
-            await self._work(sending.tell)
+            try:
+                await self._work(sending.tell)
+            finally:
+                await sending.quiet()
 
 
 class _Sending:
@@ -84,7 +87,7 @@ class _Sending:
         self._send, self._status, self._headers = send, status, headers
         self._turn = trio.Lock()
         self._last_s = trio.current_time()
-        self.begun = False
+        self.begun, self._over = False, False
 
     async def tell(self, documents: Iterable[Any]) -> None:
         body = b"".join(event_of(document) for document in documents)
@@ -94,12 +97,17 @@ class _Sending:
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
             self._last_s = trio.current_time()
 
+    async def quiet(self) -> None:
+        """No comment is on its way any more, nor will one be: whoever ends the task that makes them cuts none off."""
+        async with self._turn:
+            self._over = True
+
     async def keep_alive(self) -> None:
         """A comment once in a while, where nothing else is told."""
-        while True:
+        while not self._over:
             await trio.sleep_until(self._last_s + SILENCE_S)
             async with self._turn:
-                if trio.current_time() < self._last_s + SILENCE_S:
+                if self._over or trio.current_time() < self._last_s + SILENCE_S:
                     continue
                 if self.begun:
                     await self._send({"type": "http.response.body", "body": STILL_HERE, "more_body": True})
