@@ -29,7 +29,8 @@ class SamplingFields(TypedDict, total=False):
     """How to write. max_tokens: of each answer, None for as many as the model can look at. temperature, top_p, top_k,
     seed: how tokens are drawn; temperature 0 takes the likeliest, and the seed is drawn unless given. n: answers. stop:
     texts at which an answer ends. logprobs: of each token, and of so many likeliest, up to 20. schema: JSON Schema that
-    the answer must follow. timeout_s: until the last token."""
+    the answer must follow. timeout_s: until the last token. stages: over how many peers the model is split, 0 for
+    whatever is best."""
 
     max_tokens: int | None
     temperature: float
@@ -41,6 +42,7 @@ class SamplingFields(TypedDict, total=False):
     logprobs: int | None
     schema: Mapping[str, Any] | None
     timeout_s: float
+    stages: int
 
 
 def generate(model: str, prompt: Prompt, said: SamplingFields, *, stream: bool) -> Call[None]:

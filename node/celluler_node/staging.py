@@ -18,6 +18,7 @@ from celluler.content.digest import Digest
 from celluler.errors import CellulerError, InvalidSpec, NoPeers, PeerViolation, Unavailable
 from celluler.identity import PeerId
 from celluler.inference.hidden import BFLOAT16, FLOAT32, WIRES
+from celluler.inference.memory import WORKER_BYTES
 from celluler.inference.questions import Answering, Message, Prompt, Question
 from celluler.inference.stages import blocks_of
 from celluler.inference.stages_planning import Load, Part, loads_of, plan_stages, slowest_s
@@ -119,14 +120,15 @@ class StagedAnswerer:
                 if not line.busy and (idle or line.retired):
                     self._close(line)
 
-    def alone(self, opened: OpenedManifest) -> bool:
-        """Some peer has the memory for the whole of it. True also of what cannot be split."""
+    def needed(self, opened: OpenedManifest) -> bool:
+        """No peer has the memory for its weights, and several together have it for all."""
+        able = self._peers.candidates(doubted=True)
+        room = max((one.memory_bytes for one in able), default=0) - WORKER_BYTES
+        if opened.architecture.parameter_bytes <= room or len(able) < 2:
+            return False
         try:
-            cut = self._cut(opened)
-            return len(plan_stages(cut.loads, self._peers.candidates(doubted=True))) == 1
-        except InvalidSpec:
-            return True
-        except NoPeers:
+            return len(plan_stages(self._cut(opened).loads, able)) > 1
+        except (InvalidSpec, NoPeers):
             return False
 
     def _cut(self, opened: OpenedManifest) -> _Cut:

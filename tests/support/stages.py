@@ -47,6 +47,7 @@ class StageSwarm:
         self.peers = [Identity(bytes([one + 1] * 32)).peer_id for one in range(peers)]
         self.opened: list[tuple[PeerId, int, int]] = []
         self.forwards: dict[PeerId, int] = {}
+        self.able = SERVING
         self.lost: set[PeerId] = set()
         self.lose_after: dict[PeerId, int] = {}
         self.wrong: set[PeerId] = set()
@@ -58,7 +59,7 @@ class StageSwarm:
 
     def members(self) -> tuple[Member, ...]:
         """Also of those that are lost: nobody has noticed yet."""
-        return tuple(Member(peer, (), "", SERVING, Status.ALIVE, 0, 0.001) for peer in self.peers)
+        return tuple(Member(peer, (), "", self.able, Status.ALIVE, 0, 0.001) for peer in self.peers)
 
     def penalise(self, peer: PeerId, error: Exception) -> None:
         self.penalised.append(peer)

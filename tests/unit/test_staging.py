@@ -16,6 +16,7 @@ import trio
 from celluler.engines.generation.slots import GeneratingSlots
 from celluler.engines.modules import module_of
 from celluler.errors import InvalidSpec, NoPeers
+from celluler.inference.memory import WORKER_BYTES
 from celluler.inference.questions import Event, Finished, Over, Question, Said
 from celluler.inference.sampling import GREEDY, Sampling
 from celluler.models.spec import Architecture, parse_spec
@@ -208,3 +209,17 @@ async def test_texts_are_read_and_told(tmp_path: Path) -> None:
         events = await told(answerer, Question("a", 5, GREEDY))
         assert swarm.lost == {lost}
     assert "".join(event.text for event in events if isinstance(event, Said)) == "_quic"
+
+
+async def test_a_model_that_no_peer_has_the_memory_for_is_one_for_stages(weights: Path) -> None:
+    large = parse_spec(fill("transformer-lm", ["layers[0].width=512", "layers[1].times=16"]))
+    able = replace(SERVING, memory_mb=((large.parameter_bytes * 2 // 3 + WORKER_BYTES) * 4 // 3 >> 20) + 1)
+    async with staged(weights, body=large) as (answerer, swarm):
+        assert not answerer.needed(swarm.manifest)
+        swarm.able = able
+        assert answerer.needed(swarm.manifest)
+        swarm.peers = swarm.peers[:1]
+        assert not answerer.needed(swarm.manifest)
+    async with staged(weights, body=parse_spec(fill("lstm-lm"))) as (answerer, swarm):
+        swarm.able = replace(SERVING, memory_mb=1)
+        assert not answerer.needed(swarm.manifest)

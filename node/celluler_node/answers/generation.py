@@ -29,7 +29,7 @@ class GenerationAnswers(InferenceAnswers):
         left_s = question.timeout_s - (trio.current_time() - began)
         if left_s <= 0.0:
             raise TimedOut("no time was left when the model had been looked up")
-        if question.stages:
+        if question.stages or (self._of.staged is not None and not peer and self._of.staged.needed(opened)):
             name, asked = self._core.repository.held(opened).name, replace(question, timeout_s=left_s)
             async with generate_staged(self._of.staged, opened, name, asked, self._core.identity.peer_id) as written:
                 yield written

@@ -68,6 +68,9 @@ def run_model(
     as_it_comes: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Show text as it comes; with --json not by default.")
     ] = None,
+    stages: Annotated[
+        int, typer.Option(min=0, max=16, help="Split the model over so many peers; by default where none can run it.")
+    ] = 0,
     timeout: Timeout = USUAL_S,
     join: Join = NOBODY,
     json: Json = False,
@@ -82,7 +85,11 @@ def run_model(
     if ensemble > 1 and others:
         raise InvalidSpec("models", "go with one peer each, not with --ensemble")
     together = bool(others) or ensemble > 1
+    if stages and not prompted:
+        raise InvalidSpec("stages", "are of a model that writes, and the input is a batch")
     said = sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout)
+    if stages:
+        said["stages"] = stages
 
     async def main() -> None:
         async with open_session(join) as client:

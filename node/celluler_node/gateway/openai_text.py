@@ -1,8 +1,8 @@
 """What OpenAI's clients ask of a model that writes, as questions to it. Pure; knows no HTTP and asks no model.
 
 A parameter that would change the answer and is not known here is refused by its name: nobody gets another answer than
-the one asked for without being told. Source: OpenAI's API reference, "Chat" and "Completions"; `top_k` and `timeout_s`
-are extensions, as is `max_tokens: null` for as many as the model can look at.
+the one asked for without being told. Source: OpenAI's API reference, "Chat" and "Completions"; `top_k`, `timeout_s`
+and `stages` are extensions, as is `max_tokens: null` for as many as the model can look at.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _SHARED: dict[str, type | tuple[type, ...]] = {
     "stream_options": dict,
     "response_format": dict,
     "timeout_s": _NUMBER,
+    "stages": int,
     "user": str,
 }
 _CHAT: dict[str, type | tuple[type, ...]] = {
@@ -155,7 +156,8 @@ def _question(
     )
     timeout_s = _number(body, "timeout_s", 300.0)
     stop, schema = _stops(body.get("stop")), _schema(body.get("response_format"))
-    return Question(prompt, max_tokens, sampling, _given(body, "n", 1), stop, timeout_s, schema=schema)
+    n, stages = _given(body, "n", 1), _given(body, "stages", 0)
+    return Question(prompt, max_tokens, sampling, n, stop, timeout_s, schema=schema, stages=stages)
 
 
 def _given(body: Mapping[str, Any], name: str, usual: Any) -> Any:
