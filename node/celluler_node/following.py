@@ -67,6 +67,7 @@ class Following:
         """allowed: raises Denied for a model that may not run here."""
         self._resolver, self._models, self._nursery, self._allowed = names, models, nursery, allowed
         self._names: dict[str, _Followed] = {}
+        self._hurried = trio.Event()
 
     def current(self, reference: str) -> OpenedManifest | None:
         """What a name means by what is loaded here; None for one that is not followed."""
@@ -96,11 +97,19 @@ class Following:
     async def watch(self) -> None:
         """Runs as long as the node."""
         while True:
-            await trio.sleep(LOOK_S)
+            with trio.move_on_after(LOOK_S):
+                await self._hurried.wait()
+                self._hurried = trio.Event()
             for name, followed in tuple(self._names.items()):
                 if not followed.moving and self.current(name) is not None and self._due(followed):
                     followed.looked_s = trio.current_time()
                     await self.look(name)
+
+    def look_soon(self) -> None:
+        """What names mean has just been changed here."""
+        for followed in self._names.values():
+            followed.looked_s = -math.inf
+        self._hurried.set()
 
     async def look(self, name: str) -> None:
         """Ask what a name that is followed means, and go over to it if that is another version."""

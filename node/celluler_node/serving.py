@@ -272,6 +272,11 @@ class ModelServer:
         loaded = self.models.find(parsed)
         return None if loaded is None else loaded.opened
 
+    def follow(self, model: str, opened: OpenedManifest) -> None:
+        """A name that our own user asked by goes on meaning what is loaded here, if that is, until a newer one is."""
+        if self.models.find(opened.digest) is not None:
+            self.following.follow(model, opened)
+
     async def _resolved(self, model: str, hints: tuple[PeerId, ...]) -> OpenedManifest:
         return self.current(model) or await self._repository.resolve(model, hints=hints)
 

@@ -154,7 +154,8 @@ def followed(repository: Versions, models: LoadedModels, nursery: trio.Nursery) 
     return Following(repository, models, nursery, lambda _: None)
 
 
-async def test_a_new_version_takes_the_place_of_the_old_one_when_it_is_ready(autojump_clock: Any) -> None:
+@pytest.mark.parametrize("here", [True, False])
+async def test_a_new_version_takes_the_place_of_the_old_one_when_it_is_ready(here: bool, autojump_clock: Any) -> None:
     repository = Versions(digits=OLD)
     async with opened(repository) as (models, workers, nursery):
         names_of = followed(repository, models, nursery)
@@ -164,7 +165,9 @@ async def test_a_new_version_takes_the_place_of_the_old_one_when_it_is_ready(aut
         names_of.follow("alice/digits", OLD)
         assert names_of.current("alice/digits") is OLD
         repository.means["alice/digits"], repository.told = NEW, NEW.digest
-        await trio.sleep(following.LOOK_S + LOAD_S)
+        if here:
+            names_of.look_soon()
+        await trio.sleep((0.0 if here else following.LOOK_S) + LOAD_S)
         assert names_of.current("alice/digits") is OLD, "nobody waits for the new one"
         await trio.sleep(2 * LOAD_S)
         assert names_of.current("alice/digits") is NEW

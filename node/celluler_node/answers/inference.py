@@ -48,8 +48,17 @@ class InferenceAnswers(Answers):
         core.nursery.start_soon(self.checks.run)
 
     async def _resolved(self, ref: str) -> OpenedManifest:
-        """What a name means now, or moments ago. Raises InvalidSpec, NotFound, Unavailable."""
-        return await self._names.resolve(ref)
+        """What a name means now, or moments ago; of a model that is loaded here, until a newer version is.
+
+        Raises InvalidSpec, NotFound, Unavailable.
+        """
+        server = self._of.server
+        if server is not None and (here := server.current(ref)) is not None:
+            return here
+        opened = await self._names.resolve(ref)
+        if server is not None:
+            server.follow(ref, opened)
+        return opened
 
     async def _ask_swarm(self, ref: str) -> OpenedManifest:
         with bounded(RESOLVE_S, f"looking up {ref[:128]}"):

@@ -87,6 +87,8 @@ class ModelAnswers(InferenceAnswers):
         if self._of.membership is None:
             return await self._model_view(await self._core.repository.keep(described))
         held = await self._core.repository.publish(described, aliases=model.aliases, public=model.public)
+        if self._of.server is not None:
+            self._of.server.following.look_soon()
         return await self._model_view(held)
 
     def _readers(self, named: Iterable[str]) -> tuple[PeerId, ...]:

@@ -125,6 +125,9 @@ class VersionAnswers(Answers):
         return name.name, opened.record.version
 
     async def _own_versions(self, name: str) -> Versions:
+        """Of a name that was just changed."""
+        if self._of.server is not None:
+            self._of.server.following.look_soon()
         return await self.versions(f"{self._core.identity.peer_id}/{name}")
 
     def _versions(self, author: PeerId, index: VersionIndex) -> Versions:
