@@ -20,8 +20,10 @@ def chosen(course: Course) -> tuple[int, ...] | None:
     trusted = tuple(member for member in group if member not in setting.docket.proven)
     best = trusted if _suffices(course, trusted) else group
     if course.view.number > 0:  # the view before failed: do without those that have fallen silent since they committed
-        present = tuple(member for member in best if setting.present(member))
-        best = present if _suffices(course, present) else best
+        for there in (setting.present, setting.expected):
+            some = tuple(member for member in best if there(member))
+            if _suffices(course, some):
+                return some
     return best
 
 

@@ -61,8 +61,9 @@ class Checker:
         """Reduce a part anew from the inputs that its reducer says it used.
 
         What an exchange gave us counts, where inputs went to all even what we found in it; other inputs come from the
-        reducer, else from the member itself. One that is not what its member committed to counts as not had. Raises
-        Unavailable when one cannot be had; the caller sets the deadline.
+        reducer, else from the member itself, else, where they went to all, from anybody, so that no single link that is
+        cut keeps one from us. One that is not what its member committed to counts as not had. Raises Unavailable when
+        one cannot be had; the caller sets the deadline.
         """
         found = self._found.get((plan.key, result.part))
         if found is not None and found.result.used == result.used and self._is_same(plan):
@@ -127,7 +128,8 @@ class Checker:
 
     async def _input(self, plan: Plan, part: int, member: int, reducer: int) -> Bytes:
         size, want = plan.bytes_of(part), Want(plan.run, plan.round, part, member)
-        for place in dict.fromkeys((reducer, member)):
+        others = range(len(plan.members)) if plan.to_all else ()
+        for place in dict.fromkeys((reducer, member, *others)):
             if plan.members[place].peer == self._me:
                 continue
             data = bytearray(size)

@@ -115,9 +115,20 @@ class Hands:
 
     def _is_served(self, member: Member, round_number: int, part: CheckPart) -> bool:
         return all(
-            self._gives(part.reducer, member, round_number) or self._gives(sender, member, round_number)
+            self._gives(part.reducer, member, round_number)
+            or self._gives(sender, member, round_number)
+            or self._passes_on(sender, part, member, round_number)
             for sender, _ in part.inputs
         )
+
+    def _passes_on(self, sender: int, part: CheckPart, member: Member, round_number: int) -> bool:
+        """Whether a third one gives what the sender gave to all."""
+        source = self._stage.living(self._stage.name(sender))
+        return self._schedule.thorough and source is not None and source.voice.delivers_parts and any(
+            self._world.reachable(source.peer, self._stage.name(other)) and self._gives(other, member, round_number)
+            for other, _ in part.inputs
+            if other not in (sender, part.reducer, member.place)
+        )  # fmt: skip
 
     def _gives(self, place: int, member: Member, round_number: int) -> bool:
         """Whether one member gets inputs of a round from another now."""

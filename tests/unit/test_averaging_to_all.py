@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 from celluler.aggregation.digests import mantissas_of, part_hash
 from celluler.aggregation.q16 import encode_parts, part_slices
 from celluler.aggregation.wires import WIRES, packed_bytes, round_to
-from celluler.errors import Busy, LocalError, ProtocolViolation
+from celluler.errors import Busy, LocalError, ProtocolViolation, Unavailable
 from celluler.identity import Identity
+from celluler_protocols.averaging_checks import Checker
 from celluler_protocols.averaging_exchange import Delivery, Exchange, Slot
 from celluler_protocols.averaging_gathering import check_aggregate
-from celluler_protocols.averaging_messages import Assignment, Member, Plan, Reduced, Update
+from celluler_protocols.averaging_messages import Assignment, Member, Plan, Reduced, Update, Want
 
 RUN = bytes(range(32))
 DIMENSION, COUNT = 1301, 4
@@ -125,6 +127,38 @@ def test_who_lacks_an_input_takes_the_bytes(wire: str) -> None:
     exchanges[0].finish(slot)
     place = exchanges[0]._places[1]
     assert exchanges[0].aggregate[place] == exchanges[1].aggregate[place]
+
+
+async def checked_by_alice(there: World, exchanges: list[Exchange]) -> tuple[bool, list[str]]:
+    """Whether dave's own part comes out the same when alice, whom no word of dave reaches, computes it anew; whom she
+    asked."""
+    reduce_own(exchanges[3], 3)
+    plan = replace(there.plan, me=0)
+    peers, asked = [member.peer for member in plan.members], list[str]()
+
+    async def ask(peer: str, want: Want, target: memoryview) -> bool:
+        asked.append(peer)
+        held = exchanges[peers.index(peer)].input_packed(want.part, want.member) if peer != peers[3] else None
+        if held is not None:
+            target[:] = memoryview(held).cast("B")
+        return held is not None
+
+    checker = Checker(peers[0], lambda: [(plan.key, exchanges[0])], ask)
+    (told,) = (one for one in exchanges[3].outcome().reduced if one.part == 3)
+    return (await checker.check(plan, told)).equal, asked
+
+
+def test_an_input_that_its_member_cannot_bring_is_had_from_another() -> None:
+    there = world()
+    equal, asked = asyncio.run(checked_by_alice(there, there.gathered(without=((3, 0),))))
+    assert equal
+    assert asked == [there.plan.members[place].peer for place in (3, 1)]
+
+
+def test_an_input_that_nobody_else_has_is_not_had() -> None:
+    there = world()
+    with pytest.raises(Unavailable):
+        asyncio.run(checked_by_alice(there, there.gathered(without=((3, 0), (3, 1), (3, 2)))))
 
 
 def test_a_reducer_that_used_fewer_inputs_is_understood() -> None:
