@@ -24,6 +24,8 @@ MAX_ONNX_BYTES = (2 << 30) - 1
 MAX_NODES = 20_000
 LEAST_OPSET, MOST_OPSET = 7, 26
 DOMAINS = ("", "ai.onnx")
+NAMED_ONLY = ("ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft")
+"""Domains that makers of files name though no node is of them, as tf2onnx does."""
 
 
 def walk_onnx(path: Path) -> None:
@@ -59,7 +61,10 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def _check(model: Any) -> None:
-    for one in model.opset_import:
+    kept = [one for one in model.opset_import if one.domain not in NAMED_ONLY]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    for one in kept:
         if one.domain not in DOMAINS:
             raise InvalidSpec(
                 "opset_import",

@@ -19,16 +19,21 @@ _HEAD_BYTES = 512
 
 SAVE_STATE = "save the weights alone: torch.save(model.state_dict(), path), or safetensors"
 EXPORT = "publish the module from Python on your own machine (celluler.publish), or export it to ONNX"
-TO_ONNX = "convert it to ONNX on your own machine (python -m tf2onnx.convert), and add that"
+TO_ONNX = (
+    "pip install 'celluler[keras]', which converts it in a confined worker, or convert it to ONNX on your own machine "
+    "(python -m tf2onnx.convert), and add that"
+)
+KERAS, KERAS_HDF5, SAVED_MODEL = "keras", "keras-h5", "saved-model"
 UNPACK = "unpack it, and add the model that is in it"
 
 
 class MayCarryCode(InvalidSpec):
-    """A format whose loading may run what its author wrote. format: what it is."""
+    """A format whose loading may run what its author wrote. format: what it is. source: what a converter that is
+    installed knows it by (`keras`, `keras-h5`, `saved-model`), empty where there is none."""
 
-    def __init__(self, form: str, why: str, hint: str) -> None:
+    def __init__(self, form: str, why: str, hint: str, source: str = "") -> None:
         super().__init__("file", f"is {form}: {why}", hint=hint)
-        self.format = form
+        self.format, self.source = form, source
 
 
 def recognise(path: Path) -> str:
@@ -46,7 +51,7 @@ def recognise(path: Path) -> str:
         return "safetensors"
     for one in _REFUSED:
         if one.fits(head):
-            raise MayCarryCode(one.form, one.why, one.hint)
+            raise MayCarryCode(one.form, one.why, one.hint, one.source)
     if head[:4] == b"PK\x03\x04":
         return _recognise_zip(open_zip(path))
     if head[:4] == b"GGUF":
@@ -66,7 +71,8 @@ def _recognise_folder(folder: Path) -> str:
     if (folder / DOCUMENT).is_file():
         return _recognise_json(folder / DOCUMENT)
     if (folder / "saved_model.pb").exists() or (folder / "keras_metadata.pb").exists():
-        raise MayCarryCode("a TensorFlow SavedModel", "its graph may read and write files and call Python", TO_ONNX)
+        why = "its graph may read and write files and call Python"
+        raise MayCarryCode("a TensorFlow SavedModel", why, TO_ONNX, SAVED_MODEL)
     if (folder / CONFIG_FILE).is_file():
         return "hf"
     raise InvalidSpec("folder", "holds neither a model.json nor a config.json", hint="name the model's file itself")
@@ -87,7 +93,7 @@ def _recognise_zip(entries: dict[str, Entry]) -> str:
     if {"archive_format", "serialized_exported_program.json", "aotinductor"} & (names | folders):
         raise MayCarryCode("a torch.export archive (.pt2)", "its JSON is evaluated as code when it is loaded", EXPORT)
     if "model.weights.h5" in names or {"metadata.json", "config.json"} <= names:
-        raise MayCarryCode("a Keras archive", "its layers may hold Python that loading runs", TO_ONNX)
+        raise MayCarryCode("a Keras archive", "its layers may hold Python that loading runs", TO_ONNX, KERAS)
     if "data.pkl" in names:
         return "torch"
     if any(name.endswith(".npy") for name in names):
@@ -101,6 +107,7 @@ class _Refused:
     why: str
     hint: str
     fits: Callable[[bytes], bool]
+    source: str = ""
 
 
 def _begins(*marks: bytes) -> Callable[[bytes], bool]:
@@ -128,6 +135,7 @@ _REFUSED = (
         "its layers may hold Python that loading runs",
         TO_ONNX,
         _begins(b"\x89HDF\r\n\x1a\n"),
+        KERAS_HDF5,
     ),
     _Refused("a NumPy array", "arrays of objects are pickles", "write it as safetensors", _begins(b"\x93NUMPY")),
     _Refused(

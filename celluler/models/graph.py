@@ -35,6 +35,8 @@ MAX_RANK = 8
 MAX_SIDE = 1 << 31
 DIMENSIONS = ("batch", "sequence")
 ROLES = ("parameter", "frozen", "buffer", "constant")
+WHOLE = ("int64", "int32")
+"""Types in which the numbers of a text come in, and to which they are cast before a table is looked up."""
 
 Shape = tuple[int | str, ...]
 
@@ -223,6 +225,7 @@ class _Reader:
         self.dimensions: dict[str, tuple[int, int]] = {}
         self.vocabularies: dict[str, int] = {}
         self._given: set[str] = set()
+        self._numbers: dict[str, str] = {}  # whole numbers as they came in, cast or not → the input
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def graph(self, root: Any) -> Graph:
@@ -262,6 +265,7 @@ class _Reader:
         need_keys(value, "evaluation", ("nodes", "outputs"))
         self.known.values = dict.fromkeys(self._given, "Tensor")
         self.names = set(self._given)
+        self._numbers = {name: name for name in self._given if name in self._numbers}
         nodes, outputs = self._nodes(value, "evaluation.", before)
         for place, node in enumerate(nodes):
             if node.train_only or node.flip:
@@ -289,6 +293,8 @@ class _Reader:
             raise InvalidSpec(f"{path}.shape", f"holds up to {most} elements, over the budget")
         self.known.values[name] = "Tensor"
         self._given.add(name)
+        if dtype in WHOLE:
+            self._numbers[name] = name
         return GraphInput(name, dtype, tuple(sides))
 
     def _tensors(self, entries: list[Any]) -> tuple[GraphTensor, ...]:
@@ -356,6 +362,9 @@ class _Reader:
         # Only now: an operation may not name itself.
         name = self._name(value["name"], f"{path}.name")
         self.known.values[name] = operation.gives
+        told = dict(arguments)
+        if op == "to.dtype" and told["dtype"] in WHOLE and told["self"].name in self._numbers:
+            self._numbers[name] = self._numbers[told["self"].name]
         return Node(name, op, tuple(arguments), train_only, flip)
 
     def _check_writes(self, op: str, arguments: dict[str, Any], flip: bool, path: str) -> None:
@@ -374,9 +383,10 @@ class _Reader:
 
     def _note_vocabulary(self, arguments: dict[str, Any]) -> None:
         weight, indices = arguments["weight"], arguments["indices"]
-        if weight.tensor and indices.name in self._given and self._shapes[weight.name]:
+        source = self._numbers.get(indices.name)
+        if weight.tensor and source is not None and self._shapes[weight.name]:
             rows = self._shapes[weight.name][0]
-            self.vocabularies[indices.name] = min(rows, self.vocabularies.get(indices.name, rows))
+            self.vocabularies[source] = min(rows, self.vocabularies.get(source, rows))
 
     def _name(self, value: Any, path: str) -> str:
         name = text(value, path)

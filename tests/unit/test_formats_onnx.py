@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -343,6 +344,41 @@ def test_an_input_is_not_allocated_as_large_as_a_file_says(tmp_path: Path) -> No
     with pytest.raises(InvalidSpec) as told:
         import_onnx(saved(tmp_path, helper.make_graph([node], "large", [given], [out])), Wishes())
     assert told.value.path == "graph.input"
+
+
+def test_what_onnxruntime_does_not_load_is_refused(tmp_path: Path) -> None:
+    # Read here it would add; the standard knows no addition of two types.
+    half = numpy_helper.from_array(np.ones((1, 3), np.float16), "half")
+    given, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "half"], ["y"])], "odd", [given], [out], [half])
+    with pytest.raises(InvalidSpec, match=r"onnxruntime .* does not load it") as told:
+        import_onnx(saved(tmp_path, graph), Wishes())
+    assert told.value.hint
+
+
+def test_whole_numbers_of_either_width_are_taken(tmp_path: Path) -> None:
+    table = numpy_helper.from_array(np.arange(20, dtype=np.float32).reshape(5, 4), "table")
+    for kind in (TensorProto.INT32, TensorProto.INT64):
+        given = helper.make_tensor_value_info("x", kind, ["n", 3])
+        out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 4])
+        node = helper.make_node("Gather", ["table", "x"], ["y"])
+        _, body, deviation = import_onnx(
+            saved(tmp_path, helper.make_graph([node], "t", [given], [out], [table])), Wishes()
+        )
+        assert (body.input.dtype, body.vocabulary, deviation) == ("int64", 5, 0.0)
+
+
+def test_a_library_that_is_named_and_not_used_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    given, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
+    path = saved(tmp_path, helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "odd", [given], [out]))
+    model = onnx.load(path)
+    model.opset_import.extend([helper.make_opsetid("ai.onnx.ml", 2), helper.make_opsetid("com.microsoft", 1)])
+    onnx.save(model, path)
+    assert import_onnx(path, Wishes())[2] == 0.0
+    model.graph.node[0].domain = "com.microsoft"
+    onnx.save(model, path)
+    with pytest.raises(InvalidSpec, match=r"of the domain 'com\.microsoft'"):
+        import_onnx(path, Wishes())
 
 
 def saved(folder: Path, graph: Any) -> Path:

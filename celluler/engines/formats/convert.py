@@ -18,7 +18,7 @@ from celluler.formats.hf_folders import CONFIG_FILE
 from celluler.formats.hf_folders import WEIGHTS_FILE as HF_WEIGHTS
 from celluler.formats.imported import Imported, ordered
 from celluler.formats.importing import Wishes, import_gguf, import_hf_folder, import_state, open_tensors
-from celluler.formats.recognise import recognise
+from celluler.formats.recognise import MayCarryCode, recognise
 from celluler.formats.safetensors_files import open_safetensors, write_safetensors
 from celluler.formats.stored import NUMPY_DTYPES
 from celluler.formats.tokenizers import read_own_beside, write_beside
@@ -54,9 +54,9 @@ def convert(source: Path, weights: Path | None, to: str, wishes: Wishes, folder:
     """
     if to not in TARGETS:
         raise InvalidSpec("to", f"is {to[:32]!r}, must be one of {', '.join(TARGETS)}")
-    if to == "safetensors" and weights is None and recognise(source) == "torch":
+    if to == "safetensors" and weights is None and _is_checkpoint(source):
         return _weights_alone(source, folder)
-    form, imported, deviation = read_model(source, weights, wishes)
+    form, imported, deviation = read_model(source, weights, wishes, folder)
     body = parse_body(imported.kind, imported.document)
     files: tuple[str, ...] = (ONNX_FILE,)
     if to == "onnx":
@@ -75,9 +75,23 @@ def _weights_alone(source: Path, folder: Path) -> Converted:
     return Converted("torch", None, (WEIGHTS,), sum(one.elements for one in tensors), byte_count, ())
 
 
-def read_model(source: Path, weights: Path | None, wishes: Wishes) -> tuple[str, Imported, float | None]:
-    """(format, what is in it, deviation where it was compared)"""
-    form = recognise(source)
+def _is_checkpoint(source: Path) -> bool:
+    try:
+        return recognise(source) == "torch"
+    except MayCarryCode:
+        return False  # it is asked again, by whom it concerns
+
+
+def read_model(source: Path, weights: Path | None, wishes: Wishes, folder: Path) -> tuple[str, Imported, float | None]:
+    """(format, what is in it, deviation where it was compared). folder: for what lies between; nothing of it stays."""
+    try:
+        form = recognise(source)
+    except MayCarryCode as refused:
+        if not refused.source or weights is not None:
+            raise
+        from celluler.engines.formats.keras_import import import_keras  # noqa: PLC0415  as below
+
+        return refused.source, *import_keras(refused, source, wishes, folder)
     if form in ("spec", "graph"):
         return form, _read_ours(form, source, weights, wishes), None
     if form in ("torch", "safetensors"):

@@ -31,6 +31,8 @@ MOST_ELEMENTS = 1 << 25
 TOLERANCE = 1e-3
 """Of the largest answer: beyond it the model is not what its file says, and is refused."""
 COMMON_IR_VERSION = 10
+WHOLE = (torch.int64, torch.int32)
+"""Types of whole numbers that may come in; a graph of ours takes int64 for either."""
 _TRIED = 3
 _FILLED = {
     "attention_mask": "every token counts",
@@ -42,14 +44,15 @@ _FILLED = {
 def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float | None]:
     """(body and tensors, the body read, largest difference to onnxruntime's answers relative to the largest answer).
 
-    The last is None where onnxruntime has no answers. Raises InvalidSpec.
+    The last is None where onnxruntime is not installed. Raises InvalidSpec, also for a file that onnxruntime does not
+    load: what the runtime of that format refuses is no model in it, or one for a later runtime.
     """
     model = read_onnx(path)
     module = OnnxModule(model)
     exported = _traced(module, wishes)
     body = measured_body(exported.graph, {"kind": wishes.objective or "regression"})
     found = {name: _stored(name, value) for name, value in exported.tensors.items()}
-    notes = ["onnxruntime is not installed, or cannot load the file: the answers were not compared"]
+    notes = ["onnxruntime is not installed: the answers were not compared"]
     deviation = difference(model, module, exported.module().eval())
     if deviation is not None:
         notes = []
@@ -66,8 +69,9 @@ def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float 
 
 def _traced(module: OnnxModule, wishes: Wishes) -> Exported:
     given = module.given
-    if given.dtype not in (torch.float32, torch.int64) or not 2 <= len(given.sides) <= 5:
-        raise InvalidSpec("graph.input", f"is {given.dtype} of {len(given.sides)} axes, must be float32 or int64, 2…5")
+    if given.dtype not in (torch.float32, *WHOLE) or not 2 <= len(given.sides) <= 5:
+        told = f"is {given.dtype} of {len(given.sides)} axes, must be float32, int64 or int32, 2…5"
+        raise InvalidSpec("graph.input", told)
     for axis, side in enumerate(given.sides[2:], 2):
         if isinstance(side, str):
             raise InvalidSpec(
@@ -96,14 +100,14 @@ def _traced(module: OnnxModule, wishes: Wishes) -> Exported:
 
 def _example(module: OnnxModule, given: Given, sides: list[Any], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    if given.dtype == torch.int64:
+    if given.dtype in WHOLE:
         return torch.randint(0, module.vocabulary(given.name) or 2, sides, generator=generator)
     return torch.randn(sides, generator=generator)
 
 
 def difference(model: Any, module: OnnxModule, graph: GraphModule) -> float | None:
     """The largest difference between answers of the file, by onnxruntime, and of the graph; relative to the largest
-    answer. None where onnxruntime is not installed, or does not load the file."""
+    answer. None where onnxruntime is not installed. Raises InvalidSpec for a file that it does not load."""
     try:
         import onnxruntime  # noqa: PLC0415
     except ImportError:
@@ -112,8 +116,12 @@ def difference(model: Any, module: OnnxModule, graph: GraphModule) -> float | No
     model.ir_version = min(model.ir_version, COMMON_IR_VERSION)
     try:
         session = runtime(onnxruntime, model.SerializeToString())
-    except Exception:  # whatever it raises for a file newer than itself: then there is no judge
-        return None
+    except Exception as error:  # its errors have no common class of their own
+        raise InvalidSpec(
+            "file",
+            f"onnxruntime {onnxruntime.__version__} does not load it: {str(error)[:256]}",
+            hint="pip install -U onnxruntime if the file is newer than that, or export it for earlier operators",
+        ) from error
     given = module.given
     worst = 0.0
     for seed in range(_TRIED):
@@ -124,6 +132,8 @@ def difference(model: Any, module: OnnxModule, graph: GraphModule) -> float | No
         with torch.inference_mode():
             ours = graph(x).numpy()
         told = {name: value.numpy() for name, value in module.feed(x).items()}
+        if given.dtype == torch.int32:
+            told[given.name] = told[given.name].astype(np.int32)
         theirs = run(session, told, module.output)
         if ours.shape != theirs.shape:
             raise InvalidSpec("file", f"as a graph it gives {ours.shape}, by onnxruntime {theirs.shape}")

@@ -166,7 +166,9 @@ def _recurrent(
     direction = node.text("direction", "forward")
     if direction not in ("forward", "bidirectional") or lengths is not None or node.whole("layout", 0):
         raise node.refuse("runs backwards, has lengths of its own, or has the batch first")
-    if {"activations", "clip", "activation_alpha", "activation_beta"} & node.attributes.keys():
+    usual = ((b"Sigmoid", b"Tanh", b"Tanh") if node.op == "LSTM" else (b"Sigmoid", b"Tanh")) * weight.shape[0]
+    functions = node.attributes.get("activations", usual)
+    if functions != usual or {"clip", "activation_alpha", "activation_beta"} & node.attributes.keys():
         raise node.refuse("has other functions than usual")
     hidden, parameters = recurrence.shape[2], []
     for one in range(weight.shape[0]):

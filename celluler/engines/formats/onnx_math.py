@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 
 from celluler.engines.formats.onnx_values import DTYPES, Node, Value, as_host, is_host, scalar_of, tensor_of, wholes_of
@@ -48,6 +49,25 @@ def _host_divide(a: Any, b: Any) -> Any:
 def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
     def run(node: Node, *values: Value) -> Tensor:
         return functools.reduce(function, [tensor_of(one, node) for one in values])
+
+    return run
+
+
+def _extreme(on_tensors: Callable[[Tensor, Tensor], Tensor], on_host: Callable[[Any, Any], Any]) -> Operation:
+    """Of shapes too: exporters take the larger of two sizes that are the same, of which one may vary."""
+
+    def larger(node: Node, a: Any, b: Any) -> Any:
+        if type(a) is int and type(b) is int:
+            return on_host(a, b)
+        if statically_known_true(a == b):
+            return a
+        raise node.refuse("chooses between sizes of which one varies")
+
+    def run(node: Node, *values: Value) -> Any:
+        if all(isinstance(one, np.ndarray) and one.dtype == object for one in values):
+            told = functools.reduce(np.frompyfunc(functools.partial(larger, node), 2, 1), values)
+            return as_host(told)
+        return functools.reduce(on_tensors, [tensor_of(one, node) for one in values])
 
     return run
 
@@ -208,8 +228,8 @@ OPERATIONS: dict[str, Operation] = {
     "LessOrEqual": binary(operator.le, operator.le),
     "And": variadic(torch.logical_and),
     "Or": variadic(torch.logical_or),
-    "Min": variadic(torch.minimum),
-    "Max": variadic(torch.maximum),
+    "Min": _extreme(torch.minimum, min),
+    "Max": _extreme(torch.maximum, max),
     "Sum": variadic(operator.add),
     "Clip": _clip,
     "Cast": _cast,

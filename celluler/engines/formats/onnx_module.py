@@ -108,7 +108,7 @@ class OnnxModule(nn.Module):
         return None
 
     def feed(self, x: Tensor) -> dict[str, Tensor]:
-        """Values of all inputs of the file."""
+        """Values of all inputs of the file; of int64 also where it takes int32."""
         return {self.given.name: x} | {one.name: FILLED[one.name](x).to(one.dtype) for one in self.filled}
 
     def forward(self, x: Tensor) -> Tensor:

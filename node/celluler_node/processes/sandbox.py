@@ -17,6 +17,8 @@ from celluler_node.processes import landlock, limits, seccomp
 from celluler_node.processes.words import Boot, Isolation
 
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
+_OWN = ("/proc/self/cmdline",)
+"""Of this process alone: TensorFlow ends when it cannot read it."""
 _HARDWARE = ("/proc/cpuinfo", "/sys/devices/system/cpu", "/sys/devices/system/node", "/dev/urandom")
 _CAPABILITY_VERSION = 0x20080522
 
@@ -46,7 +48,7 @@ def enter(boot: Boot, dies_with_node: bool) -> Isolation:
 def rules(boot: Boot) -> dict[Path, int]:
     """Path to rights. Nothing may be executed; libraries are mapped, which is reading."""
     granted = dict.fromkeys(map(Path, boot.listable), landlock.LIST)
-    granted |= dict.fromkeys(map(Path, (*_LIBRARIES, *_HARDWARE, *boot.readable)), landlock.READ)
+    granted |= dict.fromkeys(map(Path, (*_LIBRARIES, *_HARDWARE, *_OWN, *boot.readable)), landlock.READ)
     return granted | {Path("/dev/null"): landlock.WRITE_DEVICE, Path(boot.scratch): landlock.SCRATCH}
 
 
