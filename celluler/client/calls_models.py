@@ -133,6 +133,7 @@ def predict(
     *,
     ensemble: int | Sequence[str] = 1,
     aggregate: str = "",
+    peer: str = "",
 ) -> Call[views.Prediction]:
     dtype = dtype or ("int64" if output == "sample" else None)  # seeds are whole numbers
     body: dict[str, Any] = {"model": ref, "inputs": tensor_to_json(tensor_of(inputs, dtype)), "output": output}
@@ -141,6 +142,7 @@ def predict(
     else:
         body |= {"models": list(ensemble)}
     body |= {"aggregate": aggregate} if aggregate else {}
+    body |= {"peer": peer} if peer else {}
     return Call("POST", "/api/v1/predict", record(views.Prediction), json=body, timeout_s=LONG_S)
 
 

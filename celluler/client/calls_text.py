@@ -30,7 +30,7 @@ class SamplingFields(TypedDict, total=False):
     seed: how tokens are drawn; temperature 0 takes the likeliest, and the seed is drawn unless given. n: answers. stop:
     texts at which an answer ends. logprobs: of each token, and of so many likeliest, up to 20. schema: JSON Schema that
     the answer must follow. timeout_s: until the last token. stages: over how many peers the model is split, 0 for
-    whatever is best."""
+    whatever is best. peer: who alone is to answer, by id or nickname; empty for whoever does it best."""
 
     max_tokens: int | None
     temperature: float
@@ -42,6 +42,7 @@ class SamplingFields(TypedDict, total=False):
     logprobs: int | None
     schema: Mapping[str, Any] | None
     timeout_s: float
+    peer: str
     stages: int
 
 

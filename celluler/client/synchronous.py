@@ -70,6 +70,7 @@ class Client:
         output: str = "",
         ensemble: int | Sequence[str] = 1,
         aggregate: str = "",
+        peer: str = "",
     ) -> views.Prediction:
         """Run a model on a batch, first axis samples. inputs: nested lists, an array or texts (`tensors.tensor_of`).
 
@@ -77,9 +78,10 @@ class Client:
         the inputs are seeds, one a sample. The answer gives `.lists()`, its `outputs` `.numpy()`.
 
         ensemble: of how many peers, or other models beside this one, answers are put together; aggregate: by `vote`,
-        `median` or `mean`. The answer's `ensemble` says who disagreed, and how far.
+        `median` or `mean`. The answer's `ensemble` says who disagreed, and how far. peer: who alone is to answer, by id
+        or nickname; empty for whoever does it best.
         """
-        call = calls_models.predict(model, inputs, dtype, output, ensemble=ensemble, aggregate=aggregate)
+        call = calls_models.predict(model, inputs, dtype, output, ensemble=ensemble, aggregate=aggregate, peer=peer)
         return self._link.send(call)
 
     def embed(self, model: str, inputs: Any, *, dtype: str | None = None) -> views.Prediction:

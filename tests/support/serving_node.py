@@ -71,7 +71,8 @@ class ServingNode(MemoryNode):
             raise InvalidSpec("input.shape", f"is {inputs.shape}")
         self.asked.append((inputs.shape, output))
         told = _answer(inputs, output, bad=self.bad)
-        return Prediction(told, model.reference, model.cid, BOB.peer_id, 0.01, output=output, text=output == "name")
+        answered = (await self.peer(peer)).peer_id if peer else BOB.peer_id
+        return Prediction(told, model.reference, model.cid, answered, 0.01, output=output, text=output == "name")
 
     @asynccontextmanager
     async def generate(self, ref: str, question: Question, *, peer: str = "") -> AsyncIterator[Generated]:
@@ -80,7 +81,8 @@ class ServingNode(MemoryNode):
         model = await self.show_model(ref)
         if model.name != "tales":
             raise InvalidSpec("model", f"{model.reference} does not write")
-        async with self.writer.answer(ref, question, model.reference, model.cid, BOB.peer_id) as answering:
+        answering_peer = (await self.peer(peer)).peer_id if peer else BOB.peer_id
+        async with self.writer.answer(ref, question, model.reference, model.cid, answering_peer) as answering:
             yield answering
 
 

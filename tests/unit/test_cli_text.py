@@ -19,7 +19,7 @@ from celluler_node.cli.chat_session import Chat
 from celluler_node.cli.chat_talk import Talk
 from celluler_node.cli.run_command import is_prompt
 from tests.support.gateways import open_client
-from tests.support.jobs import BOB
+from tests.support.jobs import ALICE, BOB
 from tests.support.serving_node import ServingNode
 from tests.support.writing import TALE
 
@@ -32,11 +32,12 @@ def test_a_prompt_is_answered_as_it_comes(celluler: Run, tales: ServingNode) -> 
     assert f"{len(TALE.encode())} tokens" in err
     assert tales.writer.questions[0].prompt == (Message("system", "Be kind"), Message("user", "Hello"))
     options = ["--temperature=0.5", "--top-p=0.9", "--top-k=7", "--seed=5", "--stop=fox", "--stop=dog", "--timeout=9"]
-    options.append("--max-tokens=3")
+    options += ["--max-tokens=3", "--peer=alice"]
     code, _, err = celluler("run", "alice/tales", "-", *options, "--raw", stdin="Hello\nworld")
     asked = tales.writer.questions[1]
     assert (asked.prompt, asked.stop, asked.max_tokens, asked.timeout_s) == ("Hello\nworld", ("fox", "dog"), 3, 9.0)
     assert (asked.sampling.temperature, asked.sampling.top_p, asked.sampling.top_k) == (0.5, 0.9, 7)
+    assert f"{ALICE.peer_id[-8:]}: 3 tokens" in err
     assert "seed 5" in err
     assert "--max-tokens" in err
 
@@ -81,6 +82,7 @@ Hello
 \"\"\"Two
 lines\"\"\"
 /peer
+/peer alice
 /save {saved}
 /clear
 //etc is a folder
@@ -96,11 +98,13 @@ never read
     assert third == (Message("system", "Be kind"), Message("user", "/etc is a folder"))
     told = json.loads(saved.read_text())
     assert [one["role"] for one in told["messages"]] == ["user", "assistant"] * 2
-    assert told["sampling"] == {"temperature": 0.0, "max_tokens": 9, "timeout_s": 300.0}
+    assert told["sampling"] == {"temperature": 0.0, "max_tokens": 9, "timeout_s": 300.0, "peer": ALICE.peer_id}
+    assert celluler("chat", "alice/tales", stdin="/peer alice\nHello\n/peer any\n/peer\n")[2].count(ALICE.peer_id) == 1
 
 
 def test_a_chat_that_nobody_attends_ends_with_an_error(celluler: Run, tales: ServingNode) -> None:
-    for typed, code in (("/frobnicate\n", 2), ("/model alice/none\n", 4), ("/set temperature 9\nHello\n", 2)):
+    wrong = (("/frobnicate", 2), ("/model alice/none", 4), ("/peer nobody", 4), ("/set temperature 9\nHello", 2))
+    for typed, code in wrong:
         assert celluler("chat", "alice/tales", stdin=typed)[0] == code
     assert celluler("chat", "alice/digits")[0] == 2
     assert not tales.writer.questions

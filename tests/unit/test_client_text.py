@@ -20,7 +20,7 @@ from celluler.client.synchronous_text import Pieces
 from celluler.errors import Busy, InvalidSpec, LocalError, NotFound, ProtocolViolation, Unavailable, WorkerFailed
 from celluler_node.gateway.app import gateway_app
 from tests.support.gateways import open_client
-from tests.support.jobs import BOB
+from tests.support.jobs import ALICE, BOB
 from tests.support.serving_node import ServingNode
 from tests.support.writing import TALE
 
@@ -45,6 +45,10 @@ async def test_a_model_writes_on_behind_a_text_a_conversation_and_tokens(client:
     twice = [await client.generate("alice/tales", "Once", temperature=1.9, seed=3) for _ in range(2)]
     assert twice[0].text == twice[1].text
     assert twice[0].seed == 3
+    assert (await client.generate("alice/tales", "Once", peer="alice")).peer == ALICE.peer_id
+    assert (await client.predict("alice/texts", ["ab"], output="embedding", peer="alice")).peer == ALICE.peer_id
+    with pytest.raises(InvalidSpec, match="ensemble"):
+        await client.predict("alice/texts", ["ab"], output="embedding", peer="alice", ensemble=2)
 
 
 @pytest.mark.parametrize("prompt", ["Once", HELLO])

@@ -20,7 +20,7 @@ from celluler_node.gateway.counted import Counted
 from celluler_node.gateway.in_process import open_in_process
 from celluler_node.gateway.openai_said import Head, Telling
 from celluler_node.gateway.openai_text import read_completion
-from tests.support.jobs import BOB
+from tests.support.jobs import ALICE, BOB
 from tests.support.serving_node import ServingNode
 from tests.support.writing import TALE
 
@@ -82,6 +82,8 @@ async def test_a_chat_is_answered_whole(node: ServingNode, http: httpx.AsyncClie
     }
     assert told["celluler"] == {"cid": told["system_fingerprint"], "peer": BOB.peer_id, "seed": 7}
     assert node.writer.questions[0].prompt == (Message("user", "Hello"),)
+    assert (await chat(http, peer="alice"))["celluler"]["peer"] == ALICE.peer_id
+    assert (await http.post(CHAT, json=GREEDY | {"messages": HELLO, "peer": "nobody"})).status_code == 404
     again = await chat(http, messages=[*HELLO, told["choices"][0]["message"], {"role": "user", "content": "More"}])
     assert again["usage"]["prompt_tokens_details"] == {"cached_tokens": prompt}
 

@@ -14,6 +14,7 @@ from celluler_node.cli.text_options import (
     NO_STOPS,
     USUAL_S,
     MaxTokens,
+    Peer,
     Seed,
     Stop,
     Temperature,
@@ -34,10 +35,11 @@ def chat(
     seed: Seed = None,
     stop: Stop = NO_STOPS,
     timeout: Timeout = USUAL_S,
+    peer: Peer = "",
     join: Join = NOBODY,
 ) -> None:
     """Talk with a model that writes. /help says what can be done there; without a terminal, a turn is a line."""
-    talk = Talk(model, system, said=sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout))
+    talk = Talk(model, system, said=sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout, peer))
 
     async def main() -> None:
         async with open_session(join) as client, open_lines() as read:

@@ -27,6 +27,7 @@ from celluler_protocols.nursery import own_nursery
 HELP = """\
 /model NAME        talk with another model, which reads all that was said
 /peer              who answered last, and who serves models
+/peer NAME         be answered by this one alone; any: by whoever does it best
 /system TEXT       what the model is told first; without TEXT, nothing
 /set NAME VALUE    how to answer: {settings}; without VALUE, as usual
 /set               what is set
@@ -101,8 +102,10 @@ class Chat:
                 say(HELP.format(settings=", ".join(SETTINGS)))
             case "model":
                 await self._take_model(told.argument)
-            case "peer":
+            case "peer" if not told.argument:
                 await self._tell_peers()
+            case "peer":
+                await self._take_peer(told.argument)
             case "system":
                 self.talk = replace(self.talk, system=told.argument)
             case "set" if not told.argument:
@@ -130,6 +133,13 @@ class Chat:
         self.talk = replace(self.talk, model=name, plain=not converses(model))
         if self._attended:
             say(f"{model.reference}: /help for what can be done here")
+
+    async def _take_peer(self, name: str) -> None:
+        """Raises NotFound."""
+        peer = "" if name == "any" else (await self._client.peers.show(name)).peer_id
+        self.talk = replace(self.talk, said={**self.talk.said, "peer": peer})
+        if self._attended:
+            say(f"answers come from {peer or 'whoever does it best'}")
 
     async def _tell_peers(self) -> None:
         last = self.talk.last

@@ -18,6 +18,7 @@ from celluler_node.cli.text_options import (
     NO_STOPS,
     USUAL_S,
     MaxTokens,
+    Peer,
     Seed,
     Stop,
     Temperature,
@@ -72,6 +73,7 @@ def run_model(
         int, typer.Option(min=0, max=16, help="Split the model over so many peers; by default where none can run it.")
     ] = 0,
     timeout: Timeout = USUAL_S,
+    peer: Peer = "",
     join: Join = NOBODY,
     json: Json = False,
 ) -> None:
@@ -87,7 +89,7 @@ def run_model(
     together = bool(others) or ensemble > 1
     if stages and not prompted:
         raise InvalidSpec("stages", "are of a model that writes, and the input is a batch")
-    said = sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout)
+    said = sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout, peer)
     if stages:
         said["stages"] = stages
 
@@ -112,6 +114,7 @@ def run_model(
                 output=output,
                 ensemble=others or ensemble,
                 aggregate=aggregate if together else "",
+                peer=peer,
             )
             _show(Output(as_json=json), prediction)
 

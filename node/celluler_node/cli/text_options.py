@@ -26,6 +26,7 @@ TopK = Annotated[int | None, typer.Option(min=0, help="Draw from so many likelie
 Seed = Annotated[int | None, typer.Option(help="Draw as with this seed before; by default a new one.")]
 Stop = Annotated[list[str], typer.Option(help="A text at which the answer ends. May be repeated.")]
 Timeout = Annotated[float, typer.Option(min=0.1, max=3600.0, help="Seconds until the last token.")]
+Peer = Annotated[str, typer.Option(help="Who alone is to answer, by peer id or nickname; by default who does it best.")]
 NO_STOPS: list[str] = []
 USUAL_S = 300.0
 
@@ -38,9 +39,12 @@ def sampling(
     seed: int | None,
     stop: Sequence[str],
     timeout: float = USUAL_S,
+    peer: str = "",
 ) -> SamplingFields:
     """What was said; nothing of what was not."""
     said: SamplingFields = {"max_tokens": max_tokens, "seed": seed, "stop": list(stop), "timeout_s": timeout}
+    if peer:
+        said["peer"] = peer
     if temperature is not None:
         said["temperature"] = temperature
     if top_p is not None:

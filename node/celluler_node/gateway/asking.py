@@ -55,9 +55,9 @@ class Asking:
     def waiting(self) -> int:
         return self._places.statistics().tasks_waiting
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "", *, peer: str = "") -> Prediction:
         """As `Operations.predict`. Raises Busy, too, when so many wait already."""
-        return await self._counting(partial(self._operations.predict, ref, inputs, output), inputs)
+        return await self._counting(partial(self._operations.predict, ref, inputs, output, peer=peer), inputs)
 
     async def ensemble(
         self, refs: Sequence[str], inputs: Tensor, output: str, *, members: int, aggregate: str

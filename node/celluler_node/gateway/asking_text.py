@@ -31,7 +31,9 @@ class AskingText:
         self.silent = 0
         """Those of them that have not said a word yet: in a queue, or being read."""
 
-    async def generate(self, model: str, questions: Sequence[Question], on_begun: OnBegun, on_told: OnTold) -> None:
+    async def generate(
+        self, model: str, questions: Sequence[Question], on_begun: OnBegun, on_told: OnTold, *, peer: str = ""
+    ) -> None:
         """All questions of one request, at once. Raises what `Operations.generate` does, and Busy when there are too
         many already."""
         if self.under_way + len(questions) > self._most:
@@ -41,7 +43,10 @@ class AskingText:
         try:
             async with AsyncExitStack() as stack:
                 began = time.monotonic()
-                opened = [await stack.enter_async_context(self._operations.generate(model, one)) for one in questions]
+                opened = [
+                    await stack.enter_async_context(self._operations.generate(model, one, peer=peer))
+                    for one in questions
+                ]
                 await on_begun(opened)
                 await self._follow_all(opened, began, on_told)
         except CellulerError as error:

@@ -135,6 +135,7 @@ MODELS: dict[tuple[str, str], Says] = {
             ensemble_=COUNT,
             models_=list_of(TEXT),
             aggregate_={"type": "string", "enum": [*RULES, ""]},
+            peer_=TEXT,
         ),
     ),
     ("GET", "/api/v1/datasets"): Says("Datasets known here", Many("datasets", views.Dataset)),

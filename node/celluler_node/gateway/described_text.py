@@ -44,6 +44,7 @@ _SAMPLING: dict[str, Schema] = {
     "stream_options_": given(include_usage_=SWITCH),
     "response_format_": answered(type={"type": "string", "enum": ["text", "json_object", "json_schema"]}),
     "timeout_s_": NUMBER,
+    "peer_": TEXT,
     "stages_": WHOLE,
     "user_": TEXT,
     **{f"{name}_": {"enum": list(neutral)} for name, neutral in NEUTRAL.items()},

@@ -1,8 +1,8 @@
 """What OpenAI's clients ask of a model that writes, as questions to it. Pure; knows no HTTP and asks no model.
 
 A parameter that would change the answer and is not known here is refused by its name: nobody gets another answer than
-the one asked for without being told. Source: OpenAI's API reference, "Chat" and "Completions"; `top_k`, `timeout_s`
-and `stages` are extensions, as is `max_tokens: null` for as many as the model can look at.
+the one asked for without being told. Source: OpenAI's API reference, "Chat" and "Completions"; `top_k`, `timeout_s`,
+`peer` and `stages` are extensions, as is `max_tokens: null` for as many as the model can look at.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _SHARED: dict[str, type | tuple[type, ...]] = {
     "stream_options": dict,
     "response_format": dict,
     "timeout_s": _NUMBER,
+    "peer": str,
     "stages": int,
     "user": str,
 }
@@ -77,7 +78,7 @@ class Asked:
     """What one request asks. questions: one a prompt. seed: of the first of them, each next one has one more.
 
     stream: pieces as they come; usage: at the end of them, too. logprobs: of each token. echo: prompts that stand
-    before their answers.
+    before their answers. peer: who alone is to answer, empty for whoever does it best.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Asked:
     usage: bool = False
     logprobs: bool = False
     echo: tuple[str, ...] = ()
+    peer: str = ""
 
     @property
     def choices(self) -> int:
@@ -108,7 +110,7 @@ def read_chat(body: Mapping[str, Any], seed: int) -> Asked:
     question = _question(
         body, _messages(body["messages"]), limit, body.get(limit), seed, (top or 0) if logprobs else None
     )
-    return Asked(body["model"], (question,), seed, True, *_streams(body), logprobs)
+    return Asked(body["model"], (question,), seed, True, *_streams(body), logprobs, peer=body.get("peer") or "")
 
 
 def read_completion(body: Mapping[str, Any], seed: int) -> Asked:
@@ -124,7 +126,8 @@ def read_completion(body: Mapping[str, Any], seed: int) -> Asked:
         _question(body, prompt, "max_tokens", limit, (seed + place) % (1 << 64), logprobs)
         for place, prompt in enumerate(prompts)
     )
-    return Asked(body["model"], questions, seed, False, *_streams(body), logprobs is not None, echo)
+    peer = body.get("peer") or ""
+    return Asked(body["model"], questions, seed, False, *_streams(body), logprobs is not None, echo, peer)
 
 
 def _without_neutral(body: Mapping[str, Any]) -> dict[str, Any]:

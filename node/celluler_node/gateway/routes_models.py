@@ -29,6 +29,7 @@ _PREDICT: dict[str, type | tuple[type, ...]] = {
     "ensemble": int,
     "models": list,
     "aggregate": str,
+    "peer": str,
 }
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -99,7 +100,9 @@ async def _predicted(asking: Asking, body: dict[str, Any], inputs: Tensor, outpu
     if members == 1 and not more:
         if aggregate:
             raise InvalidSpec("aggregate", "goes with an ensemble")
-        return await asking.predict(body["model"], inputs, output)
+        return await asking.predict(body["model"], inputs, output, peer=body.get("peer") or "")
+    if body.get("peer"):
+        raise InvalidSpec("peer", "does not go with an ensemble")
     refs = (body["model"], *more)
     return await asking.ensemble(refs, inputs, output, members=members, aggregate=aggregate or VOTE)
 

@@ -73,7 +73,7 @@ async def _told(texts: AskingText, asked: Asked, tell: Tell) -> Telling:
         if documents := tuple(telling.told(place, event)):
             await tell(documents)
 
-    await texts.generate(asked.model, asked.questions, begun, told)
+    await texts.generate(asked.model, asked.questions, begun, told, peer=asked.peer)
     assert telling is not None
     await tell(telling.end())
     return telling
