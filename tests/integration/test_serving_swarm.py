@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from celluler.client import Client
+from celluler.errors import Busy
 from celluler.models.templates import fill
 from celluler.views import Generation
+from simulations.digits import MLP
 from simulations.swarm import NodeProcess, Swarm, open_swarm
 from tests.support.waiting import eventually
 
@@ -142,3 +147,94 @@ def kill_workers(node: NodeProcess) -> None:
     for child in psutil.Process(node.process.pid).children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(signal.SIGKILL)
+
+
+# --- under load ------------------------------------------------------------------------------------------------------
+
+CLIENTS, LOAD_S, KILL_EVERY_S, DEADLINE_S = 64, 60.0, 12.0, 60.0
+SAMPLES = np.linspace(-1.0, 1.0, 4 * 64, dtype=np.float32).reshape(4, 64)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What clients met with. busy: refused for want of room."""
+
+    texts: list[float] = field(default_factory=list)
+    predictions: list[float] = field(default_factory=list)
+    busy: int = 0
+    wrong: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+class UnderLoad:
+    """Clients that ask without a pause, texts and predictions in turn, until they are told to stop."""
+
+    def __init__(self, gateway: NodeProcess) -> None:
+        self._home, self._over = gateway.home, threading.Event()
+        self._text, self._outputs = self._ask_text(), self._ask_outputs()
+        self.tally = Tally()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def run(self, number: int) -> None:
+        turn = number
+        while not self._over.is_set():
+            turn += 1
+            began = time.monotonic()
+            try:
+                if turn % 2:
+                    right, times = self._ask_text() == self._text, self.tally.texts
+                else:
+                    right, times = np.allclose(self._ask_outputs(), self._outputs, atol=1e-5), self.tally.predictions
+                times.append(time.monotonic() - began)
+                if not right:
+                    self.tally.wrong.append(f"client {number}")
+            except Busy:
+                self.tally.busy += 1
+                time.sleep(0.2)
+            except Exception as error:
+                self.tally.failed.append(f"{time.monotonic() - began:.1f} s: {error!r}")
+
+    def _ask_text(self) -> str:
+        with Client(home=self._home) as client:
+            return client.generate(MODEL, PROMPT, max_tokens=24, temperature=0, timeout_s=DEADLINE_S).text
+
+    def _ask_outputs(self) -> Any:
+        with Client(home=self._home) as client:
+            return client.predict("server-0/digits", SAMPLES).outputs.numpy()
+
+
+@pytest.mark.large
+def test_servers_killed_under_load_cost_no_request(swarm: Swarm) -> None:
+    gateway, nodes = begin(swarm, 4)
+    with Client(home=nodes[0].home) as client:
+        client.models.add("server-0/digits:1.0.0", MLP)
+    for node in nodes:
+        with Client(home=node.home) as client:
+            client.models.pull("server-0/digits")
+            client.predict("server-0/digits", SAMPLES)
+    under, killed, began = UnderLoad(gateway), 0, time.monotonic()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for number in range(CLIENTS):
+            pool.submit(under.run, number)
+        while time.monotonic() - began < LOAD_S:
+            time.sleep(KILL_EVERY_S)
+            place = killed % len(nodes)
+            nodes[place].kill()
+            nodes[place] = swarm.launch(nodes[place].name, join=[gateway.address])
+            killed += 1
+        under.stop()
+    tally = under.tally
+    for what, times in (("texts", tally.texts), ("predictions", tally.predictions)):
+        ordered = sorted(times)
+        figures = [f"{ordered[int(share * (len(ordered) - 1))]:.2f}" for share in (0.5, 0.95, 1.0)]
+        print(f"{len(times)} {what}, p50/p95/most {'/'.join(figures)} s")
+    print(
+        f"{killed} nodes killed, {tally.busy} refused for want of room, {len(tally.failed)} failed: {tally.failed[:5]}"
+    )
+    assert killed >= 4
+    assert min(len(tally.texts), len(tally.predictions)) > CLIENTS
+    assert tally.failed == []
+    assert tally.wrong == []
+    assert max(*tally.texts, *tally.predictions) < DEADLINE_S
