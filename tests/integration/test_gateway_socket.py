@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -23,10 +27,15 @@ from celluler.client import AsyncClient, Client
 from celluler.errors import LocalError, NodeNotRunning
 from celluler.home import NodeFile, write_node_file
 from celluler.jobs.states import JobState
+from celluler.views import NewModel
 from celluler_node.gateway.app import gateway_app
 from celluler_node.gateway.server import TlsFiles, serve_gateway
 from tests.support.jobs import ALICE, JOB_YAML
 from tests.support.operations import MemoryNode
+from tests.support.serving_node import ServingNode
+from tests.support.writing import TALE
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -164,3 +173,51 @@ def _self_signed(certificate: Path, key: Path) -> None:
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     key.write_bytes(secret.private_bytes(serialization.Encoding.PEM, form, plain))
+
+
+@pytest.fixture
+async def tales(nursery: trio.Nursery) -> AsyncIterator[tuple[ServingNode, str]]:
+    """A node whose model writes, and its address."""
+    node = ServingNode()
+    await node.publish()
+    port = await nursery.start(serve_gateway, gateway_app(node, "t"), "127.0.0.1", 0)
+    yield node, f"http://127.0.0.1:{port}"
+    node.close()
+
+
+async def test_words_cross_a_socket_as_they_are_written_and_who_hangs_up_hears_no_more(
+    tales: tuple[ServingNode, str],
+) -> None:
+    node, url = tales
+    node.writer.pause_after = 6
+    asked = {"model": "alice/tales", "prompt": "a", "temperature": 0, "stream": True, "max_tokens": None}
+    with trio.fail_after(10):
+        async with httpx.AsyncClient(trust_env=False) as http:
+            for hangs_up in (True, False):
+                node.writer.paused = trio.Event()
+                async with http.stream("POST", f"{url}/v1/completions", json=asked) as answer:
+                    lines = answer.aiter_lines()
+                    first = json.loads((await anext(lines)).removeprefix("data: "))
+                    assert first["choices"][0]["text"] == TALE[0]
+                    await node.writer.paused.wait()
+                    if not hangs_up:
+                        node.writer.gate.set()
+                        assert [line async for line in lines if line][-1] == "data: [DONE]"
+                while node.writer.left != 1:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert len(node.writer.questions) == 2
+
+
+async def test_the_curl_lines_of_the_readme_run_as_they_are_written(tales: tuple[ServingNode, str]) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl")
+    node, url = tales
+    await node.add_model(NewModel("alice/smollm2:1.0.0", {}))
+    lines = re.findall(r"^curl .+$", README.read_text("utf-8"), re.MULTILINE)
+    told = []
+    for line in lines:
+        command = [*shlex.split(line.replace("http://127.0.0.1:8787", url), comments=True), "--fail", "--max-time", "9"]
+        told.append((await trio.run_process(command, capture_stdout=True)).stdout.decode())
+    assert len(lines) >= 2
+    assert any("alice/smollm2:1.0.0" in text for text in told)
+    assert any(text.endswith("data: [DONE]\n\n") for text in told)

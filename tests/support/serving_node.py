@@ -79,7 +79,7 @@ class ServingNode(MemoryNode):
         if self.busy:
             raise Busy("all are at work")
         model = await self.show_model(ref)
-        if model.name != "tales":
+        if model.name not in ("tales", "smollm2"):
             raise InvalidSpec("model", f"{model.reference} does not write")
         answering_peer = (await self.peer(peer)).peer_id if peer else BOB.peer_id
         async with self.writer.answer(ref, question, model.reference, model.cid, answering_peer) as answering:
