@@ -29,7 +29,7 @@ from celluler_node.content_plane import listen_hosts
 from celluler_node.core import Core, open_core
 from celluler_node.deploy_wiring import kept_answers, start_deployments
 from celluler_node.job_client import JobClient
-from celluler_node.limits import serving_rules
+from celluler_node.limits import serving_limits, serving_rules
 from celluler_node.node import Node, Services
 from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.confinement import Confinement, Walls
@@ -95,7 +95,7 @@ async def open_node(config: NodeConfig, parts: Parts | None = None) -> AsyncIter
             server = parts.model_server(
                 core.repository,
                 core.worker,
-                core.limits,
+                serving_limits(config),
                 core.scratch,
                 nursery,
                 own=core.identity.peer_id,

@@ -62,6 +62,7 @@ class NodeConfig:
     worker_threads: int
     worker_disk_bytes: int
     worker_spares: int
+    serve_threads: int
     serve_memory_bytes: int | None
     serve_idle_s: int
     serve_batch: int
@@ -454,6 +455,13 @@ SETTINGS: tuple[Setting, ...] = (
         file_only=True,
     ),
     Setting(
+        "serve.threads",
+        "serve_threads",
+        _between(1, 1024),
+        None,
+        "threads of a worker that serves a model; by default half of `worker.threads`, so that two may be busy at once",
+    ),
+    Setting(
         "serve.memory",
         "serve_memory_bytes",
         parse_bytes,
@@ -570,6 +578,7 @@ def load_config(
         raise InvalidSpec(missing, "a certificate and its key are set together, or neither")
     values["store_folder"] = values["store_folder"] or where.store
     values["worker_threads"] = values["worker_threads"] or _usable_cores()
+    values["serve_threads"] = values["serve_threads"] or max(1, values["worker_threads"] // 2)
     return NodeConfig(home=where.home, **values)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from celluler.views import Hardware
 from celluler_node.config import NodeConfig
 from celluler_node.loading import ServingRules
@@ -23,6 +25,11 @@ def worker_limits(config: NodeConfig) -> Limits:
     )
 
 
+def serving_limits(config: NodeConfig) -> Limits:
+    """Of a worker that serves a model."""
+    return replace(worker_limits(config), threads=config.serve_threads)
+
+
 def serving_rules(config: NodeConfig, hardware: Hardware) -> ServingRules:
     """How models are kept loaded. Where nothing is said of memory, most of what this machine may use."""
     usable = (hardware.memory_mb << 20) * 3 // 4
@@ -31,5 +38,5 @@ def serving_rules(config: NodeConfig, hardware: Hardware) -> ServingRules:
         idle_s=config.serve_idle_s,
         batch=config.serve_batch,
         queue=config.serve_queue,
-        preload=config.serve_preload,
+        preload=config.serve_preload if "serve" in config.roles else (),
     )

@@ -58,7 +58,7 @@ class SwarmAnswers(Answers):
         server = self._of.server
         if server is None or "serve" not in self._core.config.roles:
             return {}
-        threads = self._core.limits.threads
+        threads = self._core.config.serve_threads
         return {
             "engine": f"torch on cpu, {threads} thread{'' if threads == 1 else 's'} a model, weights as stored",
             "loaded": sum(1 for _ in server.models),
