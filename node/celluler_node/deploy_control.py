@@ -124,6 +124,7 @@ class Controller:
         if state.wanted and now - state.looked_s > LOOK_EVERY_S:
             state.looked_s = now
             self._nursery.start_soon(self._look, cid, state)
+        idle = not state.wanted and not state.replicas.all
         candidates = [
             Candidate(
                 peer=peer,
@@ -133,7 +134,7 @@ class Controller:
                 memory_mb=one.capabilities.memory_mb,
                 own=peer == self._own,
             )
-            for peer, one in members.items()
+            for peer, one in ({} if idle else members).items()
         ]
         self._act(cid, state, state.replicas.plan(state.wanted, candidates, now, regions=deployment.regions))
         hopeless = state.wanted > 0 and not state.replicas.all

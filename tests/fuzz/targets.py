@@ -40,7 +40,7 @@ from celluler.models.version import parse_version
 from celluler.wire import Frames, pack, unpack
 from celluler_node.processes.frames import FrameReader, encode
 from celluler_node.processes.words import Boot, Failure, Isolation, Kind, Limits, Ready
-from celluler_protocols import averaging_messages, bulk, catalogue, inference, jobs_messages, rounds_messages
+from celluler_protocols import averaging_messages, bulk, catalogue, inference, jobs_messages, leases, rounds_messages
 from celluler_protocols.content import messages as content_messages
 from celluler_protocols.membership import messages as membership_messages
 from tests.support.jobs import JOB_YAML
@@ -274,6 +274,7 @@ TARGETS: dict[str, Target] = {
     "wire membership": _frames(membership_messages.frames, "membership"),
     "wire content": _frames(content_messages.frames, "content"),
     "wire inference": _frames(inference.frames, "inference"),
+    "wire leases": _frames(leases.frames, "leases"),
     "wire jobs": _frames(jobs_messages.frames, "jobs"),
     "wire rounds": _frames(rounds_messages.frames, "rounds"),
     "wire averaging": _frames(averaging_messages.frames, "averaging"),
