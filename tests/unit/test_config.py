@@ -11,7 +11,8 @@ import pytest
 from celluler.errors import InvalidSpec
 from celluler.home import places
 from celluler_node.cli.node_commands import _template
-from celluler_node.config import SETTINGS, load_config
+from celluler_node.config import load_config
+from celluler_node.settings import SETTINGS
 
 PEER = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
 

@@ -21,7 +21,8 @@ from celluler.views import StoreCheck, to_json
 from celluler_node.cli.detach import start_detached
 from celluler_node.cli.output import Output, ending, say
 from celluler_node.cli.session import NOBODY, Join, Json, log_to, open_session, run
-from celluler_node.config import SETTINGS, load_config
+from celluler_node.config import load_config
+from celluler_node.settings import SETTINGS
 
 DOWN_S = 30.0
 

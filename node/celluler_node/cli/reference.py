@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from celluler_node.cli.root import COMMANDS, load
-from celluler_node.config import SETTINGS, Setting
+from celluler_node.settings import SETTINGS, Setting
 
 _CLI_HEAD = """\
 # Command line
