@@ -152,6 +152,41 @@ async def test_the_kept_answers_are_told(node: AskedNode, client: AsyncClient) -
     assert await client.deployments.cache() == node.usage
 
 
+class BehindNode(ServingNode):
+    """Has alice/digits and alice/texts behind deployments of these names. named: what was asked, and for whom."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named: list[tuple[str, str]] = []
+
+    async def model_ports(self, ref: str) -> ModelPorts:
+        ports = await super().model_ports(ref.replace("deploy:", "alice/"))
+        return replace(ports, deployment=ref) if ref.startswith("deploy:") else ports
+
+    async def predict(self, ref: str, inputs: Tensor, output: str = "", *, peer: str = "") -> Prediction:
+        if ref.startswith("deploy:"):
+            self.named.append((ref, caller().session))
+        return await super().predict(ref.replace("deploy:", "alice/"), inputs, output, peer=peer)
+
+
+async def test_standard_clients_ask_the_deployment_and_not_what_was_behind_it() -> None:
+    node = BehindNode()
+    await node.publish()
+    transport = httpx.ASGITransport(app=gateway_app(node, "t"))
+    numbers = {"name": "input", "shape": [1, 2, 2], "datatype": "FP32", "data": [0, 1, 2, 3]}
+    wanted = [{"name": "labels"}]
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        headers = {"X-Celluler-Session": "bob"}
+        body = {"inputs": [numbers], "outputs": wanted}
+        answer = await http.post("/v2/models/deploy:digits/infer", json=body, headers=headers)
+        assert (answer.status_code, answer.json()["model_name"]) == (200, "deploy:digits")
+        body = {"model": "deploy:texts", "input": ["a", "b"], "user": "carol"}
+        assert (await http.post("/v1/embeddings", json=body)).status_code == 200
+        assert (await http.get("/v2/models/deploy:digits/versions/1.0.0")).status_code == 400
+    node.close()
+    assert node.named == [("deploy:digits", "said:bob"), ("deploy:texts", "user:carol")]
+
+
 async def test_prometheus_is_told_of_arms_and_kept_answers(node: AskedNode, client: AsyncClient) -> None:
     await client.deployments.create("digits", ONE, arms={"b": (TWO, "30%")})
     node.usage = AnswerCacheUsage(1000, 10, 1, 2, 3, 4)
