@@ -39,8 +39,9 @@ OPEN_S = 30.0
 SEND_S = 15.0
 """How long whoever asked may take to read what there is."""
 ALIVE_S = 5.0
-PACE_S = 0.005
-"""Between two writes: what is said meanwhile goes with the next one."""
+PACE_S = 0.02
+"""Between two writes of tokens, each of which costs as much as dozens of them: what is said meanwhile goes with the next
+one, and the end of an answer at once."""
 GRACE_S = 10.0
 """Beyond the question's own time, for an answerer that does not keep it."""
 MAX_BACKLOG = 1 << 14
@@ -56,7 +57,7 @@ class Backlog:
     def __init__(self) -> None:
         self._waiting: deque[Told] = deque()
         self._weight = 0
-        self._asked = trio.Event()
+        self._asked, self._urgent = trio.Event(), trio.Event()
         self._closed = False
         self.overrun = False
 
@@ -69,6 +70,8 @@ class Backlog:
                 self._waiting[-1] = Said(before.choice, before.tokens + message.tokens)
             else:
                 self._waiting.append(message)
+            if not isinstance(message, Said):
+                self._urgent.set()
         self._asked.set()
         if self._weight > MAX_BACKLOG:
             self.overrun = True
@@ -78,13 +81,13 @@ class Backlog:
         """Nothing more comes."""
         self._closed = True
         self._asked.set()
+        self._urgent.set()
 
     def take(self) -> tuple[Told, ...]:
         taken, self._weight = tuple(self._waiting), 0
         self._waiting.clear()
-        self._asked = trio.Event()
-        if self._closed:
-            self._asked.set()
+        if not self._closed:
+            self._asked, self._urgent = trio.Event(), trio.Event()
         return taken
 
     @property
@@ -94,6 +97,11 @@ class Backlog:
     async def wait(self) -> None:
         """Until there is something to take, or nothing more comes."""
         await self._asked.wait()
+
+    async def pause(self) -> None:
+        """Until there is more than a few tokens to tell, but not long."""
+        with trio.move_on_after(PACE_S):
+            await self._urgent.wait()
 
 
 def _fit(before: Said, after: Said) -> bool:
@@ -202,8 +210,8 @@ class _Talk:
                 told = (Alive(self._load()),)
             if told:
                 await _send(self._stream, b"".join(map(self._words.encode, told)))
-            if not self._backlog.done:
-                await trio.sleep(PACE_S)
+            if any(isinstance(one, Said) for one in told):
+                await self._backlog.pause()
 
     async def _answer(self, request: Generate, answerer: Answerer) -> None:
         try:
