@@ -115,7 +115,7 @@ def test_a_chat_that_nobody_attends_ends_with_an_error(celluler: Run, tales: Ser
 
 
 async def test_ctrl_c_ends_the_answer_and_not_the_program(capsys: pytest.CaptureFixture[str]) -> None:
-    node, typed = ServingNode(), iter(["Hello", "And then?", "/model alice/none"])
+    node, typed = ServingNode(), iter(["Hello", "/peer", "And then?", "/model alice/none"])
     await node.publish()
     node.writer.pause_after = 5
 
@@ -141,6 +141,7 @@ async def test_ctrl_c_ends_the_answer_and_not_the_program(capsys: pytest.Capture
     assert [one["content"] for one in chat.talk.turns] == ["Hello", TALE[:4], "And then?", TALE]
     assert told.out == f"{TALE[:4]}\n{TALE}\n"
     assert "(ended)" in told.err
+    assert f"answered at {BOB.peer_id}" in told.err
     assert "alice/none" in told.err  # and goes on
 
 

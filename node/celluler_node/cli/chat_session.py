@@ -68,30 +68,30 @@ class Chat:
                 return
 
     async def _turn(self, text: str) -> None:
-        told, written = await self._answer(self.talk.asked(text))
-        if told is None and not written:
+        told = await self._answer(self.talk.asked(text))
+        if told is None or not told.answers or not (told.text or told.answers[0].reason):
             return  # nothing came of it
-        self.talk = self.talk.answered(text, told, written)
-        if told is not None and self._attended:
+        self.talk = self.talk.answered(text, told)
+        if told.answers[0].reason and self._attended:
             say_figures(told)
 
-    async def _answer(self, messages: list[dict[str, str]]) -> tuple[Generation | None, str]:
-        """(the whole of it, or None when it was ended before; what was written)."""
-        written: list[str] = []
-        generation: Generation | None = None
+    async def _answer(self, messages: list[dict[str, str]]) -> Generation | None:
+        """What was written, as far as it came."""
+        told: Generation | None = None
         async with interruptible() as scope:
             with scope:
                 stream = await self._client.generate(self.talk.model, messages, stream=True, **self.talk.how)
                 async with stream:
-                    async for piece in stream:
-                        show_piece(piece)
-                        written.append(piece.text)
-                    generation = stream.generation
-        if written:
+                    try:
+                        async for piece in stream:
+                            show_piece(piece)
+                    finally:
+                        told = stream.generation
+        if told is not None and told.answers and told.text:
             print(flush=True)
         if scope.cancelled_caught:
             say("(ended)")
-        return generation, "".join(written)
+        return told
 
     async def _command(self, told: Command) -> bool:
         """False to leave. Raises InvalidSpec for one that there is not."""

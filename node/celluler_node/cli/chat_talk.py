@@ -34,7 +34,7 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
 @dataclass(frozen=True, slots=True)
 class Talk:
     """model: that is asked. system: what it is told first, empty for nothing. turns: of user and assistant in turn.
-    said: how to answer. last: its answer that was the last to be whole. plain: it has no chat template, and would go on
+    said: how to answer. last: what it answered last. plain: it has no chat template, and would go on
     with what the user might say next."""
 
     model: str
@@ -56,10 +56,10 @@ class Talk:
         before = [{"role": "system", "content": self.system}] if self.system else []
         return [*before, *self.turns, {"role": "user", "content": text}]
 
-    def answered(self, text: str, told: Generation | None, written: str) -> Talk:
+    def answered(self, text: str, told: Generation) -> Talk:
         """With that turn and what was written to it, whole or as far as it came."""
-        turns = (*self.turns, {"role": "user", "content": text}, {"role": "assistant", "content": written})
-        return replace(self, turns=turns, last=told or self.last)
+        turns = (*self.turns, {"role": "user", "content": text}, {"role": "assistant", "content": told.text})
+        return replace(self, turns=turns, last=told)
 
     def cleared(self) -> Talk:
         """The same from the beginning on."""
