@@ -122,6 +122,39 @@ def run(scheduler: Scheduler, worker: Slots, seen: Seen, *, ticks: int = 10_000)
     raise AssertionError("no end")
 
 
+def test_an_answer_that_goes_on_behind_given_tokens_is_the_rest_of_the_whole_one() -> None:
+    whole = request(0, prompt=(1, 2), max_tokens=8)
+    tokens, reason = answer(whole, 0)
+    assert len(tokens) == 8
+    for split in range(1, len(tokens)):
+        scheduler, seen = Scheduler(LIMITS), Seen()
+        scheduler.submit(replace(whole, given=tuple(tokens[:split])))
+        run(scheduler, Slots(), seen)
+        assert seen.tokens[0, 0] == tokens[split:]
+        assert seen.ended[0, 0] == Ended(0, 0, reason, 8)
+        assert seen.done[0].prompt == 2
+    for wrong in ({"n": 2}, {"stops": ((1,),)}, {"max_tokens": 2}):
+        with pytest.raises(InvalidSpec, match="given"):
+            replace(whole, given=(1, 2), **wrong)
+    with pytest.raises(InvalidSpec, match="holds 13 tokens"):
+        Scheduler(LIMITS).submit(replace(whole, max_tokens=99, given=(1,) * 11))
+    with pytest.raises(InvalidSpec, match="not below"):
+        Scheduler(LIMITS).submit(replace(whole, given=(VOCABULARY,)))
+
+
+def test_an_answer_behind_which_nothing_may_come_is_over_with_its_last_token() -> None:
+    scheduler, seen = Scheduler(LIMITS), Seen()
+    scheduler.submit(request(0, schema=b"{}"))
+    tick = scheduler.plan(0.0)
+    assert tick is not None
+    assert tick.admissions[0].schema == b"{}"
+    scheduler.stepped(Stepped(0, (Drawn(0, Chosen(7), last=True),)))
+    seen.take(scheduler.events())
+    assert seen.tokens[0, 0] == [7]
+    assert seen.ended[0, 0] == Ended(0, 0, "stop", 1)
+    assert scheduler.running == 0
+
+
 OPERATIONS = ("submit", "submit", "tick", "tick", "tick", "cancel", "stop", "late", "fail")
 
 
