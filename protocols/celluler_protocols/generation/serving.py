@@ -40,8 +40,8 @@ SEND_S = 15.0
 """How long whoever asked may take to read what there is."""
 ALIVE_S = 5.0
 PACE_S = 0.02
-"""Between two writes of tokens, each of which costs as much as dozens of them: what is said meanwhile goes with the next
-one, and the end of an answer at once."""
+"""Between two writes of tokens, each of which costs as much as dozens of them: what is said meanwhile goes with the
+next one, and the end of an answer at once."""
 GRACE_S = 10.0
 """Beyond the question's own time, for an answerer that does not keep it."""
 MAX_BACKLOG = 1 << 14
