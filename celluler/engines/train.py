@@ -38,6 +38,10 @@ Vector = npt.NDArray[np.float32]
 
 KEPT = np.float32(0.8)
 ADDED = np.float32(0.2)
+MOST_JUDGED = 64
+"""Samples on which a round's state is judged by what its objective is judged by."""
+_LEAST_JUDGED, _OF_TRAINING = 8, 4
+"""At least so many, and no more than a fourth of the samples that a round trains on."""
 _LEAST_VARIANCE = np.float32(1e-5)
 _LARGEST_UPDATE = np.float32(2.0**96)
 
@@ -186,6 +190,13 @@ class Trainer:
     def evaluate(self, data: Dataset) -> Evaluation:
         """The public state on other data."""
         return Predictor(self.architecture, torch.from_numpy(self._outer.parameters), self._still).evaluate(data)
+
+    def judged(self) -> Evaluation:
+        """The public state on a few samples of the data that the run trains with, the same ones in every round."""
+        steps = self._config.inner_steps * self._config.batch
+        count = min(len(self._data), MOST_JUDGED, max(_LEAST_JUDGED, steps // _OF_TRAINING))
+        places = torch.arange(count) * len(self._data) // count
+        return self.evaluate(Dataset(self._data.x[places], self._data.y[places]))
 
     def export(self, path: Path) -> None:
         """Write the public weights as a weights file."""

@@ -60,7 +60,7 @@ _STATES = {
     JobState.PENDING: "submitted, not looked at",
     JobState.QUEUED: "waits; the reason says for what. May be queued again with another reason",
     JobState.FETCHING: "members fetch model and data",
-    JobState.RUNNING: "rounds go on; every event carries figures such as `round`, `loss`, `accuracy`",
+    JobState.RUNNING: "rounds go on; every event carries figures: `round`, `loss`, what the objective is judged by",
     JobState.VERIFYING: "the result is published and checked at other members",
     JobState.SUCCEEDED: "the model is published and held by more than one member",
     JobState.FAILED: "the reason says why",

@@ -72,7 +72,8 @@ class RoundFigures:
     member after this round, vested or not).
     By the teller alone, and empty or None where it knows nothing: suspected, norms (L2 norm of a member's update, in
     the units of the weights), traffic, audits, seconds (since the round before was certified), loss (mean training loss
-    of its own steps), accuracy (share of held-out samples, where it evaluates).
+    of its own steps), metric and value (what the model's objective is judged by, and how much it is, of the state that
+    the round began from, on a few samples of the data).
     """
 
     round: Annotated[int, Range(1, MAX_ROUNDS)]
@@ -89,7 +90,8 @@ class RoundFigures:
     credits: Amounts = ()
     audits: Audits = Audits()
     loss: float | None = None
-    accuracy: float | None = None
+    metric: Annotated[str, Length(0, 32)] = ""
+    value: float | None = None
 
 
 def suspicions(found: Iterable[tuple[int, str]]) -> tuple[Suspicion, ...]:

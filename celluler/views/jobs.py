@@ -148,9 +148,7 @@ def rounds_of(events: Iterable[JobLine]) -> tuple[TrainingRound, ...]:
         elif "round" in event.metrics:
             told = event.metrics
             number, seconds = int(told["round"]), None if before_s is None else event.at_s - before_s
-            found[number] = TrainingRound(
-                number, int(told.get("views", 1)), seconds=seconds, loss=told.get("loss"), accuracy=told.get("accuracy")
-            )
+            found[number] = TrainingRound(number, int(told.get("views", 1)), seconds=seconds, loss=told.get("loss"))
         if event.state == "Running":
             before_s = event.at_s
     return tuple(found[number] for number in sorted(found))

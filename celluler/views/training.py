@@ -25,6 +25,11 @@ class RoundAudits:
     guilty: tuple[str, ...] = ()
 
 
+SHARES = ("accuracy", "matched")
+GROWING = (*SHARES, "elbo")
+"""Of what objectives are judged by: shares of a whole; what is better when it is more."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingRound:
     """One certified round. Certified, and so told alike by every member: round (1 for the first) to credits.
@@ -33,8 +38,9 @@ class TrainingRound:
     contributed: whose updates are in it; empty when that was not told. no_weight: contributed, and the rule counted
     none of it. credits: of each peer after this round.
     As the teller knows it, and empty or None when it does not: the rest. seconds: since the round before. norms: L2
-    norm of a peer's update. traffic: of this round, averaging included. loss: mean over its own steps. accuracy: share
-    of held-out samples.
+    norm of a peer's update. traffic: of this round, averaging included. loss: mean over its own steps. metric,
+    value: what the model's objective is judged by (`accuracy`, `perplexity`, …) and how much it is, of the state that
+    the round began from, on a few samples of the data.
     """
 
     round: int
@@ -51,4 +57,5 @@ class TrainingRound:
     traffic: tuple[PeerTraffic, ...] = ()
     audits: RoundAudits = field(default_factory=RoundAudits)
     loss: float | None = None
-    accuracy: float | None = None
+    metric: str = ""
+    value: float | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from celluler.views import TrainingRound
+from celluler.views.training import SHARES
 
 LOG_SPAN = 20.0
 """A curve of positive values is drawn on a logarithmic axis from this ratio of its largest to its smallest on."""
@@ -71,7 +72,7 @@ class Sheet:
 
 def panels_of(rounds: Sequence[TrainingRound]) -> tuple[Panel, ...]:
     """A panel for what was told of any round."""
-    found = (_loss(rounds), _accuracy(rounds), _norms(rounds), _members(rounds), _seconds(rounds))
+    found = (_loss(rounds), _metric(rounds), _norms(rounds), _members(rounds), _seconds(rounds))
     return tuple(panel for panel in found if panel is not None)
 
 
@@ -99,8 +100,11 @@ def _loss(rounds: Sequence[TrainingRound]) -> Panel | None:
     return _one("training loss", "loss", rounds, lambda one: one.loss)
 
 
-def _accuracy(rounds: Sequence[TrainingRound]) -> Panel | None:
-    return _one("accuracy on held-out data", "accuracy", rounds, lambda one: one.accuracy, percent=True)
+def _metric(rounds: Sequence[TrainingRound]) -> Panel | None:
+    """What the objective is judged by; the name that was told last."""
+    name = next((one.metric for one in reversed(rounds) if one.metric), "")
+    title = f"{name.replace('_', ' ')}, before each round"
+    return _one(title, "metric", rounds, lambda one: one.value if one.metric == name else None, percent=name in SHARES)
 
 
 def _seconds(rounds: Sequence[TrainingRound]) -> Panel | None:

@@ -18,10 +18,10 @@ _POINTS_SHOWN = 60
 
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5d6b7a; --line: #d9dfe6; --page: #ffffff; --card: #f7f9fb;
-  --loss: #0072b2; --accuracy: #00835f; --norm: #a2457f; --seconds: #5d6b7a;
+  --loss: #0072b2; --metric: #00835f; --norm: #a2457f; --seconds: #5d6b7a;
   --counted: #4a9bd1; --no-weight: #e69f00; --absent: #b3bcc6; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e9ee; --soft: #9aa7b4; --line: #323c47; --page: #14191f;
-  --card: #1b222a; --loss: #56b4e9; --accuracy: #35c79a; --norm: #dd8fbe; --seconds: #9aa7b4;
+  --card: #1b222a; --loss: #56b4e9; --metric: #35c79a; --norm: #dd8fbe; --seconds: #9aa7b4;
   --counted: #3d86b8; --no-weight: #e0a63a; --absent: #55616d; } }
 body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 780px;
   margin: 2rem auto; padding: 0 1rem; }

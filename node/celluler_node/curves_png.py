@@ -11,7 +11,7 @@ from celluler_node.curves import Panel, Sheet
 
 _COLOURS = {
     "loss": "#0072b2",
-    "accuracy": "#00835f",
+    "metric": "#00835f",
     "norm": "#a2457f",
     "seconds": "#5d6b7a",
     "counted": "#4a9bd1",

@@ -86,7 +86,8 @@ def round_view(told: RoundFigures, members: Sequence[str]) -> TrainingRound:
         traffic=tuple(PeerTraffic(name(one.member), one.sent_bytes, one.received_bytes) for one in told.traffic),
         audits=RoundAudits(told.audits.done, names(told.audits.accused), names(told.audits.guilty)),
         loss=told.loss,
-        accuracy=told.accuracy,
+        metric=told.metric,
+        value=told.value,
     )
 
 

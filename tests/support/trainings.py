@@ -32,7 +32,8 @@ def figures(number: int) -> RoundFigures:
         credits=amounts(dict.fromkeys((0, 1), 1.5 * number)),
         audits=Audits(1, (3,), (3,)) if number == 5 else Audits(1),
         loss=2.0 * 0.5**number,
-        accuracy=1 - 0.5**number,
+        metric="accuracy",
+        value=1 - 0.5**number,
     )
 
 

@@ -30,7 +30,8 @@ ROUNDS = st.lists(
         seconds=st.none() | AMOUNT,
         norms=st.dictionaries(st.sampled_from(("a", "b")), AMOUNT),
         loss=st.none() | st.floats(-1e6, 1e6),
-        accuracy=st.none() | st.floats(0, 1),
+        metric=st.sampled_from(("accuracy", "perplexity")),
+        value=st.none() | st.floats(0, 1),
     ),
     max_size=12,
     unique_by=lambda one: one.round,
@@ -52,7 +53,7 @@ class Reader(HTMLParser):
 
 def test_there_is_a_panel_for_what_was_told() -> None:
     roles = [[curve.role for curve in panel.curves] for panel in panels_of(training().rounds)]
-    assert roles == [["loss"], ["accuracy"], ["norm"], ["counted", "no-weight", "absent"], ["seconds"]]
+    assert roles == [["loss"], ["metric"], ["norm"], ["counted", "no-weight", "absent"], ["seconds"]]
     assert panels_of([TrainingRound(1, 1)]) == ()
     loss, _, norms, members, _ = panels_of(training().rounds)
     assert loss.log

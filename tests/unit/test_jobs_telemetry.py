@@ -72,7 +72,8 @@ def test_the_most_that_can_be_told_fits() -> None:
         credits=each,
         audits=Audits(65535, everybody, everybody),
         loss=0.1,
-        accuracy=0.1,
+        metric="m" * 32,
+        value=0.1,
     )
     assert len(largest.suspected) == MAX_SUSPECTED
     assert len(largest.suspected[0].reason.encode()) == MAX_SUSPICION_BYTES

@@ -45,3 +45,17 @@ def test_our_own_norm_is_told_also_when_our_update_came_too_late_for_the_others(
     teller = Teller()
     teller.figures.trained(0, 0.25, 5.0)
     assert teller.norms(0) == {0: 5.0}
+
+
+def test_what_the_objective_is_judged_by_is_told_under_its_own_name() -> None:
+    told: list[dict[str, float]] = []
+    figures = Figures(lambda: 0.0, lambda: (0, 0), lambda at_s, metrics, round_: told.append(dict(metrics)))
+    teller = Teller()
+    for one in (figures, teller.figures):
+        one.trained(0, 0.5, 1.0, metric="perplexity", value=12.5)
+        one.trained(1, 0.5, 1.0, metric="perplexity", value=float("inf"))
+    for number in range(2):
+        figures.certified(STANDING.roster, RoundReport(number, 1, (), (), ()), STANDING, 0)
+        teller.norms(number)
+    assert [one.get("perplexity") for one in told] == [12.5, None]
+    assert [(one.metric, one.value) for one in teller.told] == [("perplexity", 12.5), ("", None)]

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from celluler.quantities import format_duration
 from celluler.views import TrainingRound
+from celluler.views.training import GROWING, SHARES
 from celluler_node.cli.job_output import clock
 from celluler_node.cli.output import ending, printable
 from celluler_node.cli.training import Member, Training, elapsed_s, left_s, name_of, pace, plan, table
@@ -71,9 +72,7 @@ def _facts(training: Training, rounds: Sequence[TrainingRound], now: float) -> I
     losses = [one.loss for one in rounds if one.loss is not None]
     if losses:
         yield "loss", f"{losses[-1]:<8.4g} {sparkline(losses)}  from {losses[0]:.4g}, best {min(losses):.4g}"
-    right = [one.accuracy for one in rounds if one.accuracy is not None]
-    if right:
-        yield "accuracy", f"{right[-1]:<8.1%} {sparkline(right)}  from {right[0]:.1%}, best {max(right):.1%}"
+    yield from _metric(rounds)
     if rounds and rounds[-1].norms:
         yield "norms", _norms(rounds[-1])
     if rounds and rounds[-1].views:
@@ -87,6 +86,20 @@ def _facts(training: Training, rounds: Sequence[TrainingRound], now: float) -> I
         yield "checkpoint", f"{printable(training.checkpoint.model)} (as its publisher says)"
     if training.job.result is not None:
         yield "result", printable(training.job.result.model)
+
+
+def _metric(rounds: Sequence[TrainingRound]) -> Iterator[tuple[str, str]]:
+    """What the objective is judged by, as far as it was told."""
+    told = [(one.metric, one.value) for one in rounds if one.metric and one.value is not None]
+    if not told:
+        return
+    name = told[-1][0]
+    values = [value for metric, value in told if metric == name]
+    last, first, best = (
+        f"{value:{'.1%' if name in SHARES else '.4g'}}"
+        for value in (values[-1], values[0], (max if name in GROWING else min)(values))
+    )
+    yield printable(name).replace("_", " "), f"{last:<8} {sparkline(values)}  from {first}, best {best}"
 
 
 def _times(training: Training, rounds: Sequence[TrainingRound], now: float) -> str:

@@ -181,10 +181,11 @@ class Worker:
 
     def train_round(self, request: TrainRound, _: Blobs) -> Reply:
         run = self._need_run()
+        judged = run.judged()
         update, loss = run.train(request.round, fresh=request.fresh)
         exponents, mantissas = encode_update(update, self._parts, self._wire)
         run.sent(request.round, decode_parts(exponents, mantissas))
-        return Reply(Trained(loss, exponents), (_little_endian(mantissas),))
+        return Reply(Trained(loss, exponents, judged.metric, judged.value), (_little_endian(mantissas),))
 
     def apply_round(self, request: ApplyRound, blobs: Blobs) -> Applied:
         run = self._need_run()

@@ -145,10 +145,13 @@ class TrainRound:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """With the mantissas of all parts in order as one blob: (dimension,) int16. exponents: one a part."""
+    """With the mantissas of all parts in order as one blob: (dimension,) int16. exponents: one a part. metric, value:
+    what the objective is judged by, of the public state that the steps began from, on a few samples of the data."""
 
     loss: float
     exponents: Exponents
+    metric: Annotated[str, Length(0, 32)] = ""
+    value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,8 @@ class Driver:
         update = await self._trainer.train(number, fresh=fresh)
         self._update = number, update
         hashes = await trio.to_thread.run_sync(hashes_of, update, self._run.roster, self._run.me, number)
-        self._figures.trained(number, update.loss, await trio.to_thread.run_sync(norm_of, update))
+        norm = await trio.to_thread.run_sync(norm_of, update)
+        self._figures.trained(number, update.loss, norm, metric=update.metric, value=update.value)
         self._drive.perform(self._run.trained(number, hashes, update.exponents, root, trio.current_time()))
         self._on_handed_over(number)
 

@@ -28,10 +28,13 @@ Moved = Callable[[], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a member may tell of a round. loss: its own mean training loss of it, if it trained."""
+    """What a member may tell of a round. loss: its own mean training loss of it, if it trained. metric, value: what the
+    objective is judged by, of the state that it trained from."""
 
     report: RoundReport
     loss: float | None
+    metric: str = ""
+    value: float | None = None
 
 
 def figures_of(progress: Progress) -> dict[str, float]:
@@ -39,6 +42,8 @@ def figures_of(progress: Progress) -> dict[str, float]:
     found = {"round": float(progress.report.round + 1), "views": float(progress.report.views)}
     if progress.loss is not None and math.isfinite(progress.loss):
         found["loss"] = progress.loss
+    if progress.value is not None and progress.metric:
+        found[progress.metric] = progress.value
     return found
 
 
@@ -48,6 +53,8 @@ class _Noted:
 
     loss: float | None = None
     norm: float | None = None
+    metric: str = ""
+    value: float | None = None
     squares: dict[int, dict[int, float]] = field(default_factory=dict)
     """By place and part."""
     suspected: dict[int, str] = field(default_factory=dict)
@@ -67,9 +74,11 @@ class Figures:
         self._rounds: dict[int, _Noted] = {}
         self._audits, self._accused, self._guilty = 0, set[int](), set[int]()
 
-    def trained(self, number: int, loss: float, norm: float) -> None:
-        """Our own steps of a round. norm: of our update, as `norm_of` has it."""
+    def trained(self, number: int, loss: float, norm: float, *, metric: str = "", value: float | None = None) -> None:
+        """Our own steps of a round. norm: of our update, as `norm_of` has it. metric, value: see `Progress`."""
         noted = self._of(number)
+        if metric and value is not None and math.isfinite(value):
+            noted.metric, noted.value = metric, value
         noted.loss, noted.norm = loss if math.isfinite(loss) else None, norm
 
     def seen(self, number: int, seen: Seen) -> None:
@@ -111,8 +120,10 @@ class Figures:
             credits=amounts({place: float(credit.accrued) for place, credit in enumerate(standing.credits)}),
             audits=Audits(min(self._audits, MAX_COUNT), tuple(sorted(self._accused)), tuple(sorted(self._guilty))),
             loss=noted.loss,
+            metric=noted.metric,
+            value=noted.value,
         )
-        told = figures_of(Progress(report, noted.loss))
+        told = figures_of(Progress(report, noted.loss, noted.metric, noted.value))
         self._at_s, self._before, self._audits = now, moved, 0
         self._accused, self._guilty = set(), set()
         self._rounds = {number: kept for number, kept in self._rounds.items() if number > report.round}

@@ -52,12 +52,15 @@ class RunSetup:
 class Update:
     """A member's update of one round in its wire form.
 
-    exponents: one for each part. mantissas: (dimension,) little-endian int16, parts in order.
+    exponents: one for each part. mantissas: (dimension,) little-endian int16, parts in order. metric, value: what the
+    objective is judged by, of the state that it was trained from; empty and None where nobody judged.
     """
 
     exponents: tuple[int, ...]
     mantissas: bytes
     loss: float
+    metric: str = ""
+    value: float | None = None
 
 
 def hashes_of(update: Update, roster: RosterView, me: int, round_number: int) -> tuple[bytes, ...]:

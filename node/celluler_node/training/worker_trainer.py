@@ -41,7 +41,8 @@ class WorkerTrainer:
     async def train(self, round_number: int, *, fresh: bool) -> Update:
         async with self._first():
             reply = await self._child.call(words.TrainRound(round_number, fresh))
-        return Update(reply.record.exponents, bytes(reply.blobs[0]), reply.record.loss)
+        told = reply.record
+        return Update(told.exponents, bytes(reply.blobs[0]), told.loss, told.metric, told.value)
 
     async def apply(self, round_number: int, exponents: tuple[int, ...], mantissas: bytes) -> bytes:
         async with self._first():
