@@ -136,7 +136,7 @@ class Deployments:
         state = self.state(name, arm.cid)
         began, failed = trio.current_time(), True
         state.demand.begin()
-        if not state.replicas.ready:
+        if not (state.replicas.all or state.hopeless):
             self.wake()
         try:
             yield Asked(deployment, arm, state)
