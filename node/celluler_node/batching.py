@@ -8,7 +8,7 @@ an error of its own. A worker that has ended fails all that was asked of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ from celluler.inference.windows import USUAL, Ask, Window, WindowLimits
 from celluler.models.interface import Interface
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_words import Predict
+
+MAX_GROUPS = 256
 
 Call = Callable[..., Awaitable[Reply]]
 """`Child.call` of a worker in which a model is loaded."""
@@ -65,6 +67,7 @@ class Batching:
         self._on_batch = on_batch
         self._window = Window(limits)
         self._asked: dict[int, _Asked] = {}
+        self._groups: dict[Hashable, Hashable | None] = {}
         self._numbers = itertools.count(1)
         self._handed: tuple[Ask, ...] | None = None
         self._changed = trio.Event()
@@ -85,7 +88,7 @@ class Batching:
         """
         if self._failure is not None:
             raise WorkerFailed(self._failure.reason, limit=self._failure.limit)
-        group = group_of(self._interface, request.dtype, request.shape, request.output, client, apart=self._apart)
+        group = self._group(request, client)
         mine = Ask(next(self._numbers), client, group, request.shape[0], len(data))
         self._window.submit(mine, trio.current_time())
         asked = self._asked[mine.number] = _Asked(request, data)
@@ -105,6 +108,17 @@ class Batching:
         if isinstance(asked.outcome, Told):
             return asked.outcome
         raise asked.outcome or WorkerFailed("no answer")
+
+    def _group(self, request: Predict, client: str) -> Hashable | None:
+        """As `group_of`, of which the last are remembered: clients ask the same way again and again."""
+        kind = request.dtype, request.shape[1:], request.output, client
+        if kind not in self._groups:
+            if len(self._groups) >= MAX_GROUPS:
+                self._groups.clear()
+            self._groups[kind] = group_of(
+                self._interface, request.dtype, request.shape, request.output, client, apart=self._apart
+            )
+        return self._groups[kind]
 
     async def run(self) -> None:
         """Compute batch after batch, as long as the worker lives."""

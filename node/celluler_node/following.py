@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import structlog
@@ -31,6 +32,9 @@ AGAIN_S = 60.0
 ASK_S = 10.0
 MAX_NAMES = 1024
 STAYS = "preload"
+
+parsed = lru_cache(maxsize=1024)(parse_reference)
+"""`parse_reference`, which takes a CID apart and together again: a good part of what it costs to ask a small model."""
 
 log = structlog.get_logger()
 
@@ -89,7 +93,7 @@ class Following:
             self._models.keep(opened.digest, math.inf, STAYS)
         if reference in self._names:
             self._names[reference].stays |= stays
-        elif isinstance(parse_reference(reference), ModelName):
+        elif isinstance(parsed(reference), ModelName):
             if len(self._names) >= MAX_NAMES:
                 self._names.pop(next(iter(self._names)))
             self._names[reference] = _Followed(opened, trio.current_time(), stays=stays)

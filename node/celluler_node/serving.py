@@ -25,10 +25,10 @@ from celluler.inference.caching import longest_of
 from celluler.inference.questions import Answering, Event, Question, Said
 from celluler.inference.scores import Scores, open_scores
 from celluler.models.manifest import OpenedManifest
-from celluler.models.names import ModelName, parse_reference
+from celluler.models.names import ModelName
 from celluler_node.bounded import bounded
 from celluler_node.callers import caller
-from celluler_node.following import Following
+from celluler_node.following import Following, parsed
 from celluler_node.loading import Loaded, LoadedModels, ServingRules
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Isolation, Limits, Program
@@ -266,10 +266,10 @@ class ModelServer:
         """What a name or a CID means by what is loaded here, without asking anybody; None where that is nothing."""
         if (opened := self.following.current(model)) is not None:
             return opened
-        parsed = parse_reference(model)
-        if isinstance(parsed, ModelName):
+        meant = parsed(model)
+        if isinstance(meant, ModelName):
             return None
-        loaded = self.models.find(parsed)
+        loaded = self.models.find(meant)
         return None if loaded is None else loaded.opened
 
     def follow(self, model: str, opened: OpenedManifest) -> None:
