@@ -177,23 +177,25 @@ def _piece(choice: Any) -> views.Piece:
     """Of a chat or of a completion, whole or not."""
     message = choice.get("message") or choice.get("delta")
     text = choice.get("text", "") if message is None else message.get("content") or ""
-    told = {
-        "text": text,
-        "choice": choice["index"],
-        "reason": choice.get("finish_reason") or "",
-        "tokens": [views.to_json(one) for one in _tokens(choice.get("logprobs") or {})],
-    }
-    return views.from_json(views.Piece, told)
+    index, reason = choice["index"], choice.get("finish_reason") or ""
+    if not isinstance(text, str) or type(index) is not int or not isinstance(reason, str):
+        raise TypeError("of another type than expected")
+    logprobs = choice.get("logprobs")
+    return views.Piece(text, index, reason, tuple(_tokens(logprobs)) if logprobs else ())
 
 
 def _tokens(told: Mapping[str, Any]) -> list[views.Token]:
     """Of either form."""
     if "content" in told:
         return [
-            views.Token(one["token"], one["logprob"], {top["token"]: top["logprob"] for top in one["top_logprobs"]})
+            _token(one["token"], one["logprob"], {top["token"]: top["logprob"] for top in one["top_logprobs"]})
             for one in told["content"]
         ]
     if "tokens" not in told:
         return []
     rows = zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
-    return [views.Token(text, logprob, likeliest) for text, logprob, likeliest in rows]
+    return [_token(text, logprob, likeliest) for text, logprob, likeliest in rows]
+
+
+def _token(text: Any, logprob: Any, likeliest: Any) -> views.Token:
+    return views.from_json(views.Token, {"text": text, "logprob": logprob, "likeliest": likeliest})
