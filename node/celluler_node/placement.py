@@ -39,6 +39,8 @@ POLLED_AHEAD = 2
 """Of the peers that come first, how many are asked for their load when it is not known."""
 CONNECTED_S, UNCONNECTED_S = 0.02, 0.1
 """What a round trip is taken to be while nobody has measured it; of whom a light peer joined by, nothing."""
+MAX_IN_FLIGHT = 48
+"""Of ours at one peer: it takes no more streams of one peer than a few beyond it."""
 VIOLATION_WEIGHT = 4.0
 
 log = structlog.get_logger("celluler.placement")
@@ -90,6 +92,8 @@ class Chooser:
     @contextmanager
     def attempt(self, peer: PeerId, opened: OpenedManifest) -> Iterator[None]:
         """A block that asks one peer. What fails in it is held against the peer, as far as it is the peer's doing."""
+        if peer != self.own and self.placement.in_flight(peer) >= MAX_IN_FLIGHT:
+            raise Busy(f"{MAX_IN_FLIGHT} requests are under way at peer {short(peer)}", peer=peer)
         self.placement.began(peer)
         try:
             yield
@@ -197,7 +201,8 @@ class Chooser:
 
     def _note(self, peer: PeerId, error: CellulerError) -> None:
         now = trio.current_time()
-        log.info("server_failed", peer=short(peer), reason=str(error)[:200])
+        tell = log.debug if isinstance(error, Busy | LocalError) else log.info
+        tell("server_failed", peer=short(peer), reason=str(error)[:200])
         match error:
             case PeerViolation():
                 self.placement.failed(peer, now, VIOLATION_WEIGHT)

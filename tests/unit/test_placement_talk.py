@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -197,6 +197,17 @@ async def test_when_all_fail_it_is_told_why(
 async def test_whoever_is_full_is_passed_over(autojump_clock: Any) -> None:
     peers = Peers(first=failing(0, Busy("full")), second=None)
     assert merged(await heard(peers)) == merged(undisturbed(QUESTION))
+
+
+async def test_a_peer_that_has_enough_of_ours_is_passed_over(autojump_clock: Any) -> None:
+    async with open_chooser("first") as chooser:
+        with ExitStack() as stack:
+            for _ in range(48):
+                stack.enter_context(chooser.attempt(PeerId("first"), OPENED))
+            with pytest.raises(Busy), chooser.attempt(PeerId("first"), OPENED):
+                pass
+        with chooser.attempt(PeerId("first"), OPENED):
+            assert chooser.placement.in_flight("first") == 1
 
 
 async def test_an_answer_that_has_begun_waits_for_room(autojump_clock: Any) -> None:
