@@ -12,7 +12,7 @@ import trio
 from celluler.errors import NoPeers
 from celluler.identity import PeerId
 from celluler_node.core import Core
-from celluler_node.limits import serving_rules
+from celluler_node.limits import serving_limits, serving_rules
 from celluler_node.processes.words import Isolation
 from celluler_node.processes.worker_stages_words import STAGE_WORKER
 from celluler_node.stages import StageServer
@@ -63,7 +63,7 @@ def _server(core: Core, nursery: trio.Nursery, on_start: Callable[[Isolation], N
     return StageServer(
         core.repository,
         replace(STAGE_WORKER, confined=core.worker.confined),
-        core.limits,
+        serving_limits(core.config),
         core.scratch,
         nursery,
         own=core.identity.peer_id,

@@ -36,7 +36,7 @@ LINE_IDLE_S = 60.0
 CHECK_S = 15.0
 PLANS = 3
 """Tried, when peers refuse what they were to take."""
-BETTER, SETTLED_S = 0.6, 30.0
+BETTER, SETTLED_S = 0.5, 60.0
 """Of the slowest stage's time: a plan so much faster is worth a new line, once the old one is that old."""
 READ_S = 30.0
 
@@ -57,9 +57,10 @@ Key = tuple[Digest, int, str]
 
 @dataclass(slots=True)
 class _Lines:
-    """Of one model, number of stages and wire. turn: for whoever opens one."""
+    """Of one model, number of stages and wire. turn: for whoever opens one. moving: a better one is being opened."""
 
     current: Line | None = None
+    moving: bool = False
     turn: trio.Lock = field(default_factory=trio.Lock)
 
 
@@ -111,6 +112,11 @@ class StagedAnswerer:
         if failure is not None:
             raise failure
 
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """That are open, those too that new questions go past."""
+        return tuple(self._all)
+
     async def keep(self) -> None:
         """Let go of lines that nobody asks; runs as long as the node."""
         while True:
@@ -142,14 +148,27 @@ class StagedAnswerer:
         async with lines.turn:
             line = lines.current
             if line is not None and not line.retired and all(one.opened is not None for one in line.positions):
-                if not self._worth_leaving(line, cut, stages):
-                    line.used_at = trio.current_time()
-                    return line
-                line.retired = True  # those under way end where they are
-            elif line is not None:
+                if not lines.moving and self._worth_leaving(line, cut, stages):
+                    lines.moving = True
+                    self._nursery.start_soon(self._move, lines, line, cut, stages, wire)
+                line.used_at = trio.current_time()
+                return line
+            if line is not None:
                 line.retired = True
             lines.current = await self._open(cut, stages, wire)
             return lines.current
+
+    async def _move(self, lines: _Lines, line: Line, cut: _Cut, stages: int, wire: str) -> None:
+        """To a line that is better by now; what is under way ends where it is."""
+        try:
+            better = await self._open(cut, stages, wire)
+        except CellulerError as error:
+            log.info("line_kept", reason=str(error))
+            line.opened_at = trio.current_time()
+        else:
+            lines.current, line.retired = better, True
+        finally:
+            lines.moving = False
 
     def _worth_leaving(self, line: Line, cut: _Cut, stages: int) -> bool:
         if trio.current_time() - line.opened_at < SETTLED_S:

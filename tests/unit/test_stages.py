@@ -23,6 +23,8 @@ from celluler.models.narrow_weights import narrow_weights
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.weights import initial_vector, load_still, load_vector, read_header, save_vector
 
+pytestmark = pytest.mark.thorough
+
 TIME, WORDS, WIDTH = 24, 19, 32
 
 

@@ -12,21 +12,26 @@ import numpy as np
 import pytest
 import torch
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from celluler.engines.generation.slots import GeneratingSlots
 from celluler.engines.modules import module_of
 from celluler.errors import InvalidSpec, NoPeers
+from celluler.identity import Identity
 from celluler.inference.memory import WORKER_BYTES
 from celluler.inference.questions import Event, Finished, Over, Question, Said
 from celluler.inference.sampling import GREEDY, Sampling
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_vector, load_vector, save_vector
+from celluler_node import staging
 from celluler_node.stages_peers import StagePeers
 from celluler_node.staging import StagedAnswerer
 from celluler_protocols.nursery import own_nursery
 from tests.support.generating import reciting
 from tests.support.stages import SERVING, StageSwarm, manifest
+
+pytestmark = pytest.mark.thorough
 
 BODY = parse_spec(fill("transformer-lm", ["layers[1].times=4", "input.shape=[48]"]))
 PROMPT = tuple(range(3, 12))
@@ -158,6 +163,23 @@ async def test_when_nobody_takes_a_stage_over_the_answer_fails_and_a_new_questio
         swarm.lost.clear()
         events = await told(answerer, Question(PROMPT, 3, GREEDY), 2)
     assert tokens(events) == whole(BODY, weights, PROMPT, 3, GREEDY)
+
+
+async def test_a_much_better_line_is_opened_beside_the_old_one(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "SETTLED_S", 0.0)
+    async with staged(weights, peers=2) as (answerer, swarm):
+        first = await told(answerer, Question(PROMPT, 4, GREEDY), 2)
+        (old,) = answerer.lines
+        for one in range(2):  # two others, near and a hundred times as fast
+            swarm.peers.append(Identity(bytes([one + 50] * 32)).peer_id)
+            swarm.swift.add(swarm.peers[-1])
+        assert await told(answerer, Question(PROMPT, 4, GREEDY), 2) == first
+        await wait_all_tasks_blocked()
+        assert old.retired
+        assert await told(answerer, Question(PROMPT, 4, GREEDY), 2) == first
+        (new,) = (line for line in answerer.lines if line is not old)
+        assert {part.peer for part in new.parts} == swarm.swift
+        assert {part.peer for part in old.parts} == set(swarm.peers[:2])
 
 
 async def test_an_answer_goes_on_behind_tokens_that_were_given(weights: Path) -> None:
