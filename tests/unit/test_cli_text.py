@@ -51,6 +51,16 @@ def test_an_answer_as_a_document_or_as_lines(celluler: Run) -> None:
     assert celluler("run", "alice/tales", "Hello", "--temperature", "0", "--no-stream")[1] == f"{TALE}\n"
 
 
+def test_a_schema_goes_with_the_prompt(celluler: Run, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object"}')
+    code, _, err = celluler("run", "alice/tales", "Hello", "--schema", str(file))
+    assert (code, "follows no schema" in err) == (2, True)  # this model's own word: it was asked
+    for wrong in ("[]", "{"):
+        file.write_text(wrong)
+        assert celluler("run", "alice/tales", "Hello", "--schema", str(file))[0] == 2
+
+
 def test_batches_are_predicted_as_ever(celluler: Run, tmp_path: Path) -> None:
     assert json.loads(celluler("run", "alice/texts", '["ab"]', "--output", "embedding")[1])[0] == 1.0
     assert celluler("run", "alice/digits", "-", stdin="[[[0, 1], [2, 3]]]")[0] == 0

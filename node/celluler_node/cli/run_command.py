@@ -25,6 +25,7 @@ from celluler_node.cli.text_options import (
     Timeout,
     TopK,
     TopP,
+    read_schema,
     sampling,
 )
 
@@ -64,6 +65,7 @@ def run_model(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = NO_STOPS,
+    schema: Annotated[Path | None, typer.Option(help="A file with a JSON Schema that the answer must follow.")] = None,
     system: Annotated[str, typer.Option(help="What the model is told before the prompt.")] = "",
     raw: Annotated[bool, typer.Option("--raw", help="Go on with the text itself, without its chat template.")] = False,
     as_it_comes: Annotated[
@@ -92,6 +94,8 @@ def run_model(
     said = sampling(max_tokens, temperature, top_p, top_k, seed, stop, timeout, peer)
     if stages:
         said["stages"] = stages
+    if schema is not None:
+        said["schema"] = read_schema(schema)
 
     async def main() -> None:
         async with open_session(join) as client:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from celluler.client import AsyncClient
+from celluler.client.calls import read_text
 from celluler.client.calls_text import Prompt, SamplingFields
+from celluler.errors import InvalidSpec
 from celluler.models.beside import CHAT_TEMPLATE
 from celluler.models.calls import NEXT_TOKEN
 from celluler.views import Generation, Model, Piece
@@ -29,6 +33,8 @@ Timeout = Annotated[float, typer.Option(min=0.1, max=3600.0, help="Seconds until
 Peer = Annotated[str, typer.Option(help="Who alone is to answer, by peer id or nickname; by default who does it best.")]
 NO_STOPS: list[str] = []
 USUAL_S = 300.0
+MAX_SCHEMA_BYTES = 64 << 10
+"""As the node has it; what says so there is not imported for a command to start."""
 
 
 def sampling(
@@ -52,6 +58,17 @@ def sampling(
     if top_k is not None:
         said["top_k"] = top_k
     return said
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """Raises LocalError, InvalidSpec for what is no object in JSON. Whether it is a schema, the node says."""
+    try:
+        told = json.loads(read_text(path, MAX_SCHEMA_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise InvalidSpec("--schema", f"is not JSON: {error}") from None
+    if not isinstance(told, dict):
+        raise InvalidSpec("--schema", "is no object")
+    return told
 
 
 def writes(model: Model) -> bool:
