@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def publish(
     module: nn.Module,
-    example_inputs: Sequence[Tensor] | Tensor,
+    example_inputs: Sequence[Tensor] | Mapping[str, Tensor] | Tensor,
     path: Path | str,
     *,
     objective: str | Mapping[str, Any] = "regression",
@@ -26,7 +27,9 @@ def publish(
     """Write `model.json` and `weights.safetensors` into the folder `path`, which is made where it is missing; then
     `celluler model add me/name:1.0.0 FOLDER` publishes it.
 
-    example_inputs: what forward takes, one tensor, with at least 2 along whatever may vary. objective: what the model
+    example_inputs: what forward takes, one tensor, with at least 2 along whatever may vary. Beside tokens (int64, two
+    axes) there may be attention_mask, token_type_ids and position_ids of a text without gaps, in the order of forward
+    or by name: the model computes them from then on, and a warning says so. objective: what the model
     is for, of docs/reference/model-spec.md: `classification`, `regression`, `next_token` or `reconstruction`; classes
     and vocabulary are the last side of the output where they are not given. dynamic: (least, most) of `batch` and of
     `sequence`, the first and the second axis; None: a batch of 1…1024. The graph is compared with the module, bit by
@@ -36,12 +39,16 @@ def publish(
     try:
         import torch  # noqa: PLC0415
 
+        from celluler.engines.filled import TOLD, of_one_input  # noqa: PLC0415
         from celluler.engines.graph.export import export_graph  # noqa: PLC0415
         from celluler.engines.graph.measure import measured_body  # noqa: PLC0415
     except ImportError as error:
         raise LocalError(f"publishing a module needs torch: {error.name} is missing") from error
-    examples = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    exported = export_graph(module, examples, dynamic=dynamic)
+    examples = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
+    module, example, filled = of_one_input(module, examples)
+    for name in filled:
+        warnings.warn(f"{name} is filled in: {TOLD[name]}", stacklevel=2)
+    exported = export_graph(module, (example,), dynamic=dynamic)
     body = measured_body(exported.graph, {"kind": objective} if isinstance(objective, str) else dict(objective))
     moved = [exported.tensors[tensor.name].reshape(-1) for tensor in body.tensors]
     still = {one.name: exported.tensors[one.name].reshape(-1).view(torch.uint8).numpy() for one in still_of(body)}

@@ -93,6 +93,21 @@ def test_a_model_of_texts_is_published_with_lengths_that_vary(tmp_path: Path, na
         assert np.array_equal(predictor.predict(x), expected), shape
 
 
+def test_what_stands_beside_the_tokens_of_a_text_is_filled_in(tmp_path: Path) -> None:
+    original = model_of("BertModel", TEXTS["BertModel"])
+    x = torch.randint(0, WORDS, (2, 8))
+    named = {"input_ids": x, "attention_mask": torch.ones_like(x), "token_type_ids": torch.zeros_like(x)}
+    with pytest.warns(UserWarning, match="attention_mask is filled in: every token counts"):
+        body = celluler.publish(original, named, tmp_path, dynamic={"batch": (1, 8), "sequence": (2, 16)})
+    predictor = load_model(body, tmp_path / WEIGHTS).predictor()
+    for shape in ((1, 3), (3, 16)):
+        tokens = np.random.default_rng(1).integers(3, WORDS, shape)
+        told = torch.from_numpy(tokens)
+        with torch.no_grad():
+            expected = first(original.eval()(told, torch.ones_like(told), torch.zeros_like(told))).numpy()
+        assert np.allclose(predictor.predict(tokens), expected, atol=1e-6), shape
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_model_of_pictures_is_published(tmp_path: Path, name: str) -> None:
     original = model_of(name, PICTURES[name])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from celluler.engines.filled import TOLD
 from celluler.engines.formats.onnx_module import Given, OnnxModule
 from celluler.engines.graph.export import Exported, NotExportable, export_graph
 from celluler.engines.graph.interpret import GraphModule
@@ -34,11 +35,6 @@ COMMON_IR_VERSION = 10
 WHOLE = (torch.int64, torch.int32)
 """Types of whole numbers that may come in; a graph of ours takes int64 for either."""
 _TRIED = 3
-_FILLED = {
-    "attention_mask": "every token counts",
-    "token_type_ids": "all tokens are of one text",
-    "position_ids": "tokens stand in their order",
-}
 
 
 def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float | None]:
@@ -60,7 +56,7 @@ def import_onnx(path: Path, wishes: Wishes) -> tuple[Imported, GraphBody, float 
             raise InvalidSpec(
                 "file", f"as a graph it answers otherwise than onnxruntime, by {deviation:.2g} of the answer"
             )
-    notes += [f"{one.name} is filled in: {_FILLED[one.name]}" for one in module.filled]
+    notes += [f"{one.name} is filled in: {TOLD[one.name]}" for one in module.filled]
     if not wishes.objective:
         notes.append("its objective is regression, since the file does not say; give --objective for another")
     document = format_graph_body(body)

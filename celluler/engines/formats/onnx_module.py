@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from celluler.engines.filled import FILLED
 from celluler.engines.formats import onnx_layers, onnx_math, onnx_shapes
 from celluler.engines.formats.onnx_values import DTYPES, MAX_HOST, Host, Node, NotReadable, Value, host_of
 from celluler.errors import InvalidSpec, LocalError
@@ -25,13 +26,6 @@ from celluler.formats.onnx_files import opset_of
 OPERATIONS = onnx_math.OPERATIONS | onnx_shapes.OPERATIONS | onnx_layers.OPERATIONS
 """Every operation that is read. A test holds each against onnxruntime."""
 
-FILLED: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "attention_mask": torch.ones_like,
-    "token_type_ids": torch.zeros_like,
-    "position_ids": lambda x: torch.arange(x.shape[1]).unsqueeze(0).expand(x.shape[0], -1),
-}
-"""Inputs beside the tokens of a text, by the names that they have at Hugging Face: every token counts, all are of one
-text, and stand in their order."""
 MOST_NUMBERS = 4096
 """Of what is computed beside tensors: it could be doubled by every node."""
 
