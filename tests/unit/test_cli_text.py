@@ -13,7 +13,10 @@ import trio
 import trio.testing
 
 from celluler.errors import InvalidSpec, WorkerFailed
+from celluler.inference import questions
 from celluler.inference.questions import Message
+from celluler.models import beside, calls
+from celluler_node.cli import text_options
 from celluler_node.cli.chat_lines import Command, Lines, Turn
 from celluler_node.cli.chat_session import Chat
 from celluler_node.cli.chat_talk import Talk
@@ -49,6 +52,12 @@ def test_an_answer_as_a_document_or_as_lines(celluler: Run) -> None:
     *pieces, whole = map(json.loads, lines)
     assert "".join(piece["text"] for piece in pieces) == whole["text"] == TALE
     assert celluler("run", "alice/tales", "Hello", "--temperature", "0", "--no-stream")[1] == f"{TALE}\n"
+
+
+def test_names_are_those_of_the_models() -> None:
+    assert text_options.NEXT_TOKEN == calls.NEXT_TOKEN
+    assert text_options.CHAT_TEMPLATE == beside.CHAT_TEMPLATE
+    assert text_options.MAX_SCHEMA_BYTES == questions.MAX_SCHEMA_BYTES
 
 
 def test_a_schema_goes_with_the_prompt(celluler: Run, tmp_path: Path) -> None:

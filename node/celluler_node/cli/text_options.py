@@ -14,8 +14,6 @@ from celluler.client import AsyncClient
 from celluler.client.calls import read_text
 from celluler.client.calls_text import Prompt, SamplingFields
 from celluler.errors import InvalidSpec
-from celluler.models.beside import CHAT_TEMPLATE
-from celluler.models.calls import NEXT_TOKEN
 from celluler.views import Generation, Model, Piece
 from celluler_node.cli.output import ending, printable, say
 
@@ -33,8 +31,9 @@ Timeout = Annotated[float, typer.Option(min=0.1, max=3600.0, help="Seconds until
 Peer = Annotated[str, typer.Option(help="Who alone is to answer, by peer id or nickname; by default who does it best.")]
 NO_STOPS: list[str] = []
 USUAL_S = 300.0
+NEXT_TOKEN, CHAT_TEMPLATE = "next_token", "chat-template"
 MAX_SCHEMA_BYTES = 64 << 10
-"""As the node has it; what says so there is not imported for a command to start."""
+"""These three as others have them; those modules are not imported for a command to start."""
 
 
 def sampling(
