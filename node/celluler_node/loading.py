@@ -20,12 +20,13 @@ import structlog
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import CellulerError, Unavailable, WorkerFailed
+from celluler.errors import CellulerError, InvalidSpec, Unavailable, WorkerFailed
 from celluler.identity import PeerId
 from celluler.inference.memory import Room, bytes_served
 from celluler.inference.rates import Rate
 from celluler.inference.together import needs_trial
 from celluler.models.beside import CHAT_TEMPLATE, TOKENIZER
+from celluler.models.body import Body
 from celluler.models.manifest import OpenedManifest
 from celluler_node.batching import Batching, open_batching
 from celluler_node.processes.confinement import Confinement
@@ -34,8 +35,10 @@ from celluler_node.processes.words import Isolation
 from celluler_node.processes.worker_words import LoadModel, WarmUp
 from celluler_node.repository import Repository
 from celluler_node.spares import Spares
-from celluler_node.writing import MOST_SLOTS, Writing, open_writing
+from celluler_node.writing import Writing, bytes_beside_slots, open_writing, room_of
 
+CACHE_SHARE = 4
+"""Keys and values of one model's sequences take so great a part of the budget at most: a quarter."""
 MIN_SWEEP_S, MAX_SWEEP_S = 0.5, 30.0
 """Between two looks for models that are idle."""
 
@@ -198,7 +201,7 @@ class LoadedModels:
 
     def _begin(self, opened: OpenedManifest, hints: tuple[PeerId, ...]) -> Loaded:
         body, now = opened.interface.body, trio.current_time()
-        loaded = Loaded(opened, bytes_served(body, MOST_SLOTS), now, time.time())
+        loaded = Loaded(opened, self._byte_count(body), now, time.time())
         going = self._room.take(loaded, loaded.byte_count, now)
         for one in going:
             log.info("model_makes_room", model=one.opened.record.name, for_model=opened.record.name)
@@ -206,6 +209,18 @@ class LoadedModels:
         self._found[opened.digest] = loaded
         self._nursery.start_soon(self._live, loaded, hints, going)
         return loaded
+
+    def _byte_count(self, body: Body) -> int:
+        try:
+            room = room_of(body, self._writing_bytes(body))
+        except InvalidSpec:  # it does not generate
+            return bytes_served(body)
+        return bytes_served(body, room.slots, room.length)
+
+    def _writing_bytes(self, body: Body) -> int:
+        """What a worker may take that holds sequences too: those of one model are not to fill the whole budget."""
+        most = bytes_beside_slots(body) + self._rules.memory_bytes // CACHE_SHARE
+        return most if self._worker_bytes is None else min(self._worker_bytes, most)
 
     def _leave(self, loaded: Loaded) -> None:
         if self._found.get(loaded.opened.digest) is loaded:
@@ -289,7 +304,7 @@ class LoadedModels:
                     child.call,
                     interface,
                     opened.digest,
-                    self._worker_bytes,
+                    self._writing_bytes(interface.body),
                     template=template if not template or found.may_run(CHAT_TEMPLATE, own) else None,
                     on_failure=loaded.scope.cancel,
                 ) as loaded.writing,

@@ -42,13 +42,18 @@ def room_of(body: Body, memory_bytes: int | None) -> Room:
     caching, longest = caching_of(body), longest_of(body)
     if memory_bytes is None or isinstance(caching, Recomputed):
         return Room(MOST_SLOTS)
-    # Of narrow weights also what they become where nothing computes on them as they are stored.
-    weights = body.parameter_bytes + (body.stored_as("float32").parameter_bytes if body.narrow else 0)
-    free = max(0, memory_bytes - RUNTIME_BYTES - weights - body.working_bytes)
+    free = max(0, memory_bytes - bytes_beside_slots(body))
     slots = free // max(1, caching.byte_count(1, longest))
     if slots:
         return Room(min(MOST_SLOTS, slots))
     return Room(1, max(1, min(longest, free // max(1, caching.byte_count(1, 1)))))
+
+
+def bytes_beside_slots(body: Body) -> int:
+    """What a worker takes before it holds any sequence; of narrow weights also what they become where nothing computes
+    on them as they are stored."""
+    weights = body.parameter_bytes + (body.stored_as("float32").parameter_bytes if body.narrow else 0)
+    return RUNTIME_BYTES + weights + body.working_bytes
 
 
 class Writing:

@@ -29,8 +29,8 @@ SPEC = format_spec(parse_spec(fill("mlp")))
 LOAD_S, PREDICT_S, END_S = 2.0, 0.5, 1.0
 
 
-def version(number: str, name: str = "digits") -> OpenedManifest:
-    manifest = describe_model(name, number, SPEC, b"w" * 32, created_s=1, nickname="alice")
+def version(number: str, name: str = "digits", spec: bytes = SPEC) -> OpenedManifest:
+    manifest = describe_model(name, number, spec, b"w" * 32, created_s=1, nickname="alice")
     return open_manifest(seal_manifest(ALICE, manifest))
 
 

@@ -12,6 +12,9 @@ import trio
 import trio.testing
 
 from celluler.errors import Busy, Denied, NotFound, Retracted, Unavailable, WorkerFailed
+from celluler.inference.memory import bytes_served
+from celluler.models.spec import format_spec, parse_spec
+from celluler.models.templates import fill
 from celluler_node import following
 from celluler_node.following import Following
 from celluler_node.loading import Loaded, LoadedModels, State
@@ -19,6 +22,8 @@ from tests.support.loading import END_S, LOAD_S, Versions, Workers, models_of, v
 
 ONE, TWO, THREE = version("1.0.0", "one"), version("1.0.0", "two"), version("1.0.0", "three")
 OLD, NEW = version("1.0.0"), version("1.1.0")
+LENGTH = "input.shape=[32768]"
+WRITER = version("1.0.0", "tales", format_spec(parse_spec(fill("transformer-lm", [LENGTH]))))
 
 
 @asynccontextmanager
@@ -223,3 +228,10 @@ async def test_a_name_is_followed_as_long_as_it_is_loaded(autojump_clock: Any) -
         models.unload(OLD.digest)
         assert names_of.current("alice/digits") is None
         assert names_of.names_of(OLD.digest) == ()
+
+
+async def test_the_sequences_of_one_model_take_a_quarter_of_the_budget_at_most(autojump_clock: Any) -> None:
+    async with opened(memory_bytes=2 << 30) as (models, _, __), models.using(WRITER) as loaded:
+        cache = loaded.byte_count - bytes_served(WRITER.interface.body)
+        assert budget // 5 < cache <= budget // 4
+        assert models.used_bytes == loaded.byte_count
