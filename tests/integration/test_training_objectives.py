@@ -101,5 +101,6 @@ def test_three_members_train_what_no_label_tells(name: str, swarm: Swarm, tmp_pa
         assert {one.metric for one in rounds} == {IMAGES[name]}
         assert all(one.value is not None and math.isfinite(one.value) for one in rounds)
         assert rounds[-1].value != rounds[0].value
-    verified = nodes[1].call("verify", transcript_in(ended.reason), "--model", job.results().model, "--rounds", "1")
+        result = job.results()
+    verified = nodes[1].call("verify", transcript_in(ended.reason), "--model", result.model, "--rounds", "1")
     assert verified["ok"], verified
