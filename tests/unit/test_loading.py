@@ -231,7 +231,8 @@ async def test_a_name_is_followed_as_long_as_it_is_loaded(autojump_clock: Any) -
 
 
 async def test_the_sequences_of_one_model_take_a_quarter_of_the_budget_at_most(autojump_clock: Any) -> None:
-    async with opened(memory_bytes=2 << 30) as (models, _, __), models.using(WRITER) as loaded:
+    budget = 900 << 20
+    async with opened(memory_bytes=budget) as (models, _, __), models.using(WRITER) as loaded:
         cache = loaded.byte_count - bytes_served(WRITER.interface.body)
         assert budget // 5 < cache <= budget // 4
         assert models.used_bytes == loaded.byte_count
