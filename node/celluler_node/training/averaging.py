@@ -44,7 +44,9 @@ log = structlog.get_logger()
 LINK_FAULTS = frozenset({FaultKind.MISSING, FaultKind.UNREACHABLE, FaultKind.NOT_REDUCED})
 """Faults of a link, so of either end; every other one is the member's own doing."""
 
-
+IN_TIME = 0.8
+"""Share of its time after which an exchange is over, whatever is missing: the answer needs the rest, and a leader that
+does not have it in time blames nobody and tries the same again."""
 MAX_GATHERED_BYTES = 1 << 29
 """Of all updates of a round, up to which everybody gathers all of them. An averager keeps three rounds."""
 
@@ -219,7 +221,7 @@ def plan_of(roster: RosterView, me: int, effect: Exchange | Check, dimension: in
         f=bad_updates(len(effect.members), iid=rules.iid),
         quorum=effect.least if isinstance(effect, Exchange) else 1,
         gather_s=effect.within_s / 2,
-        deadline_s=effect.within_s,
+        deadline_s=IN_TIME * effect.within_s,
         wire=wire,
         to_all=rules.topology == "mesh" and inputs_go_to_all(len(members), rules.parts, dimension),
     )
