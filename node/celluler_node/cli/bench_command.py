@@ -18,6 +18,8 @@ from celluler_node.cli.text_options import writes
 
 EMBEDDING = "embedding"
 MAX_AT_ONCE = 64
+DEPLOYMENT = "deploy:"
+"""How a deployment is asked: by its name, since which version answers is its own affair."""
 
 
 def bench(
@@ -42,7 +44,8 @@ def bench(
             kind, wanted = _kind_of(found, output, given=given is not None)
             size = batch if given is None else _samples(given)
             load = Load(kind, wanted, requests, concurrency, 1 if kind == "text" else size, max_tokens)
-            card = await measure(client, found, load, given, prompt, limit_s=seconds)
+            ref = model if model.startswith(DEPLOYMENT) else found.cid
+            card = await measure(client, ref, found, load, given, prompt, limit_s=seconds)
             _show(Output(as_json=json), card)
             if not card.answered:
                 raise WorkerFailed("no request was answered: " + ", ".join(card.failures))
@@ -50,9 +53,11 @@ def bench(
     run(main)
 
 
-async def measure(client: AsyncClient, model: Model, load: Load, given: Any, prompt: str, *, limit_s: float) -> Card:
-    """After one request that warms up. Raises what that one fails with."""
-    ask = asking(client, model, load, given, prompt)
+async def measure(
+    client: AsyncClient, ref: str, model: Model, load: Load, given: Any, prompt: str, *, limit_s: float
+) -> Card:
+    """ref: by which it is asked. After one request that warms up. Raises what that one fails with."""
+    ask = asking(client, ref, model, load, given, prompt)
     first = await ask(0)
     samples, seconds = await run_load(ask, load, limit_s=limit_s)
     status = await client.status()

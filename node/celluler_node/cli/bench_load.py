@@ -21,14 +21,14 @@ Ask = Callable[[int], Awaitable[Sample]]
 """One request; its number makes it unlike the others."""
 
 
-def asking(client: AsyncClient, model: Model, load: Load, given: Any, prompt: str) -> Ask:
-    """given: a batch to ask with, None for one that is made up."""
+def asking(client: AsyncClient, ref: str, model: Model, load: Load, given: Any, prompt: str) -> Ask:
+    """ref: by which it is asked. given: a batch to ask with, None for one that is made up."""
 
     async def text(number: int) -> Sample:
         began = time.monotonic()
         asked = f"No. {number}. {prompt}"  # no two begin alike: what is read once is not read again
         async with await client.generate(
-            model.cid, asked, stream=True, temperature=0.0, max_tokens=load.max_tokens
+            ref, asked, stream=True, temperature=0.0, max_tokens=load.max_tokens
         ) as pieces:
             async for _ in pieces:
                 pass
@@ -37,7 +37,7 @@ def asking(client: AsyncClient, model: Model, load: Load, given: Any, prompt: st
 
     async def predict(_number: int) -> Sample:
         began = time.monotonic()
-        told = await client.predict(model.cid, batch, dtype=dtype, output=load.output)
+        told = await client.predict(ref, batch, dtype=dtype, output=load.output)
         return Sample(time.monotonic() - began, told.peer)
 
     if load.kind == "text":
