@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from celluler.content.digest import Digest
-from celluler.errors import CellulerError, Denied, InvalidSpec, NotFound, ProtocolViolation, WorkerFailed
+from celluler.errors import Denied, InvalidSpec, NotFound, ProtocolViolation, WorkerFailed
 from celluler.identity import PeerId
 from celluler.inference.caching import longest_of
 from celluler.inference.questions import Answering, Event, Question, Said
@@ -30,6 +30,7 @@ from celluler_node.bounded import bounded
 from celluler_node.callers import caller
 from celluler_node.following import Following, parsed
 from celluler_node.loading import Loaded, LoadedModels, ServingRules
+from celluler_node.preloading import Preloading
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Isolation, Limits, Program
 from celluler_node.processes.worker_score_words import score_call
@@ -50,7 +51,6 @@ MAX_ANSWER_BYTES = 1 << 28
 """For our own user; for other peers what the protocol carries. A seed of 8 bytes may ask for a large sample."""
 LEASE = "lease"
 LOAD_S = 600.0
-PRELOAD_AGAIN_S = 30.0
 
 _VALUES = re.compile(
     r"worker: InvalidSpec: ((?:input|prompt|tokens|messages|schema|preprocess|postprocess)[\w.\[\]]{0,128}): (.+)",
@@ -105,6 +105,7 @@ class ModelServer:
             on_loaded=self.figures.loaded,
         )
         self.following = Following(repository, self.models, nursery, self._may_run)
+        self.preloading = Preloading(self.models, self.following, lambda model: self._allowed(model, None, ()))
 
     @property
     def loaded(self) -> tuple[OpenedManifest, ...]:
@@ -141,7 +142,8 @@ class ModelServer:
         if answer_bytes > (limit := MAX_ANSWER_BYTES if asker is None else MAX_DATA_BYTES):
             raise InvalidSpec("input.shape", f"asks for an answer of {answer_bytes} bytes, limit {limit}")
         async with self.models.using(opened, hints) as loaded:
-            self.following.follow(request.model, opened)
+            if asker is None:
+                self.following.follow(request.model, opened)
             if loaded.batching is None:
                 raise loaded.failure or WorkerFailed("the model was unloaded")
             loaded.requests.add(1, trio.current_time())
@@ -168,7 +170,8 @@ class ModelServer:
                 opened = await self._allowed(model, asker, hints)
                 longest_of(opened.interface.body)
                 loaded = await stack.enter_async_context(self.models.using(opened, hints))
-            self.following.follow(model, opened)
+            if asker is None:
+                self.following.follow(model, opened)
             if loaded.writing is None:
                 raise loaded.failure or WorkerFailed("the model was unloaded")
             loaded.requests.add(1, trio.current_time())
@@ -209,6 +212,7 @@ class ModelServer:
         """Have it ready for our own user. Raises as `predict`, TimedOut."""
         with bounded(LOAD_S, f"loading {model}"):
             opened = await self._allowed(model, None, ())
+            self.preloading.dismissed.discard(opened.digest)
             async with self.models.using(opened):
                 self.following.follow(model, opened)
         return opened
@@ -219,6 +223,7 @@ class ModelServer:
         gone = self.models.unload(opened.digest)
         if gone is None:
             raise NotFound(f"{model} among the loaded models", hint="celluler ps")
+        self.preloading.dismissed.add(opened.digest)
         with bounded(LOAD_S, f"unloading {model}"):
             await gone.wait()
         return opened
@@ -244,21 +249,7 @@ class ModelServer:
             nursery.start_soon(self.models.unload_idle)
             nursery.start_soon(self.following.watch)
             for model in self.rules.preload:
-                nursery.start_soon(self._preload, model)
-
-    async def _preload(self, model: str) -> None:
-        """Until it is there; then it stays, and its name is followed."""
-        while True:
-            try:
-                opened = await self._allowed(model, None, ())
-                async with self.models.using(opened):
-                    self.following.follow(model, opened, stays=True)
-                    self.models.keep(opened.digest, math.inf, "preload")
-                log.info("model_preloaded", model=model)
-                return
-            except CellulerError as error:
-                log.warning("model_not_preloaded", model=model, error=str(error))
-            await trio.sleep(PRELOAD_AGAIN_S)
+                nursery.start_soon(self.preloading.stay, model)
 
     # --- who may -----------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ from celluler.errors import Busy, Denied, NotFound, Retracted, Unavailable, Work
 from celluler.inference.memory import bytes_served
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
-from celluler_node import following
+from celluler_node import following, preloading
 from celluler_node.following import Following
 from celluler_node.loading import Loaded, LoadedModels, State
+from celluler_node.preloading import Preloading
 from tests.support.loading import END_S, LOAD_S, Versions, Workers, models_of, version
 
 ONE, TWO, THREE = version("1.0.0", "one"), version("1.0.0", "two"), version("1.0.0", "three")
@@ -236,3 +237,24 @@ async def test_the_sequences_of_one_model_take_a_quarter_of_the_budget_at_most(a
         cache = loaded.byte_count - bytes_served(WRITER.interface.body)
         assert budget // 5 < cache <= budget // 4
         assert models.used_bytes == loaded.byte_count
+
+
+async def test_what_stays_is_loaded_again_when_its_worker_ends_and_not_when_it_is_unloaded(autojump_clock: Any) -> None:
+    repository = Versions()
+    async with opened(repository) as (models, workers, nursery):
+        staying = Preloading(models, followed(repository, models, nursery), repository.resolve)
+        nursery.start_soon(staying.stay, "alice/digits")
+        await trio.sleep(2 * preloading.AGAIN_S)
+        assert names(models) == [], "nobody has published it yet"
+        repository.means["alice/digits"] = OLD
+        await trio.sleep(2 * preloading.AGAIN_S)
+        (loaded,) = models
+        assert models.kept_until(loaded) == math.inf
+        workers.children[0].ended.set()
+        await trio.sleep(2 * preloading.AGAIN_S)
+        assert [one.serves for one in models] == [True]
+        assert len(workers.children) == 2
+        staying.dismissed.add(OLD.digest)
+        models.unload(OLD.digest)
+        await trio.sleep(2 * preloading.AGAIN_S)
+        assert names(models) == []
