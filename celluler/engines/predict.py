@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor
 from celluler.engines.data import Dataset, check_values
 from celluler.engines.draws import Draws
 from celluler.engines.evaluate import Evaluation, evaluate, pieces
+from celluler.engines.last_place import told_at
 from celluler.engines.modules import module_of
 from celluler.engines.objectives_wired import Run, answer, sample
 from celluler.models.body import Body
-from celluler.models.calls import SAMPLE, check_call, outputs_of
+from celluler.models.calls import NEXT_TOKEN, SAMPLE, check_call, outputs_of
 from celluler.models.spec import Architecture
 from celluler.models.weights import NOTHING_STILL, Still
 
@@ -48,12 +50,29 @@ class Predictor:
         if output == SAMPLE:
             return self._sampled(x)
         check_values(self.architecture, x, "input")
+        if output == NEXT_TOKEN:
+            return self._told_at(x, np.full(len(x), x.shape[1] - 1))
         with torch.inference_mode():
             told = [
                 answer(self.architecture, self._run, piece, output).numpy()
                 for piece, _ in pieces(torch.from_numpy(x), self._batch, self._least)
             ]
         return told[0] if len(told) == 1 else np.concatenate(told)
+
+    def following(self, x: npt.NDArray[Any], places: Sequence[int]) -> npt.NDArray[Any]:
+        """What a language model tells behind one place of each text, (n, vocabulary). Raises as `predict`."""
+        check_call(self.architecture, x.dtype.name, x.shape, NEXT_TOKEN)
+        check_values(self.architecture, x, "input")
+        return self._told_at(x, np.asarray(places))
+
+    def _told_at(self, x: npt.NDArray[Any], places: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        body, at = self.architecture, torch.from_numpy(places)
+        with torch.inference_mode():
+            told = [
+                told_at(body, self.module, piece, at[rows.start : rows.stop]).numpy()
+                for piece, rows in pieces(torch.from_numpy(x), self._batch, self._least)
+            ]
+        return np.concatenate(told)
 
     def warm_up(self) -> None:
         """Once through what answers: the first time is slow. Not where every time takes longer than that."""

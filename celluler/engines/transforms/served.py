@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from celluler.engines.predict import Predictor
@@ -53,6 +52,7 @@ class Served:
             given = raw_input(before.chain.given, x)
             lengths = self._lengths(given) if source == NEXT_TOKEN else None
             x = self._run(before.chain, given)
+        # What follows the last token of each text, not what follows the filling behind it.
         told = self._predictor.predict(x, source) if lengths is None else self._after(x, lengths)
         return told if answer is None else self._run(answer.chain, told)
 
@@ -78,9 +78,8 @@ class Served:
         return [min(step.length, len(codec.encode(text.decode("utf-8"))) + end) for text in texts_of(x)]
 
     def _after(self, x: npt.NDArray[Any], lengths: list[int]) -> npt.NDArray[Any]:
-        """What follows the last token of each text, not what follows the filling behind it. x: (n, time)."""
-        rows = zip(x, lengths, strict=True)
-        return np.concatenate([self._predictor.predict(row[None], "raw")[:, max(0, n - 1)] for row, n in rows])
+        """x: (n, time)."""
+        return self._predictor.following(x, [max(0, length - 1) for length in lengths])
 
     def _run(self, chain: Chain, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return run_chain(chain, x, self._programs[chain.path])
