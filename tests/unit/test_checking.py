@@ -23,6 +23,8 @@ from celluler.inference.scores import MAX_SCORED, SCORE, Claim, Scores, open_sco
 from celluler.models.body import Body
 from tests.support.lms import Model, grown, lm, narrowed
 
+pytestmark = pytest.mark.thorough
+
 FP32 = TOLERANCES["float32"]
 SAMPLED = Sampling(temperature=1.0, seed=11)
 CUT = Sampling(temperature=0.8, seed=12, top_p=0.9, top_k=20)

@@ -39,6 +39,8 @@ from celluler_protocols.scoring import Wanted
 from tests.support.lms import Model, lm
 from tests.unit.test_checking import answered
 
+pytestmark = pytest.mark.thorough
+
 DIGEST = digest_of(b"a manifest")
 CID = cid_of(DIGEST, Codec.MANIFEST)
 LIAR, OTHER, THIRD = (Identity(bytes([n]) * 32) for n in (7, 8, 9))

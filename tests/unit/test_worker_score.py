@@ -23,6 +23,8 @@ from tests.support.lms import Model, lm
 from tests.unit.test_checking import answered
 from tests.unit.test_worker_generate import Ask, asker
 
+pytestmark = pytest.mark.thorough
+
 SAMPLED = Sampling(0.9, seed=3, choice=2)
 SLACK = TOLERANCES["float32"].slack
 

@@ -65,7 +65,8 @@ def verify(
 
     Of a model, finds every transcript of the run it came of. Walks the chain of certificates, hashes every byte,
     reduces every part again, follows every state, and lets a confined worker repeat a random sample of the training.
-    Of evidence, verifies every signature and does the work anew that it rests on.
+    Of evidence, verifies every signature and does the work anew that it rests on; of a wrong answer, what the model
+    itself says.
 
     Exit code 7 when something is wrong or the evidence does not hold, 6 when no training could be looked at or nothing
     could be decided.
