@@ -123,6 +123,36 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine):
             assert numbers[COLUMN[machine]] == known.get(name), name
 
 
+def test_both_architectures_refuse_the_same_of_all_calls_that_both_have():
+    if missing := [str(path) for path in HEADERS.values() if not path.exists()]:
+        pytest.skip(f"no kernel headers here: {', '.join(missing)}")
+    numbers = {}
+    for machine, path in HEADERS.items():
+        defines = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text())
+        numbers[machine] = {name: int(number) for name, number in defines}
+    shared = numbers["x86_64"].keys() & numbers["aarch64"].keys()
+    assert len(shared) > 250
+    refused = set()
+    for name in shared:
+        for arguments in ((0, 0), (1, 1), (PID, PID), (3, 1024), (0xFFFFFFFF, 9), (0x3D0F00,), (0x1200011,)):
+            one, other = (verdict(machine, numbers[machine][name], *arguments) for machine in HEADERS)
+            assert one == other, (name, arguments)
+            refused |= {name} if one != ALLOW else set()
+    reaching = {
+        "socket",
+        "connect",
+        "execve",
+        "execveat",
+        "ptrace",
+        "process_vm_readv",
+        "kill",
+        "clone",
+        "clone3",
+        "mount",
+    }
+    assert reaching | {"bpf", "io_uring_setup", "unshare", "setns", "memfd_create", "keyctl", "seccomp"} <= refused
+
+
 @both
 def test_a_filter_fits_what_the_kernel_takes(machine):
     code = compile_filter(machine, PID)
