@@ -53,8 +53,11 @@ class Play:
 
     @property
     def sound(self) -> bool:
-        """Nobody honest was harmed, and it is what the catalogue says can become of it."""
-        allowed = PROTOCOL[self.attack].ends if self.attack in PROTOCOL else tuple(End)
+        """Nobody honest was harmed, and it is what the catalogue says can become of it. Who is barred from reducing no
+        user reads: it looks as if nothing had become of it, but that it is named."""
+        allowed = set(PROTOCOL[self.attack].ends if self.attack in PROTOCOL else End)
+        if End.BARRED in allowed:
+            allowed |= {End.TOLD, End.BORNE}
         return self.ended == MEMBERS - 1 and self.equal and not self.wronged and self.end in allowed
 
 
