@@ -187,9 +187,13 @@ async def open_lines() -> AsyncIterator[Read]:
 
         yield plain
         return
-    import readline  # noqa: F401, PLC0415  # for its sake alone: input() then has history and arrow keys
+    import readline  # noqa: PLC0415  # input() then has history and arrow keys
+
+    shown = ""
 
     async def prompted(prompt: str) -> str | None:
+        nonlocal shown
+        shown = prompt
         try:
             return await in_thread(partial(input, printable(prompt)))
         except EOFError:
@@ -199,6 +203,7 @@ async def open_lines() -> AsyncIterator[Read]:
     async def hint(signals: AsyncIterator[int]) -> None:
         async for _ in signals:
             say("\n/exit or Ctrl-D leaves")
+            print(f"{shown}{readline.get_line_buffer()}", end="", flush=True)  # what was typed is still there
 
     with trio.open_signal_receiver(signal.SIGINT) as signals:
         async with own_nursery() as nursery:
