@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -90,6 +91,12 @@ async def test_texts_and_conversations_are_gone_on_with_and_a_template_that_loop
         assert text_of(await heard(server, DU)) == "e sc"
         with pytest.raises(InvalidSpec, match=r"messages: .* no system turns"):
             await heard(server, Question((Message("system", "Be brief"),), 1))
+
+        # Bound to a schema, by a package that reads it inside the sandbox.
+        bound = json.dumps({"enum": ["sc", "nö"]}).encode()
+        assert text_of(await heard(server, Question("Wi", 40, GREEDY, schema=bound))) in ('"sc"', '"nö"')
+        with pytest.raises(InvalidSpec, match="schema: is no JSON"):
+            await heard(server, Question("Wi", 1, schema=b"{"))
 
         # Many at once, more than there are slots; who leaves frees its slot for the others.
         told: list[str] = []
