@@ -40,7 +40,7 @@ IDLE_S = 60.0
 CALL_S = 60
 CHECK_S = 15.0
 
-log = structlog.get_logger()
+log = structlog.get_logger("celluler.stages")
 Key = tuple[Digest, int, int, int]
 """Model, blocks, places of a slot."""
 

@@ -32,7 +32,7 @@ REPLACEMENTS = 4
 """Of one stage, tried one after another when it is lost."""
 MAX_QUEUE = 64
 
-log = structlog.get_logger()
+log = structlog.get_logger("celluler.stages")
 
 OpenAt = Callable[[PeerId, OpenStage, Widths], AbstractAsyncContextManager[OpenedStage]]
 """Opens a stage at a peer, ourselves included."""

@@ -40,7 +40,7 @@ BETTER, SETTLED_S = 0.5, 60.0
 """Of the slowest stage's time: a plan so much faster is worth a new line, once the old one is that old."""
 READ_S = 30.0
 
-log = structlog.get_logger()
+log = structlog.get_logger("celluler.stages")
 
 
 @dataclass(frozen=True, slots=True)
