@@ -32,7 +32,8 @@ SCORE_S = 60.0
 DISTRUST_S = 24 * 3600.0
 DISTRUST = 4.0
 """Of one that this node saw lying, or two others: behind all who are trusted, whatever else is known."""
-MAX_SCORING_STREAMS, MAX_SCORING_STREAMS_A_PEER = 8, 2
+MAX_SCORING_STREAMS, MAX_SCORING_STREAMS_A_PEER = 4, 1
+"""Claims of other peers that wait or are scored; one at a time is, since a worker does nothing else meanwhile."""
 MAX_REMEMBERED = 64
 
 log = structlog.get_logger()
@@ -136,12 +137,13 @@ def spot_checks(core: Core, chooser: Chooser, server: ModelServer | None) -> Spo
 
 def serve_scoring(host: Host, server: ModelServer) -> None:
     """Score claims for other peers, few at once."""
-    slots = Slots(MAX_SCORING_STREAMS, MAX_SCORING_STREAMS_A_PEER)
+    slots, turn = Slots(MAX_SCORING_STREAMS, MAX_SCORING_STREAMS_A_PEER), trio.Lock()
 
     async def answer(peer: PeerId, stream: trio.abc.Stream) -> None:
         async def scored(wanted: Wanted) -> tuple[Digest, Scores]:
             with bounded(SCORE_S, "scoring"):
-                return await server.score(wanted, asker=peer)
+                async with turn:
+                    return await server.score(wanted, asker=peer)
 
         with slots.held(peer) as free:
             await (scoring.serve_scoring(stream, scored) if free else scoring.turn_away(stream))

@@ -226,7 +226,7 @@ def test_the_bound_on_chance_is_never_below_it() -> None:
 
 
 def test_training_sharpens_a_model_and_an_honest_one_still_passes() -> None:
-    trained = grown()
+    trained = grown(12)
     for seed in range(4):
         sampling = Sampling(temperature=0.7, seed=seed)
         told = answered(trained, (72, 101), 50, sampling, batch=2)
