@@ -87,6 +87,27 @@ def test_smollm2_brings_its_tokenizer_and_its_chat_template() -> None:
     assert read.ends == (theirs.eos_token_id,)
 
 
+def test_a_folder_that_is_written_has_a_tokenizer_that_the_library_takes(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2().parent, gguf_file=smollm2().name)
+    config = transformers.LlamaConfig(**SIZES | {"vocab_size": 49152, "hidden_size": 32, "num_hidden_layers": 1})
+    for folder in ("there", "here", "back"):
+        (tmp_path / folder).mkdir()
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "there")
+    theirs.save_pretrained(tmp_path / "there")
+    convert(tmp_path / "there", None, "celluler", Wishes(), tmp_path / "here")
+    convert(tmp_path / "here", None, "hf", Wishes(), tmp_path / "back")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    for text in ("Call me Ishmael.", "<|im_start|>user\nhéé 漢字 1851<|im_end|>", ""):
+        assert again(text)["input_ids"] == theirs(text)["input_ids"]
+        assert again.decode(again(text)["input_ids"]) == text
+    said = [{"role": "user", "content": "How many leagues?"}]
+    expected = theirs.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert again.apply_chat_template(said, tokenize=False, add_generation_prompt=True) == expected
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    assert model(torch.tensor([again("Call me Ishmael.")["input_ids"]])).logits.shape[-1] == 49152
+
+
 @pytest.mark.parametrize("name", LIBRARY)
 def test_a_model_of_the_library_answers_here_as_there_and_goes_back(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
