@@ -171,38 +171,43 @@ class UnderLoad:
 
     def __init__(self, gateway: NodeProcess) -> None:
         self._home, self._over = gateway.home, threading.Event()
-        self._text, self._outputs = self._ask_text(), self._ask_outputs()
+        with Client(home=self._home) as client:
+            self._text, self._outputs = ask_text(client), ask_outputs(client)
         self.tally = Tally()
 
     def stop(self) -> None:
         self._over.set()
 
     def run(self, number: int) -> None:
-        turn = number
-        while not self._over.is_set():
-            turn += 1
-            began = time.monotonic()
-            try:
-                if turn % 2:
-                    right, times = self._ask_text() == self._text, self.tally.texts
-                else:
-                    right, times = np.allclose(self._ask_outputs(), self._outputs, atol=1e-5), self.tally.predictions
-                times.append(time.monotonic() - began)
-                if not right:
-                    self.tally.wrong.append(f"client {number}")
-            except Busy:
-                self.tally.busy += 1
-                time.sleep(0.2)
-            except Exception as error:
-                self.tally.failed.append(f"{time.monotonic() - began:.1f} s: {error!r}")
-
-    def _ask_text(self) -> str:
         with Client(home=self._home) as client:
-            return client.generate(MODEL, PROMPT, max_tokens=24, temperature=0, timeout_s=DEADLINE_S).text
+            turn = number
+            while not self._over.is_set():
+                turn += 1
+                self._ask_once(client, texts=bool(turn % 2))
 
-    def _ask_outputs(self) -> Any:
-        with Client(home=self._home) as client:
-            return client.predict("server-0/digits", SAMPLES).outputs.numpy()
+    def _ask_once(self, client: Client, *, texts: bool) -> None:
+        began = time.monotonic()
+        try:
+            if texts:
+                right, times = ask_text(client) == self._text, self.tally.texts
+            else:
+                right, times = np.allclose(ask_outputs(client), self._outputs, atol=1e-5), self.tally.predictions
+            times.append(time.monotonic() - began)
+            if not right:
+                self.tally.wrong.append("a text" if texts else "a prediction")
+        except Busy:
+            self.tally.busy += 1
+            time.sleep(0.2)
+        except Exception as error:
+            self.tally.failed.append(f"{time.monotonic() - began:.1f} s: {error!r}")
+
+
+def ask_text(client: Client) -> str:
+    return client.generate(MODEL, PROMPT, max_tokens=24, temperature=0, timeout_s=DEADLINE_S).text
+
+
+def ask_outputs(client: Client) -> Any:
+    return client.predict("server-0/digits", SAMPLES).outputs.numpy()
 
 
 @pytest.mark.large
