@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -26,7 +27,6 @@ from celluler_node.deployments import ArmState, Deployments
 from celluler_protocols import leases
 from celluler_protocols.host import Host
 from celluler_protocols.leases import Kept, Lessor
-from celluler_protocols.membership import Member
 
 PASS_S = 1.0
 WAIT_S = 10.0
@@ -37,7 +37,6 @@ LOOK_EVERY_S = 120.0
 LOOK_S = 10.0
 MAX_AT_ONCE = 32
 """Words to peers under way."""
-SERVE = "serve"
 
 log = structlog.get_logger()
 
@@ -78,18 +77,16 @@ class Controller:
         self,
         deployments: Deployments,
         peers: Leases,
-        members: Callable[[], Sequence[Member]],
+        servers: Callable[[], Sequence[Candidate]],
         holders: Callable[[str], Awaitable[frozenset[PeerId]]],
         penalise: Callable[[PeerId, PeerViolation], None],
         nursery: trio.Nursery,
-        *,
-        own: PeerId,
         wall_s: Callable[[], float],
     ) -> None:
-        """members: of the swarm, this node among them; those that serve may have replicas. holders: who has the weights
-        of a model, by CID. wall_s: Unix seconds."""
-        self._deployments, self._peers, self._members, self._holders = deployments, peers, members, holders
-        self._penalise, self._nursery, self._own, self._wall_s = penalise, nursery, own, wall_s
+        """servers: peers that may have replicas, this node among them if it serves; what they hold and have is found
+        out here. holders: who has the weights of a model, by CID. wall_s: Unix seconds."""
+        self._deployments, self._peers, self._servers, self._holders = deployments, peers, servers, holders
+        self._penalise, self._nursery, self._wall_s = penalise, nursery, wall_s
         self._places = trio.CapacityLimiter(MAX_AT_ONCE)
 
     async def run(self) -> None:
@@ -101,14 +98,14 @@ class Controller:
                 await self._deployments.woken.wait()
 
     def _pass(self, now: float) -> None:
-        members = {one.peer: one for one in self._members() if SERVE in one.capabilities.roles}
+        servers = self._servers()
         load = Counter(peer for _, _, state in self._deployments.states for peer, _, _ in state.replicas.all)
         wanted: set[tuple[str, str]] = set()
         for deployment in self._deployments.all:
             arms = (*deployment.arms, deployment.incoming) if deployment.incoming else deployment.arms
             for arm in arms:
                 wanted.add((deployment.name, arm.cid))
-                self._tend(deployment, arm.cid, members, load, now)
+                self._tend(deployment, arm.cid, servers, load, now)
             if deployment.incoming is not None:
                 self._bring_in(deployment)
         for name, cid, state in self._deployments.states:
@@ -117,7 +114,7 @@ class Controller:
                 self._deployments.forget(name, cid)
 
     def _tend(
-        self, deployment: Deployment, cid: str, members: dict[PeerId, Member], load: Counter[PeerId], now: float
+        self, deployment: Deployment, cid: str, servers: Sequence[Candidate], load: Counter[PeerId], now: float
     ) -> None:
         state = self._deployments.state(deployment.name, cid)
         state.wanted = state.scaler.decide(_scale(deployment, cid), state.demand, now)
@@ -126,15 +123,7 @@ class Controller:
             self._nursery.start_soon(self._look, cid, state)
         idle = not state.wanted and not state.replicas.all
         candidates = [
-            Candidate(
-                peer=peer,
-                region=one.capabilities.region,
-                holds=peer in state.holders,
-                replicas=load[peer],
-                memory_mb=one.capabilities.memory_mb,
-                own=peer == self._own,
-            )
-            for peer, one in ({} if idle else members).items()
+            replace(one, holds=one.peer in state.holders, replicas=load[one.peer]) for one in (() if idle else servers)
         ]
         self._act(cid, state, state.replicas.plan(state.wanted, candidates, now, regions=deployment.regions))
         hopeless = state.wanted > 0 and not state.replicas.all

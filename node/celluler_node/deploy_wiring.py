@@ -9,6 +9,7 @@ from collections.abc import Callable
 import trio
 
 from celluler.identity import PeerId
+from celluler.inference.scaling import Candidate
 from celluler_node.core import Core
 from celluler_node.deploy_control import Controller, PeerLeases
 from celluler_node.deploy_leases import Lessor
@@ -25,7 +26,7 @@ MAX_STREAMS, MAX_STREAMS_A_PEER = 16, 2
 def start_deployments(
     core: Core, members: Callable[[], tuple[Member, ...]], server: ModelServer | None, nursery: trio.Nursery
 ) -> Deployments:
-    """Serves leases, if this node serves, and tends its own deployments for as long as the nursery."""
+    """Serves leases, if this node serves, and tends its own deployments for as long as the nursery. members: others."""
     own = core.identity.peer_id
     lessor = None
     if server is not None:
@@ -37,18 +38,26 @@ def start_deployments(
         opened = await core.repository.resolve(cid)
         return frozenset(await core.repository.providers(opened))
 
+    def servers() -> tuple[Candidate, ...]:
+        others = tuple(_candidate(one) for one in members() if "serve" in one.capabilities.roles)
+        here = Candidate(own, core.config.region, memory_mb=core.hardware.memory_mb, own=True)
+        return others if server is None else (here, *others)
+
     controller = Controller(
         deployments,
         PeerLeases(core.host, own, lessor),
-        members,
+        servers,
         holders,
         core.host.penalise,
         nursery,
-        own=own,
         wall_s=time.time,
     )
     nursery.start_soon(controller.run)
     return deployments
+
+
+def _candidate(member: Member) -> Candidate:
+    return Candidate(member.peer, member.region, memory_mb=member.capabilities.memory_mb)
 
 
 def kept_answers(core: Core) -> KeptAnswers | None:

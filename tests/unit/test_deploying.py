@@ -28,6 +28,7 @@ from celluler.inference.deployments import (
 )
 from celluler.inference.questions import Begun, Finished, Over, Question, Said
 from celluler.inference.sampling import GREEDY, Chosen
+from celluler.inference.scaling import Candidate
 from celluler.models.manifest import OpenedManifest
 from celluler.tensors import tensor_of
 from celluler.views import Prediction
@@ -37,7 +38,6 @@ from celluler_node.deploy_leases import Lessor
 from celluler_node.deployments import COLD_START_S, Deployments
 from celluler_node.kept_answers import KeptAnswers
 from celluler_protocols.leases import Kept
-from celluler_protocols.membership import Capabilities, Member, Status
 
 ONE, TWO = (digest_of(bytes([place])) for place in range(2))
 ALICE, BOB, CAROL = (PeerId(name) for name in ("alice", "bob", "carol"))
@@ -64,10 +64,6 @@ def deployment(least: int = 1, most: int = 1, keep_warm_s: int = 300) -> Deploym
 
 def canary(old: Deployment) -> Deployment:
     return try_out(old, Arm(CANARY, "alice/digits:2.0.0", cid(TWO), 1000), 1.0)
-
-
-def member(peer: PeerId, *roles: str) -> Member:
-    return Member(peer, (), peer, Capabilities(1, 1024, "cpu", roles or ("serve",)), Status.ALIVE, 1, None)
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -138,11 +134,10 @@ class Swarm:
         controller = Controller(
             desk,
             self,
-            lambda: [member(peer) for peer in self.peers],
+            lambda: [Candidate(peer) for peer in self.peers],
             self.holders,
             lambda peer, _: self.penalised.append(peer),
             nursery,
-            own=ALICE,
             wall_s=lambda: 5.0,
         )
         nursery.start_soon(controller.run)
