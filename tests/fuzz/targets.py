@@ -40,8 +40,18 @@ from celluler.models.version import parse_version
 from celluler.wire import Frames, pack, unpack
 from celluler_node.processes.frames import FrameReader, encode
 from celluler_node.processes.words import Boot, Failure, Isolation, Kind, Limits, Ready
-from celluler_protocols import averaging_messages, bulk, catalogue, inference, jobs_messages, leases, rounds_messages
+from celluler_protocols import (
+    averaging_messages,
+    bulk,
+    catalogue,
+    generation,
+    inference,
+    jobs_messages,
+    leases,
+    rounds_messages,
+)
 from celluler_protocols.content import messages as content_messages
+from celluler_protocols.generation.messages import Generate, question_of
 from celluler_protocols.membership import messages as membership_messages
 from tests.support.jobs import JOB_YAML
 from tests.support.malicious import CRAFTED
@@ -116,6 +126,10 @@ def _frames(made: Callable[[], Frames], vectors: str) -> Target:
         return [bytes.fromhex(one["frame"]) for one in told]
 
     return Target(lambda data: made().feed(data), functools.cache(seeds), "frames")
+
+
+def _questions(data: bytes) -> list[Any]:
+    return [question_of(one) for one in generation.frames().feed(data) if isinstance(one, Generate)]
 
 
 def _signed(kind: str, open_it: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -274,6 +288,8 @@ TARGETS: dict[str, Target] = {
     "wire membership": _frames(membership_messages.frames, "membership"),
     "wire content": _frames(content_messages.frames, "content"),
     "wire inference": _frames(inference.frames, "inference"),
+    "wire generation": _frames(generation.frames, "generation"),
+    "questions": Target(_questions, _frames(generation.frames, "generation").seeds, "frames"),
     "wire leases": _frames(leases.frames, "leases"),
     "wire jobs": _frames(jobs_messages.frames, "jobs"),
     "wire rounds": _frames(rounds_messages.frames, "rounds"),
