@@ -36,7 +36,7 @@ def test_a_prompt_is_answered_as_it_comes(celluler: Run, tales: ServingNode) -> 
     assert tales.writer.questions[0].prompt == (Message("system", "Be kind"), Message("user", "Hello"))
     options = ["--temperature=0.5", "--top-p=0.9", "--top-k=7", "--seed=5", "--stop=fox", "--stop=dog", "--timeout=9"]
     options += ["--max-tokens=3", "--peer=alice"]
-    code, _, err = celluler("run", "alice/tales", "-", *options, "--raw", stdin="Hello\nworld")
+    code, _, err = celluler("run", "alice/tales", "-", *options, "--raw", stdin="Hello\nworld\n")
     asked = tales.writer.questions[1]
     assert (asked.prompt, asked.stop, asked.max_tokens, asked.timeout_s) == ("Hello\nworld", ("fox", "dog"), 3, 9.0)
     assert (asked.sampling.temperature, asked.sampling.top_p, asked.sampling.top_k) == (0.5, 0.9, 7)

@@ -80,7 +80,7 @@ def run_model(
     json: Json = False,
 ) -> None:
     """Run a model on a prompt or on a batch of inputs, here or at a peer that serves it."""
-    text = sys.stdin.read(MAX_INPUT_BYTES) if input == "-" else input
+    text = sys.stdin.read(MAX_INPUT_BYTES).removesuffix("\n") if input == "-" else input
     prompted = not dtype and not output and is_prompt(text)
     inputs = None if prompted else read_batch(text)
     others = [one.strip() for one in models.split(",") if one.strip()]
