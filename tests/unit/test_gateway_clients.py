@@ -1,5 +1,5 @@
-"""Clients that nobody here wrote: openai; and tritonclient[http] and schemathesis where they are installed (`pip install
--e ".[clients]"`)."""
+"""Clients that nobody here wrote: openai; where they are installed (`pip install -e ".[clients]"`), tritonclient[http]
+and schemathesis, too."""
 
 from __future__ import annotations
 
