@@ -56,7 +56,8 @@ def convert(
 ) -> None:
     """Bring a model from one format to another. The file is read in a sandbox, by its bytes and not by its name.
 
-    What may carry code (pickles, TorchScript, .pt2, SavedModel, Keras) is refused, and the error says what to do.
+    What may carry code (pickles, TorchScript, .pt2) is refused, and the error says what to do. Keras and SavedModel are
+    read where celluler[keras] is installed, as far as they carry none.
     """
     if out.exists():
         raise LocalError(f"{out} is there already", hint="name another")
