@@ -43,7 +43,7 @@ BYTES: dict[str, Any] = {
 }
 MODEL = "server-0/writer"
 PROMPT = "Once upon a time"
-TOKENS = 300
+TOKENS = 160
 BEFORE = 10
 """Tokens that a client has heard when whoever answers it is killed."""
 
@@ -62,7 +62,7 @@ def begin(swarm: Swarm, servers: int) -> tuple[NodeProcess, list[NodeProcess]]:
     for name in ("gateway", *(f"server-{n}" for n in range(servers))):
         (swarm.folder / name).mkdir()
         roles = '["store"]' if name == "gateway" else '["serve", "store"]'
-        (swarm.folder / name / "config.toml").write_text(f"roles = {roles}\n[worker]\nthreads = 1\n")
+        (swarm.folder / name / "config.toml").write_text(f"roles = {roles}\n[worker]\nthreads = 1\nspares = 0\n")
     nodes = [swarm.start("server-0")]
     gateway = swarm.launch("gateway", join=[nodes[0].address])
     nodes += [swarm.launch(f"server-{n}", join=[nodes[0].address]) for n in range(1, servers)]
