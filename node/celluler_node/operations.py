@@ -246,8 +246,9 @@ class Operations(DeploymentOperations, ServingOperations, Protocol):
         """What it was made from: parents, datasets, jobs, as far as records are to be had. Raises as `show_model`."""
         ...
 
-    async def predict(self, ref: str, inputs: Tensor, output: str = "") -> Prediction:
+    async def predict(self, ref: str, inputs: Tensor, output: str = "", *, peer: str = "") -> Prediction:
         """Run a model on a batch, here or at the peer that serves it best. output: one of `outputs_of` the model.
+        peer: by id or nickname, to ask nobody else.
 
         Raises NotFound, Unavailable, LocalError; InvalidSpec for what the model does not take or give.
         """
