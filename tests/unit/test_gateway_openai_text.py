@@ -122,6 +122,7 @@ async def test_words_come_as_they_are_written(node: ServingNode, streaming: http
 async def test_the_same_seed_draws_the_same_and_a_seed_that_was_drawn_is_told(http: httpx.AsyncClient) -> None:
     first = await complete(http, temperature=2, max_tokens=12)
     seed = first["celluler"]["seed"]
+    assert 0 <= seed < 1 << 53
     again = await complete(http, temperature=2, max_tokens=12, seed=seed)
     other = await complete(http, temperature=2, max_tokens=12, seed=seed ^ 1)
     assert again["choices"] == first["choices"] != other["choices"]

@@ -97,7 +97,7 @@ class Asked:
 
 
 def read_chat(body: Mapping[str, Any], seed: int) -> Asked:
-    """seed: where none is given, 64 bits. Raises InvalidSpec with the parameter."""
+    """seed: where none is given. Raises InvalidSpec with the parameter."""
     body = _without_neutral(body)
     check_keys(body, _CHAT, "model", "messages")
     top, logprobs = body.get("top_logprobs"), bool(body.get("logprobs"))
@@ -114,7 +114,7 @@ def read_chat(body: Mapping[str, Any], seed: int) -> Asked:
 
 
 def read_completion(body: Mapping[str, Any], seed: int) -> Asked:
-    """seed: where none is given, 64 bits. Raises InvalidSpec with the parameter."""
+    """seed: where none is given. Raises InvalidSpec with the parameter."""
     body = _without_neutral(body)
     check_keys(body, _COMPLETION, "model", "prompt")
     prompts, logprobs, seed = _prompts(body["prompt"]), body.get("logprobs"), _seed(body, seed)

@@ -22,6 +22,8 @@ from celluler_node.gateway.openai_text import Asked, read_chat, read_completion
 from celluler_node.gateway.sse import EventStream, Tell
 
 MAX_QUESTION_BYTES = 4 << 20
+SEED_BITS = 53
+"""Of a seed that is drawn here: as many as every reader of JSON keeps."""
 READ_S = 60.0
 """For whoever reads, beyond what the answer may take to be written."""
 
@@ -36,7 +38,7 @@ def openai_text_routes(texts: AskingText) -> list[Route]:
     async def answer(request: Request, read: Callable[[Mapping[str, Any], int], Asked]) -> Response:
         body = await read_json(request, limit=MAX_QUESTION_BYTES)
         note_body(body)
-        asked = read(body, secrets.randbits(64))
+        asked = read(body, secrets.randbits(SEED_BITS))
         if not asked.stream:
             return exact_json(await while_wanted(request, lambda: _whole(texts, asked)))
         limit_s = asked.questions[0].timeout_s + READ_S
