@@ -30,6 +30,8 @@ RESOLVE_S = 15.0
 AGAIN_S = 60.0
 """After a new version that could not be loaded."""
 ASK_S = 10.0
+GRACE_S = 2.0
+"""From when a name means a new version until the old one leaves: who has looked the name up is on the way to it."""
 MAX_NAMES = 1024
 STAYS = "preload"
 
@@ -50,12 +52,13 @@ class Names(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Followed:
-    """stays: whatever it means is never unloaded."""
+    """stays: whatever it means is never unloaded. told: what was announced when it was last asked for."""
 
     opened: OpenedManifest
     looked_s: float
     moving: bool = False
     stays: bool = False
+    told: Digest | None = None
 
 
 class Following:
@@ -118,6 +121,7 @@ class Following:
     async def look(self, name: str) -> None:
         """Ask what a name that is followed means, and go over to it if that is another version."""
         followed = self._names[name]
+        followed.told = self._resolver.announced_as(followed.opened)
         try:
             with bounded(ASK_S, f"asking what {name} means"):
                 opened = await self._resolver.resolve(name)
@@ -134,7 +138,8 @@ class Following:
         if trio.current_time() - followed.looked_s >= RESOLVE_S:
             return True
         told = self._resolver.announced_as(followed.opened)
-        return told not in (None, followed.opened.digest) and trio.current_time() >= followed.looked_s
+        new = told not in (None, followed.told, followed.opened.digest)
+        return new and trio.current_time() >= followed.looked_s
 
     async def _move(self, name: str, followed: _Followed, opened: OpenedManifest) -> None:
         old = followed.opened
@@ -152,6 +157,7 @@ class Following:
         log.info("model_updated", name=name, before=old.record.version, now=opened.record.version)
         if not any(one.stays and one.opened.digest == old.digest for one in self._names.values()):
             self._models.let_go(old.digest, STAYS)
+        await trio.sleep(GRACE_S)
         loaded = self._models.find(old.digest)
         if loaded is not None and not self.names_of(old.digest) and self._models.kept_until(loaded) is None:
             self._models.unload(old.digest)

@@ -179,7 +179,7 @@ async def test_a_new_version_takes_the_place_of_the_old_one_when_it_is_ready(her
         assert names_of.current("alice/digits") is NEW
         assert workers.running == 2, "the old one ends what it has"
         finished.set()
-        await trio.sleep(2 * END_S)
+        await trio.sleep(following.GRACE_S + 2 * END_S)
         assert workers.running == 1
         assert names_of.names_of(NEW.digest) == ("alice/digits",)
 
@@ -258,3 +258,17 @@ async def test_what_stays_is_loaded_again_when_its_worker_ends_and_not_when_it_i
         models.unload(OLD.digest)
         await trio.sleep(2 * preloading.AGAIN_S)
         assert names(models) == []
+
+
+async def test_what_is_announced_is_looked_up_once(autojump_clock: Any) -> None:
+    repository = Versions(digits=OLD)
+    async with opened(repository) as (models, _, nursery):
+        names_of = followed(repository, models, nursery)
+        nursery.start_soon(names_of.watch)
+        async with models.using(OLD):
+            names_of.follow("alice/digits", OLD)
+        repository.told = NEW.digest  # its author has rolled back since
+        await trio.sleep(following.RESOLVE_S - following.LOOK_S)
+        assert repository.resolved == 1
+        await trio.sleep(10 * following.RESOLVE_S)
+        assert 8 <= repository.resolved <= 12
