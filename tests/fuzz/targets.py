@@ -21,6 +21,7 @@ from celluler.formats.decoder_configs import decoder_of_config
 from celluler.formats.decoders import document_of
 from celluler.formats.gguf_files import Gguf, open_gguf
 from celluler.formats.json_files import read_json_file
+from celluler.formats.keras_files import checked_config
 from celluler.formats.onnx_files import read_onnx
 from celluler.formats.recognise import recognise
 from celluler.formats.safetensors_files import open_safetensors
@@ -168,6 +169,20 @@ def _graph_bodies() -> list[bytes]:
     return [json.dumps(body).encode()]
 
 
+_KERAS = {
+    "module": "keras",
+    "class_name": "Sequential",
+    "config": {
+        "layers": [
+            {"module": "keras.layers", "class_name": "Dense", "config": {"units": 2}, "registered_name": None},
+            {"module": "keras.src.ops.numpy", "class_name": "Add", "config": {}, "registered_name": "Add"},
+        ]
+    },
+    "registered_name": "Sequential",
+    "compile_config": {"loss": "mse"},
+}
+
+
 def _config() -> list[bytes]:
     llama = {
         "model_type": "llama",
@@ -282,6 +297,7 @@ TARGETS: dict[str, Target] = {
         functools.cache(_config),
         "json",
     ),
+    "keras config": Target(checked_config, lambda: [json.dumps(_KERAS).encode()], "json"),
     "process channel": Target(
         _feed_frames, functools.cache(lambda: [b"".join(encode(kind, record)) for kind, record in _FRAMES])
     ),

@@ -139,6 +139,7 @@ def test_a_gpt2_folder_says_the_same_as_a_spec(tmp_path: Path) -> None:
     "change",
     [
         {"model_type": "bert"},
+        {"model_type": "mixtral", "num_local_experts": 8},
         {"rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
         {"rope_scaling": {"rope_type": "linear"}},
         {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
