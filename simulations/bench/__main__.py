@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
-BENCHMARKS = ("node", "channel", "models", "inference", "serving", "surfaces", "content", "rounds")
+BENCHMARKS = ("node", "channel", "models", "inference", "serving", "surfaces", "stages", "content", "rounds")
 
 
 def main() -> int:
