@@ -144,9 +144,9 @@ class Batching:
         members = [asked for one in batch if (asked := self._asked.get(one.number)) is not None]
         try:
             told = await self._told(members)
-        except WorkerFailed as error:
+        except CellulerError as error:
             if self._ended():
-                self.close(error)
+                self.close(error if isinstance(error, WorkerFailed) else WorkerFailed(str(error)))
                 return
             blamed = {one.number for one in self._window.failed(trio.current_time())}
             for number in blamed & self._asked.keys():
