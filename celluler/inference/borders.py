@@ -8,12 +8,12 @@ whether a token near a cut (top_k, top_p) was kept is not known at all: what is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from celluler.inference.sampling import Doubles, Logits, Sampling, draw, finite, likeliest
+from celluler.inference.sampling import Doubles, Logits, Sampling, choose, draw, finite, likeliest
 
 _FIRST_SORTED = (256, 4096)
 _Places = npt.NDArray[np.bool_]
@@ -21,12 +21,10 @@ _Places = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Of the probability that a token may have: at least from `low` to `high`. sure: nothing about it is not known but
-    the last bits. None of it where a cut took the token for certain."""
+    """Of the probability, from `low` to `high`, that a token may have at most."""
 
     low: float
     high: float
-    sure: bool
 
     def off(self, share: float) -> float:
         """How much probability lies between the share and this part; 0 inside."""
@@ -52,28 +50,25 @@ def part_of(logits: Logits, sampling: Sampling, token: int, slack: float) -> Par
     kept, maybe = _cut(told, weights, sampling, slack)
     if not (kept[token] or maybe[token]):
         return None
-    unsure = bool(maybe.any())
     certain = np.where(kept, weights, 0.0) if not kept.all() else weights
     before, own, behind = _around(certain, token)
     own = own or float(weights[token])
     more_before = more_behind = 0.0
-    if unsure:
+    if maybe.any():
         more_before, _, more_behind = _around(np.where(maybe, weights, 0.0), token)
     with np.errstate(invalid="ignore", divide="ignore"):
         low = before / max(before + own + behind + more_behind, math.ulp(0.0))
         high = (before + more_before + own) / max(before + more_before + own + behind, math.ulp(0.0))
-    return Part(low, high, not unsure)
+    return Part(low, high)
 
 
 def off_by(logits: Logits, sampling: Sampling, place: int, token: int, slack: float) -> tuple[float, bool]:
     """(probability between the draw at this place and the token's part, whether the draw gives it on these very
     logits). Infinity where the token was cut off for certain."""
-    share = draw(sampling.seed, sampling.choice, place)
+    if choose(logits, replace(sampling, logprobs=None), place).token == token:
+        return 0.0, True
     part = part_of(logits, sampling, token, slack)
-    if part is None:
-        return math.inf, False
-    exact = part if part.sure else part_of(logits, sampling, token, 0.0)
-    return part.off(share), exact is not None and exact.off(share) == 0.0
+    return (math.inf if part is None else part.off(draw(sampling.seed, sampling.choice, place))), False
 
 
 def _around(weights: Doubles, token: int) -> tuple[float, float, float]:
