@@ -51,13 +51,11 @@ def positions_of_config(config: Mapping[str, Any], context: int) -> tuple[float,
 
 
 def _scaling_of(told: Mapping[str, Any], at: str, original: Any, context: int) -> Scaling | None:
-    kind = told.get("rope_type", told.get("type", "default"))
+    kind = str(told.get("rope_type", told.get("type", "default")))
     if kind in ("default", "dynamic"):  # the second turns otherwise only beyond the context, where no spec goes
         return None
     if kind not in _NAMES:
-        raise InvalidSpec(
-            f"{at}.rope_type", f"is {str(kind)[:32]!r}; read are default, dynamic, linear, llama3 and yarn"
-        )
+        raise InvalidSpec(f"{at}.rope_type", f"is {kind[:32]!r}; read are default, dynamic, linear, llama3 and yarn")
     names = _NAMES[kind]
     given = {ours: told[theirs] for ours, theirs in names.items() if told.get(theirs) is not None}
     known = _BESIDE | set(names.values()) | {*_MSCALES, "original_max_position_embeddings"}
@@ -66,7 +64,8 @@ def _scaling_of(told: Mapping[str, Any], at: str, original: Any, context: int) -
     if "original" in names:
         given["original"] = original if original is not None else given.get("original", context)
     if kind == "yarn":
-        given.setdefault("factor", context / given["original"] if type(given["original"]) is int else None)
+        first = given["original"]
+        given.setdefault("factor", context / first if type(first) is int and first > 0 else None)
         if all(told.get(name) for name in _MSCALES) and "attention" not in given:
             up, down = (_mscale(_real(told, name, at), _real(given, "factor", at)) for name in _MSCALES)
             given["attention"] = up / down

@@ -107,11 +107,11 @@ def config_of_keras(path: Path) -> dict[str, Any]:
 def checked_config(raw: bytes) -> dict[str, Any]:
     """The config of a model as Keras writes it. Raises MayCarryCode for what is not of the list, InvalidSpec."""
     document = read_json(raw, limit=MAX_CONFIG_BYTES)
-    if not isinstance(document, dict) or document.get("class_name") not in MODELS:
-        named = document.get("class_name") if isinstance(document, dict) else None
-        if isinstance(named, str):
-            raise _refused("config", named[:64], "is a class of its author's")
+    named = document.get("class_name") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(named, str):
         raise InvalidSpec("config", "is no model's")
+    if named not in MODELS:
+        raise _refused("config", named[:64], "is a class of its author's")
     _walk({key: value for key, value in document.items() if key != "compile_config"}, "config", 0)
     return document
 
@@ -131,8 +131,8 @@ def _walk(value: Any, at: str, depth: int) -> None:
 
 def _check_class(value: dict[str, Any], at: str) -> None:
     name, module = value["class_name"], value.get("module")
-    if not isinstance(name, str):
-        raise InvalidSpec(f"{at[:256]}.class_name", "is no text")
+    if not isinstance(name, str) or not isinstance(module, str | None):
+        raise InvalidSpec(f"{at[:256]}.class_name", "is no text, or its module is none")
     if name in _CARRIERS:
         raise _refused(at, name, _CARRIERS[name])
     if module in _OPERATION_MODULES and name in OPERATIONS and value.get("registered_name") in (None, name):

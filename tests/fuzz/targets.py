@@ -207,7 +207,16 @@ def _config() -> list[bytes]:
         "vocab_size": 16,
         "activation_function": "gelu_new",
     }
-    return [json.dumps(one).encode() for one in (llama, gpt2)]
+    yarn = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 4,
+        "beta_fast": 2,
+        "truncate": False,
+    }
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    stretched = [llama | {"rope_scaling": yarn}, llama | {"rope_parameters": llama3 | {"rope_theta": 500000.0}}]
+    return [json.dumps(one).encode() for one in (llama, gpt2, *stretched)]
 
 
 def _feed_frames(data: bytes) -> None:

@@ -79,6 +79,8 @@ def test_layers_of_the_list_and_arithmetic_between_them_are_let_through(tmp_path
     [
         ([], {}, "is no model's"),
         ({"class_name": 3}, {}, "is no model's"),
+        ({"class_name": []}, {}, "is no model's"),
+        (model(layer("Dense", module=[])), {}, "its module is none"),
         (model(layer("Dense"), {"class_name": []}), {}, "is no text"),
         (model(DENSE), {"assets_vocabulary.txt": b"x"}, "and must hold"),
         (model(DENSE), {"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
