@@ -173,7 +173,26 @@ async def test_replicas_are_preferred(node: DeploymentAnswers, world: World) -> 
     state.replicas.kept(PeerId("bob"), trio.current_time(), ready=True, for_s=60)
     await ask(node)
     assert world.asked[-1] == (NAMES[0], ("bob",))
+    async with node.generate("deploy:digits", Question("hi")):
+        pass
+    assert world.asked[-1] == (NAMES[0], ("bob",))
     assert state.replicas.ready
+
+
+async def test_replicas_that_did_not_answer_are_to_say_anew_that_they_are_there(
+    node: DeploymentAnswers, world: World
+) -> None:
+    await made(node)
+    state, carol = node._desk().state("digits", CIDS[NAMES[0]]), PeerId("carol")
+    for asked in (False, True):
+        state.replicas.plan(1, [Candidate(carol)], trio.current_time())
+        state.replicas.kept(carol, trio.current_time(), ready=True, for_s=60)
+        if asked:
+            await ask(node)
+        else:
+            async with node.generate("deploy:digits", Question("hi")):
+                pass
+        assert not state.replicas.ready
 
 
 @pytest.mark.parametrize(("failure", "kind"), [(Busy("full"), "Busy"), (WorkerFailed("died"), "WorkerFailed")])

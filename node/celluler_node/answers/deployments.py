@@ -205,6 +205,8 @@ class DeploymentAnswers(ModelAnswers, GenerationAnswers):
                     raise
                 asked.state.counts.cached += is_kept(generated)
                 yield Counted(generated, asked, began)
+                if not (peer or is_kept(generated)):
+                    desk.answered_by(asked, generated.peer)
 
     @asynccontextmanager
     async def _written(
