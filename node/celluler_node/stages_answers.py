@@ -13,7 +13,7 @@ from celluler.inference.requests import DEADLINE, ERROR, LENGTH, STOP
 from celluler.inference.sampling import Chosen
 from celluler_node.bounded import plain
 from celluler_node.stages_lines import Line
-from celluler_node.stages_sequences import Measured, Sequence
+from celluler_node.stages_sequences import Measured, StagedSequence
 
 
 def check_tokens(tokens: tuple[int, ...], line: Line) -> None:
@@ -98,7 +98,7 @@ class StagedAnswers:
         question, tokens = self._question, self.begun.prompt + self._question.given
         sampling = replace(question.sampling, choice=question.sampling.choice + choice)
         most = question.max_tokens or len(question.given) + 1 + self._line.length
-        sequence = Sequence(self._line, number, tokens, len(question.given), sampling, self._measured)
+        sequence = StagedSequence(self._line, number, tokens, len(question.given), sampling, self._measured)
         chosen = await sequence.first()
         while chosen is not None:
             generated[0] += 1

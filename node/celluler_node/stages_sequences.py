@@ -43,7 +43,7 @@ class _Piece:
     data: bytes
 
 
-class Sequence:
+class StagedSequence:
     """One answer. number: its place in the line. prompt: with the tokens of the answer that there are already, so many
     of them `given`."""
 

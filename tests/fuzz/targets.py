@@ -50,6 +50,7 @@ from celluler_protocols import (
     jobs_messages,
     leases,
     rounds_messages,
+    stages_messages,
 )
 from celluler_protocols.content import messages as content_messages
 from celluler_protocols.generation.messages import Generate, question_of
@@ -316,6 +317,7 @@ TARGETS: dict[str, Target] = {
     "wire generation": _frames(generation.frames, "generation"),
     "questions": Target(_questions, _frames(generation.frames, "generation").seeds, "frames"),
     "wire leases": _frames(leases.frames, "leases"),
+    "wire stages": _frames(stages_messages.frames, "stages"),
     "wire jobs": _frames(jobs_messages.frames, "jobs"),
     "wire rounds": _frames(rounds_messages.frames, "rounds"),
     "wire averaging": _frames(averaging_messages.frames, "averaging"),
