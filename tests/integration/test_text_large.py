@@ -59,6 +59,25 @@ def test_what_comes_piece_by_piece_is_the_same_and_likely_tokens_are_texts(http:
     assert any(one["top_logprobs"][1]["token"].strip().isalpha() for one in tokens)
 
 
+def test_an_answer_bound_to_a_schema_is_what_the_schema_says(http: httpx.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"capital": {"enum": ["Rome", "Paris", "Oslo"]}, "letters": {"type": "integer", "maximum": 99}},
+        "required": ["capital", "letters"],
+        "additionalProperties": False,
+    }
+    bound = {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
+    answer = http.post("/v1/chat/completions", json=ASKED | bound | {"max_tokens": 64})
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    told = json.loads(choice["message"]["content"])
+    assert told["capital"] == "Paris"
+    assert told["letters"] <= 99
+    assert choice["finish_reason"] == "stop"
+    bad = {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "none"}}}}
+    assert http.post("/v1/chat/completions", json=ASKED | bad).status_code == 400
+
+
 TEMPLATES = {
     "turns by name, the system's first": """\
 {% for message in messages %}
