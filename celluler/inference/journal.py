@@ -66,6 +66,10 @@ class Journal:
             return (Leg(replace(self._asked(now), n=self._question.n), open_),)
         return tuple(Leg(self._behind(choice, now), (choice,)) for choice in open_)
 
+    def settled(self, leg: Leg) -> bool:
+        """All answers of this leg have ended. Cheap: asked with every event."""
+        return all(choice in self._generated for choice in leg.choices)
+
     def begin(self, begun: Begun) -> bool:
         """Somebody has begun. True for the first. Raises ProtocolViolation for who began from something else."""
         if self.begun is None:

@@ -261,7 +261,7 @@ class Talk:
             async with self._ask(attempt.peer, attempt.leg.question) as answering:
                 self._begin(attempt, answering)
                 events = aiter(answering)
-                while not self._settled(attempt):
+                while not self.journal.settled(attempt.leg):
                     asked_at = trio.current_time()
                     event = await anext(events, None)
                     waited_s = trio.current_time() - asked_at
@@ -276,7 +276,7 @@ class Talk:
                 with trio.move_on_after(SETTLE_S):
                     while (event := await anext(events, None)) is not None:
                         self.journal.take(attempt.leg, event, trio.current_time())
-        if self.journal.left(trio.current_time(), attempt.leg):
+        if not self.journal.settled(attempt.leg):
             raise Unavailable("the answers ended before they were over", peer=attempt.peer)
 
     def _begin(self, attempt: _Attempt, answering: Answering) -> None:
@@ -307,9 +307,6 @@ class Talk:
         if isinstance(load, Load) and load is not attempt.load:
             attempt.load = load
             self._chooser.told(attempt.peer, self._opened, load)
-
-    def _settled(self, attempt: _Attempt) -> bool:
-        return not self.journal.left(trio.current_time(), attempt.leg)
 
     def _stop_unwanted(self, attempt: _Attempt) -> None:
         for place in self.journal.unwanted(attempt.leg):
