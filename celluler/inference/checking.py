@@ -40,7 +40,8 @@ class Tolerance:
         return 2.0 * self.slack
 
 
-_NARROW = Tolerance(slack=0.25, misses=0.05, overlap=0.75)
+_NARROW = Tolerance(slack=0.25, misses=0.6, overlap=0.75)
+"""Of int4, whose activations are bfloat16, an honest batch drew 22 % of other tokens where many are nearly as likely."""
 TOLERANCES = {
     "float32": Tolerance(slack=5e-4, misses=1e-3, overlap=0.9),
     "bfloat16": _NARROW,
@@ -48,7 +49,7 @@ TOLERANCES = {
     "int8": _NARROW,
     "int4": _NARROW,
 }
-"""By `Architecture.dtype`. Of float32 eight times what was measured between batches and threads."""
+"""By `Architecture.dtype`; what was measured is in docs/explanation/checked-answers.md."""
 
 
 class Outcome(StrEnum):
