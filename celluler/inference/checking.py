@@ -41,7 +41,7 @@ class Tolerance:
 
 
 _NARROW = Tolerance(slack=0.25, misses=0.6, overlap=0.75)
-"""Of int4, whose activations are bfloat16, an honest batch drew 22 % of other tokens where many are nearly as likely."""
+"""Of int4, whose activations are bfloat16, an honest batch drew 22 % of other tokens, where many are as likely."""
 TOLERANCES = {
     "float32": Tolerance(slack=5e-4, misses=1e-3, overlap=0.9),
     "bfloat16": _NARROW,
