@@ -110,7 +110,7 @@ class StageServer:
             await trio.sleep(CHECK_S)
             for one in tuple(self._held.values()):
                 if not one.users and one.ready.is_set() and trio.current_time() - one.used_at > IDLE_S:
-                    one.scope.cancel()
+                    self._let_go(one)
 
     async def _hold(self, request: OpenStage, asker: PeerId | None, hints: tuple[PeerId, ...]) -> Held:
         opened = await self._allowed(request.model, asker, hints)

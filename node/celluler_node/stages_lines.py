@@ -41,14 +41,15 @@ FindCandidates = Callable[[], Sequence[Candidate]]
 
 @dataclass(slots=True)
 class Position:
-    """One stage of a line. generation: counts its peers. opened: None once it was lost and no other is found."""
+    """One stage of a line. generation: counts its peers. opened: None once it was lost and no other is found. mended:
+    while another is looked for."""
 
     part: Part
     stage: Stage
     generation: int = 0
     opened: OpenedStage | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    turn: trio.Lock = field(default_factory=trio.Lock)
+    mended: trio.Event | None = None
 
     @property
     def widths(self) -> Widths:
@@ -79,7 +80,7 @@ class Line:
         self._loads, self._slots, self._open_at = loads, slots, open_at
         self._candidates, self._doubt, self._nursery = candidates, doubt, nursery
         self._free: list[int] = []
-        self._begun = False
+        self._begun = self._closed = False
         self._waiting = 0
         self._freed = trio.Condition()
         self.retired = False
@@ -90,6 +91,11 @@ class Line:
     def parts(self) -> tuple[Part, ...]:
         """As it is now."""
         return tuple(one.part for one in self.positions)
+
+    @property
+    def whole(self) -> bool:
+        """No stage is lost for good."""
+        return all(one.opened is not None or one.mended is not None for one in self.positions)
 
     @property
     def busy(self) -> int:
@@ -133,37 +139,56 @@ class Line:
     async def at(self, place: int) -> tuple[OpenedStage, int]:
         """The stage as it is now, and its generation; waits while it is being replaced. Raises NoPeers."""
         position = self.positions[place]
-        async with position.turn:
-            if position.opened is None:
-                raise NoPeers(f"nobody takes layers {position.part.first}:{position.part.until} over")
-            return position.opened, position.generation
+        while position.mended is not None:
+            await position.mended.wait()
+        if position.opened is None:
+            raise NoPeers(f"nobody takes layers {position.part.first}:{position.part.until} over")
+        return position.opened, position.generation
 
     async def replace(self, place: int, generation: int, error: CellulerError) -> None:
-        """Its peer has failed, or is as good as that: find another, unless somebody has. Raises NoPeers."""
+        """Its peer has failed, or is as good as that: find another, unless somebody has. Returns when that is over.
+
+        It is looked for whether or not whoever noticed goes on waiting: others may wait for it too.
+        """
         position = self.positions[place]
-        async with position.turn:
-            if position.generation != generation or position.opened is None:
-                return
-            lost = PeerId(position.part.peer)
-            log.info("stage_lost", peer=short(lost), first=position.part.first, reason=str(error))
-            self._doubt(lost, error)
+        if position.mended is None and position.generation == generation and position.opened is not None:
+            position.mended, position.opened = trio.Event(), None
             position.scope.cancel()
-            position.opened = None
+            self._nursery.start_soon(self._mend, position, error)
+        if position.mended is not None:
+            await position.mended.wait()
+
+    async def _mend(self, position: Position, error: CellulerError) -> None:
+        lost = PeerId(position.part.peer)
+        log.info("stage_lost", peer=short(lost), first=position.part.first, reason=str(error))
+        self._doubt(lost, error)
+        try:
             for _ in range(REPLACEMENTS):
+                if self._closed:
+                    return
                 peer = self._other(position)
                 try:
                     await self._open(position, peer)
                 except CellulerError as failure:
                     self._doubt(peer, failure)
                     continue
+                if self._closed:  # nobody lets go of it any more
+                    position.scope.cancel()
+                    position.opened = None
+                    return
                 self.replaced += 1
                 log.info("stage_replaced", peer=short(peer), first=position.part.first)
                 return
-            raise NoPeers("nobody takes the layers of a lost stage over") from error
+        except NoPeers as none:
+            log.info("stage_not_replaced", first=position.part.first, reason=str(none))
+        finally:
+            mended, position.mended = position.mended, None
+            assert mended is not None
+            mended.set()
 
     def close(self) -> None:
         """Let go of all stages."""
-        self.retired = True
+        self.retired = self._closed = True
         for one in self.positions:
             one.scope.cancel()
             one.opened = None

@@ -147,7 +147,7 @@ class StagedAnswerer:
         lines = self._lines.setdefault((cut.opened.digest, stages, wire), _Lines())
         async with lines.turn:
             line = lines.current
-            if line is not None and not line.retired and all(one.opened is not None for one in line.positions):
+            if line is not None and not line.retired and line.whole:
                 if not lines.moving and self._worth_leaving(line, cut, stages):
                     lines.moving = True
                     self._nursery.start_soon(self._move, lines, line, cut, stages, wire)

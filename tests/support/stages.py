@@ -1,6 +1,6 @@
 """Peers that take stages, all in one process: real layers and the real protocol, over streams in memory.
 
-`lost` peers end their streams, as a killed process does; `silent` ones answer no more.
+`lost` peers end their streams, as a killed process does. While `slow` is not set no stage is opened.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class StageSwarm:
         self.able = SERVING
         self.lost: set[PeerId] = set()
         self.swift: set[PeerId] = set()
+        self.slow = trio.Event()
+        self.slow.set()
         self.lose_after: dict[PeerId, int] = {}
         self.wrong: set[PeerId] = set()
         self.penalised: list[PeerId] = []
@@ -72,6 +74,7 @@ class StageSwarm:
     async def open_at(self, peer: PeerId, request: OpenStage, widths: Widths) -> AsyncIterator[Stage]:
         if peer in self.lost:
             raise Unavailable("no connection")
+        await self.slow.wait()
         ours, theirs = memory_stream_pair()
         self._streams.setdefault(peer, []).append(theirs)
         self._nursery.start_soon(self._serve, peer, theirs)

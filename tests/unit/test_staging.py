@@ -145,6 +145,29 @@ async def test_answers_under_way_at_a_stage_that_is_lost_all_go_on(weights: Path
     assert heard == {at: whole(BODY, weights, (at, 7, at), 10, GREEDY) for at in range(4)}
 
 
+async def test_whoever_notices_a_loss_may_leave_and_others_go_on(weights: Path) -> None:
+    async with staged(weights) as (answerer, swarm):
+        await told(answerer, Question(PROMPT, 1, GREEDY))
+        lost = sorted(swarm.opened, key=lambda one: one[1])[1][0]
+        async with trio.open_nursery() as nursery:
+            heard: list[int] = []
+
+            async def stays() -> None:
+                heard.extend(tokens(await told(answerer, Question(PROMPT, 6, GREEDY))))
+
+            async with trio.open_nursery() as leaves:
+                leaves.start_soon(told, answerer, Question(PROMPT, 40, GREEDY))
+                nursery.start_soon(stays)
+                swarm.slow = trio.Event()  # from now on nobody opens a stage
+                await swarm.lose(lost)
+                await wait_all_tasks_blocked()
+                leaves.cancel_scope.cancel()
+            await wait_all_tasks_blocked()
+            assert not heard
+            swarm.slow.set()
+    assert heard == whole(BODY, weights, PROMPT, 6, GREEDY)
+
+
 async def test_a_peer_that_gives_no_numbers_is_left_and_penalised(weights: Path) -> None:
     async with staged(weights) as (answerer, swarm):
         swarm.wrong.add(swarm.peers[0])
