@@ -45,6 +45,13 @@ def test_a_prompt_is_answered_as_it_comes(celluler: Run, tales: ServingNode) -> 
     assert "--max-tokens" in err
 
 
+def test_a_model_that_writes_may_be_split_and_no_other(celluler: Run, tales: ServingNode) -> None:
+    assert celluler("run", "alice/tales", "Hello", "--stages=3")[0] == 0
+    assert tales.writer.questions[-1].stages == 3
+    code, _, err = celluler("run", "alice/digits", "[[1, 2]]", "--stages=3")
+    assert (code, "stages" in err) == (2, True)
+
+
 def test_an_answer_as_a_document_or_as_lines(celluler: Run) -> None:
     told = json.loads(celluler("run", "alice/tales", "Hello", "--temperature", "0", "--json")[1])
     assert (told["text"], told["peer"], told["answers"][0]["reason"]) == (TALE, BOB.peer_id, "stop")

@@ -221,6 +221,7 @@ async def test_what_changes_nothing_may_be_said(http: httpx.AsyncClient, said: d
         (CHAT, {"n": True}, "n"),
         (CHAT, {"seed": 1 << 64}, "seed"),
         (CHAT, {"timeout_s": 0}, "timeout_s"),
+        (CHAT, {"stages": 17}, "stages"),
         (CHAT, {"stop": ["a"] * 17}, "stop"),
         (CHAT, {"stop": [1]}, "stop"),
         (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),

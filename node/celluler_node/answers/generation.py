@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from celluler.errors import TimedOut
+from celluler.errors import InvalidSpec, TimedOut
 from celluler.inference.questions import Generated, Question
 from celluler_node.answers.inference import InferenceAnswers, cid_text
 from celluler_node.answers.staged import generate_staged
@@ -29,6 +29,8 @@ class GenerationAnswers(InferenceAnswers):
         left_s = question.timeout_s - (trio.current_time() - began)
         if left_s <= 0.0:
             raise TimedOut("no time was left when the model had been looked up")
+        if question.stages and peer:
+            raise InvalidSpec("stages", "are of peers that are found: name no peer, or no stages")
         if question.stages or (self._of.staged is not None and not peer and self._of.staged.needed(opened)):
             name, asked = self._core.repository.held(opened).name, replace(question, timeout_s=left_s)
             async with generate_staged(self._of.staged, opened, name, asked, self._core.identity.peer_id) as written:
