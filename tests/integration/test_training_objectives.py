@@ -43,7 +43,7 @@ def swarm(tmp_path: Path) -> Iterator[Swarm]:
 
 
 def submit(client: Client, name: str, document: dict[str, Any], data: Path, **train: Any) -> Job:
-    model = client.models.add(f"alice/{name}:1.0.0", document)
+    model = client.models.add("alice/untrained:1.0.0", document)
     settings = {"inner_steps": 8, "batch": 16, "learning_rate": 0.003, "optimizer": "adam"}
     return client.jobs.submit(
         {
