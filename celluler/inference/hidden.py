@@ -84,8 +84,8 @@ def check_hidden(wire: str, data: bytes | bytearray | memoryview, places: int, w
 
 def _parted(data: bytes | bytearray | memoryview, places: int, width: int) -> tuple[Hidden, npt.NDArray[np.int8]]:
     """((places, blocks) scales, (places, width) codes)"""
-    raw = np.frombuffer(data, dtype=np.uint8).reshape(places, -1)
     at = _SCALE_BYTES * -(-width // BLOCK)
+    raw = np.frombuffer(data, dtype=np.uint8).reshape(places, at + width)
     scales: Hidden = np.ascontiguousarray(raw[:, :at]).view("<f4")
     return scales, np.ascontiguousarray(raw[:, at:]).view(np.int8)
 
@@ -116,4 +116,4 @@ def _codes(hidden: Hidden) -> tuple[npt.NDArray[np.int8], Hidden]:
     scales: Hidden = (np.abs(parts).max(axis=2) / np.float32(127)).astype(np.float32)
     divisors = np.where(scales > 0, scales, np.float32(1))[:, :, None]
     codes = np.rint(np.clip(parts / divisors, -127, 127)).astype(np.int8)
-    return np.ascontiguousarray(codes.reshape(places, -1)[:, :width]), scales
+    return np.ascontiguousarray(codes.reshape(places, blocks * BLOCK)[:, :width]), scales

@@ -117,7 +117,7 @@ def _forget(path: Path, stage: Stage, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", list(BODIES))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_logits_are_those_of_the_whole_model_wherever_it_is_cut(
     name: str, data: st.DataObject, files: dict[str, Path]
@@ -224,14 +224,15 @@ def test_weights_that_are_no_numbers_are_refused(files: dict[str, Path], tmp_pat
 
 
 @settings(max_examples=40, deadline=None)
-@given(places=st.integers(1, 5), width=st.integers(1, 150), seed=st.integers(0, 99), wire=st.sampled_from(WIRES))
+@given(places=st.integers(0, 5), width=st.integers(1, 150), seed=st.integers(0, 99), wire=st.sampled_from(WIRES))
 def test_hidden_states_come_back_as_near_as_their_wire_says(places: int, width: int, seed: int, wire: str) -> None:
     hidden = np.random.default_rng(seed).normal(0.0, 3.0, (places, width)).astype(np.float32)
     data = encode_hidden(wire, hidden)
     assert len(data) == hidden_bytes(wire, places, width)
     back = decode_hidden(wire, data, places, width)
     near = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 0.51 / 127}[wire]
-    allowed = near * (np.abs(hidden).max() if wire == "int8" else np.abs(hidden))
+    allowed = near * (np.abs(hidden).max(initial=0.0) if wire == "int8" else np.abs(hidden))
+    assert back.shape == hidden.shape
     assert bool((np.abs(back - hidden) <= allowed).all())
     with pytest.raises(ProtocolViolation, match="bytes"):
         check_hidden(wire, data + b"\0", places, width)

@@ -12,7 +12,7 @@ from celluler.inference.hidden import WIRES, encode_hidden, hidden_bytes
 from celluler.inference.stages_journal import StagesJournal
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8),
     wire=st.sampled_from(WIRES),
