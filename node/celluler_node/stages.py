@@ -38,6 +38,7 @@ MOST_SLOTS = 8
 """Of one worker."""
 IDLE_S = 60.0
 CALL_S = 60
+GIVE_BACK_S = 5.0
 CHECK_S = 15.0
 
 log = structlog.get_logger("celluler.stages")
@@ -101,7 +102,7 @@ class StageServer:
             held.users -= 1
             held.used_at = trio.current_time()
             if held.running is not None and slots:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + CALL_S), suppress(CellulerError):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + GIVE_BACK_S), suppress(CellulerError):
                     await held.running.give_back(slots)
 
     async def unload_idle(self) -> None:

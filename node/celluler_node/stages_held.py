@@ -19,6 +19,9 @@ from celluler_protocols.generation.messages import TOKEN_BYTES
 from celluler_protocols.stages import Answer
 from celluler_protocols.stages_messages import DRAW, Forward, StageReady
 
+MAX_READ_BEFORE = 64
+"""Tokens of a prompt that what is drawn may be read behind."""
+
 
 @dataclass(slots=True)
 class Held:
@@ -62,6 +65,9 @@ class HeldStage:
             raise blamed(error) from None
 
     async def begin(self, sequence: int, sampling: Sampling | None, context: tuple[int, ...]) -> None:
+        """Raises LocalError for a context that no answer here can have."""
+        if len(context) > self._held.length + MAX_READ_BEFORE:
+            raise LocalError(f"a context of {len(context)} tokens, a sequence has {self._held.length} places")
         await self._running.open(self._slot(sequence), self._wire, sampling, context)
 
     async def forward(self, message: Forward) -> Answer:

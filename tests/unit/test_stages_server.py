@@ -134,6 +134,8 @@ async def test_askers_of_the_same_layers_share_a_worker_and_not_their_slots(weig
                     raise AssertionError("all eight are taken")
             with pytest.raises(LocalError, match="no sequence 4"):
                 await one.begin(4, None, ())
+            with pytest.raises(LocalError, match="context of 99"):
+                await one.begin(0, None, (1,) * 99)
         async with node.server.open(stage()) as again:
             assert again.ready.slots == 4
         assert len(node.children) == 1
