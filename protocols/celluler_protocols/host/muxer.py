@@ -42,10 +42,19 @@ Overrun = Callable[[ID, Exception], None]
 
 
 class _Stream(YamuxStream):
-    """A stream whose window grows to 1 MiB at most, not to 16."""
+    """A stream whose window grows to 1 MiB at most, not to 16, and is opened anew half a window at a time."""
 
     torn: bool | None = None
     leftover: bytes = b""
+
+    async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
+        """libp2p writes a frame after each small read; a sender lacks nothing while half of the window is open."""
+        buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
+        closed = self.target_recv_window - self.recv_window - buffered
+        if max(closed, self._pending_recv_release + bytes_read) < self._grow_threshold():
+            self._pending_recv_release += bytes_read
+        else:
+            await super()._auto_tune_and_send_window_update(bytes_read=bytes_read)
 
     def _apply_autotune_epoch(self, buffered: int) -> int:
         return super()._apply_autotune_epoch(buffered) if self.target_recv_window < _WINDOW_BYTES else 0
