@@ -72,9 +72,12 @@ class RunningStage:
         return taken
 
     async def give_back(self, slots: list[int]) -> None:
-        for slot in slots:
-            await self.close(slot)
-        self._free += slots
+        """Whoever opens one next empties it in any case."""
+        try:
+            for slot in slots:
+                await self.close(slot)
+        finally:
+            self._free += slots
 
     async def read(self, prompt: Prompt) -> tuple[int, ...]:
         """Tokens of a text or a conversation."""
