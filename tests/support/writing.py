@@ -22,6 +22,7 @@ from celluler.inference.questions import Begun, Event, Finished, Message, Over, 
 from celluler.inference.requests import LENGTH, STOP
 from celluler.inference.sampling import Chosen, choose
 from celluler.inference.text_stops import TextStops
+from celluler_protocols.nursery import own_nursery
 
 TALE = "Über sieben Brücken, said the quick brown fox."
 LONGEST = 64
@@ -54,7 +55,8 @@ class Writer:
         self._before = prompt
         recited = Recited(self, question, Begun(digest_of(name.encode()), prompt), shared, (model, cid, peer))
         try:
-            yield recited
+            async with own_nursery():  # as those have that answer for real: what cancels goes through it
+                yield recited
         finally:
             self.left += not recited.over
 

@@ -307,6 +307,7 @@ async def test_a_client_that_goes_away_ends_the_answer(
             assert node.writer.left == 0
         await trio.testing.wait_all_tasks_blocked()
     assert node.writer.left == len(node.writer.questions) > 0
+    assert 'celluler_generations_failed_total{kind="Cancelled"} 1.0' in (await streaming.get("/metrics")).text
 
 
 async def test_a_client_that_goes_away_before_the_first_word_ends_it_too(

@@ -17,6 +17,8 @@ from celluler_node.operations import Operations
 MAX_ASKED = 256
 """Questions at once, at work or waiting for a slot of their model."""
 
+FAULT = "Fault"
+
 OnBegun = Callable[[Sequence[Generated]], Awaitable[None]]
 OnTold = Callable[[int, Event], Awaitable[None]]
 """With the place of the question among those of the request."""
@@ -40,6 +42,7 @@ class AskingText:
             self._counted.not_written["Busy"] += 1
             raise Busy(f"{self._most} answers are being written here already")
         self.under_way += len(questions)
+        failed = "Cancelled"  # which comes in groups where nurseries are between: told by nothing else having come
         try:
             async with AsyncExitStack() as stack:
                 began = time.monotonic()
@@ -49,14 +52,14 @@ class AskingText:
                 ]
                 await on_begun(opened)
                 await self._follow_all(opened, began, on_told)
-        except CellulerError as error:
-            self._counted.not_written[kind_of(error)] += 1
-            raise
-        except trio.Cancelled:
-            self._counted.not_written["Cancelled"] += 1
+            failed = ""
+        except Exception as error:
+            failed = kind_of(error) if isinstance(error, CellulerError) else FAULT
             raise
         finally:
             self.under_way -= len(questions)
+            if failed:
+                self._counted.not_written[failed] += 1
 
     async def _follow_all(self, opened: Sequence[Generated], began: float, on_told: OnTold) -> None:
         if len(opened) == 1:
