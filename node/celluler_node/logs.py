@@ -1,7 +1,8 @@
 """Where events go. Structured: a stable name (`process.ended`) and fields, as one line of JSON or one for a person.
 
-`set_up` is called once, by the program's entry; modules say `structlog.get_logger("celluler.<area>")`. What libraries
-log through the standard library takes the same way, from WARNING up.
+`set_up` is called once, by the program's entry; modules say `structlog.get_logger()`, which names them, or name an area
+of several, `structlog.get_logger("celluler.<area>")`. What libraries log through the standard library takes the same
+way, from WARNING up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from celluler.identity import short
 Level = Literal["debug", "info", "warning", "error"]
 Form = Literal["json", "console"]
 
+_OURS = ("celluler", "celluler_protocols", "celluler_node")
 MAX_FILE_BYTES = 10 << 20
 KEPT_FILES = 3
 
@@ -48,7 +50,8 @@ def set_up(config: LogConfig, *, stream: TextIO | None = None) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("celluler").setLevel(config.level.upper())
+    for ours in _OURS:
+        logging.getLogger(ours).setLevel(config.level.upper())
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

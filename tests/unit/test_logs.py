@@ -59,6 +59,15 @@ def test_the_level_is_ours_and_libraries_speak_from_warning_up():
     assert len(events(stream.getvalue())) == 2
 
 
+def test_a_logger_without_a_name_is_that_of_its_module_and_one_of_ours():
+    stream = io.StringIO()
+    set_up(LogConfig(form="json"), stream=stream)
+    module = {"__name__": "celluler_node.training.member", "structlog": structlog}
+    exec("log = structlog.get_logger()\nlog.info('run_joined')", module)
+    (event,) = events(stream.getvalue())
+    assert (event["event"], event["logger"]) == ("run_joined", "celluler_node.training.member")
+
+
 def test_an_exception_is_a_field_of_its_event():
     stream = io.StringIO()
     set_up(LogConfig(form="json"), stream=stream)
