@@ -17,8 +17,8 @@ from celluler.wire import Bytes32, Length
 TOKENIZER, CHAT_TEMPLATE = "tokenizer", "chat-template"
 LIMITS = {CHAT_TEMPLATE: 64 << 10, TOKENIZER: 32 << 20}
 """The files there are, and the bytes that each may have. tokenizer: as the `tokenizers` package writes it, read by a
-confined worker alone. chat-template: of conversations, in the language of Jinja as `transformers` renders it; a program,
-run by a confined worker alone."""
+confined worker alone. chat-template: of conversations, in the language of Jinja as `transformers` renders it; a
+program, run by a confined worker alone."""
 FILE_NAMES = {CHAT_TEMPLATE: "chat_template.jinja", TOKENIZER: "tokenizer.json"}
 """As they lie in a folder."""
 
