@@ -91,6 +91,7 @@ OTHERWISE: dict[str, Any] = {
     "stop": ("end",),
     "given": (1, 2),
     "schema": b"{}",
+    "stages": 3,
 }
 ASKED = Question("hello", max_tokens=9, sampling=GREEDY)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -13,6 +13,7 @@ from celluler.errors import InvalidSpec, ProtocolViolation, TimedOut, Unavailabl
 from celluler.inference import questions
 from celluler.inference.placement import Load
 from celluler.inference.questions import Question
+from celluler.inference.requests import STOP
 from celluler.models.names import ModelName, parse_reference
 from celluler_protocols.generation.messages import (
     Alive,
@@ -168,6 +169,7 @@ class Remote:
         self._stream, self._ask, self._patience = stream, ask, patience
         self._heard: list[Heard] = []
         self._stops: list[int] = []
+        self._stopped: set[int] = set()
         self._stalled_s, self._spoke = 0.0, False
         self.load: Load | None = None
 
@@ -175,8 +177,10 @@ class Remote:
         return self._events()
 
     def stop(self, choice: int) -> None:
-        """Told to the server before the next event is waited for."""
+        """Told to the server before the next event is waited for. What it has said of that answer meanwhile counts for
+        nothing."""
         self._stops.append(choice)
+        self._stopped.add(choice)
 
     async def begin(self) -> None:
         """Ask, and wait until it has begun."""
@@ -191,6 +195,10 @@ class Remote:
             assert not isinstance(event, questions.Begun)  # `Ask` lets one through
             if isinstance(event, questions.Said):
                 self._spoke, self._stalled_s = True, 0.0
+                if event.choice in self._stopped:
+                    continue
+            if isinstance(event, questions.Over) and event.choice in self._stopped:
+                event = replace(event, reason=STOP)
             yield event
             if isinstance(event, questions.Finished):
                 return
