@@ -23,11 +23,12 @@ from celluler.identity import Identity, PeerId
 from celluler.learning.roster import Role
 from celluler.learning.run import Run
 from celluler.views import Hardware
-from celluler_node.checking import serve_scoring
+from celluler_node.checks.signing import signing_answerer, signing_predictor
+from celluler_node.checks.wiring import serve_scoring
 from celluler_node.config import NodeConfig
 from celluler_node.content_plane import listen_hosts
 from celluler_node.core import Core, open_core
-from celluler_node.deploy_wiring import kept_answers, start_deployments
+from celluler_node.deployments.wiring import kept_answers, start_deployments
 from celluler_node.job_client import JobClient
 from celluler_node.limits import serving_limits, serving_rules
 from celluler_node.node import Node, Services
@@ -35,9 +36,8 @@ from celluler_node.processes.averager_words import AVERAGER
 from celluler_node.processes.confinement import Confinement, Walls
 from celluler_node.processes.words import Program
 from celluler_node.replicas import open_replicas
-from celluler_node.serving import ModelServer
-from celluler_node.signing import signing_answerer, signing_predictor
-from celluler_node.stages_wiring import start_stages
+from celluler_node.serving.server import ModelServer
+from celluler_node.stages.wiring import start_stages
 from celluler_node.summarising import summariser
 from celluler_node.training.archive import JobArchive
 from celluler_node.training.classes import describer

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from celluler.views import Hardware
 from celluler_node.config import NodeConfig
-from celluler_node.loading import ServingRules
 from celluler_node.processes.words import Limits
+from celluler_node.serving.loading import ServingRules
 
 WORKER_NICENESS = 5
 """A model at work must not make the node late: a peer that does not answer is taken for dead."""

@@ -16,7 +16,7 @@ from celluler.identity import PeerId
 from celluler.inference.questions import Answering, Begun, Event, Question
 from celluler.models.manifest import OpenedManifest
 from celluler_node.app import Parts
-from celluler_node.serving import ModelServer
+from celluler_node.serving.server import ModelServer
 from celluler_protocols.inference import Predict, Predicted
 from simulations.node import add_options, up
 

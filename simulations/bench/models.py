@@ -33,7 +33,7 @@ from celluler.publishing import publish
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER, LoadModel, Predict
 from celluler_node.scratch import open_scratch
-from celluler_node.spares import Spares
+from celluler_node.serving.spares import Spares
 from tests.support.modules import Llama, ResNetBlock
 
 AIM_OVERHEAD = 1.2

@@ -39,7 +39,7 @@ from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.scratch import open_scratch
-from celluler_node.serving import ModelServer
+from celluler_node.serving.server import ModelServer
 from celluler_protocols.inference import Predict
 from simulations.bench.models import figure
 

@@ -37,10 +37,10 @@ from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_stages_words import STAGE_WORKER
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.scratch import open_scratch
-from celluler_node.serving import ModelServer
-from celluler_node.stages import StageServer
-from celluler_node.stages_peers import StagePeers
-from celluler_node.staging import StagedAnswerer
+from celluler_node.serving.server import ModelServer
+from celluler_node.stages.answering import StagedAnswerer
+from celluler_node.stages.peers import StagePeers
+from celluler_node.stages.server import StageServer
 from celluler_protocols.membership import Capabilities, Member
 from celluler_protocols.membership.table import Status
 from celluler_protocols.stages import Widths, open_link

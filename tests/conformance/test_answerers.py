@@ -22,9 +22,9 @@ from celluler.models.interface import read_interface
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_weights
-from celluler_node.placement_talk import Heard, Talk
+from celluler_node.placement.talk import Heard, Talk
 from celluler_node.processes.worker_words import LoadModel
-from celluler_node.writing import Writing, open_writing
+from celluler_node.serving.writing import Writing, open_writing
 from celluler_protocols.generation import ask, serve_generation
 from celluler_protocols.nursery import own_nursery
 from tests.support.answering import MODEL

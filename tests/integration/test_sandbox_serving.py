@@ -16,11 +16,12 @@ import trio
 from celluler.errors import Denied, WorkerFailed
 from celluler.identity import Identity
 from celluler.models.manifest import OpenedManifest, describe_model, open_manifest, seal_manifest
-from celluler_node import serving, spares
 from celluler_node.processes.confinement import FULL, OFF, Confinement, Walls
 from celluler_node.processes.words import Limits
 from celluler_node.scratch import open_scratch
-from celluler_node.serving import ModelServer
+from celluler_node.serving import server as serving
+from celluler_node.serving import spares
+from celluler_node.serving.server import ModelServer
 from celluler_protocols.inference import Predict
 from tests.fuzz.targets import TARGETS
 from tests.support.spare_child import READER

@@ -15,12 +15,12 @@ import trio
 from celluler.errors import WorkerFailed
 from celluler.models.spec import parse_spec
 from celluler.models.weights import initial_weights
-from celluler_node import spares as module
 from celluler_node.processes import landlock
 from celluler_node.processes.words import Limits, Program
 from celluler_node.processes.worker_words import WORKER, LoadModel, Predict
 from celluler_node.scratch import open_scratch
-from celluler_node.spares import Spares
+from celluler_node.serving import spares as module
+from celluler_node.serving.spares import Spares
 from tests.support.spare_child import READER
 from tests.support.specs import MLP, as_bytes
 

@@ -17,7 +17,7 @@ from celluler.models.weights import initial_weights
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER, LoadModel, Predict
-from celluler_node.serving import blamed
+from celluler_node.serving.server import blamed
 from tests.support.specs import TINY, as_bytes
 
 wasmtime = pytest.importorskip("wasmtime")

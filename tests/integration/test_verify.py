@@ -27,8 +27,8 @@ from celluler_node.cli.root import run
 from celluler_node.processes.supervisor import Child, open_process
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER, ApplyRound, Replay, Replayed, StartRun, TrainRound
-from celluler_node.verify_command import Sample, verify_training
-from celluler_node.verify_papers import claim_of, rounds_claimed
+from celluler_node.verifying.command import Sample, verify_training
+from celluler_node.verifying.papers import claim_of, rounds_claimed
 from tests.support import cases
 from tests.support.specs import as_bytes
 from tests.support.transcripts import BATCH, SPEC, STEPS, Member, Played, Update, honest, play

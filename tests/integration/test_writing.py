@@ -18,12 +18,12 @@ from celluler.inference.questions import Event, Message, Over, Question, Said
 from celluler.inference.sampling import GREEDY
 from celluler.models.beside import CHAT_TEMPLATE
 from celluler.models.manifest import OpenedManifest, describe_model, open_manifest, seal_manifest
-from celluler_node import serving
 from celluler_node.processes.confinement import FULL, OFF, Confinement, Walls
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.scratch import open_scratch
-from celluler_node.serving import ModelServer
+from celluler_node.serving import server as serving
+from celluler_node.serving.server import ModelServer
 from tests.support.generating import reciting
 
 ALICE, BOB = Identity(b"a" * 32), Identity(b"b" * 32)

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from celluler.identity import PeerId
-from celluler_node.placement import Chooser
+from celluler_node.placement.chooser import Chooser
 from celluler_protocols.nursery import own_nursery
 from tests.support.answering import MODEL
 

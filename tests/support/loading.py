@@ -19,10 +19,10 @@ from celluler.inference.memory import bytes_served
 from celluler.models.manifest import OpenedManifest, describe_model, open_manifest, seal_manifest
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
-from celluler_node.loading import LoadedModels, ServingRules
 from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Isolation, Reply
 from celluler_node.processes.worker_words import Loaded, LoadModel, Predict, Predicted, Warm, WarmUp
+from celluler_node.serving.loading import LoadedModels, ServingRules
 
 ALICE = Identity(b"a" * 32)
 SPEC = format_spec(parse_spec(fill("mlp")))

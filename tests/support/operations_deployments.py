@@ -7,8 +7,8 @@ from celluler.errors import LocalError, NotFound
 from celluler.inference.deployments import STABLE, Arm, Deployment, promote, read_share, roll_back, switch, try_out
 from celluler.views import AnswerCacheUsage, DeploymentChange, NewDeployment
 from celluler.views import Deployment as View
-from celluler_node.deploy_views import changed_scale, deployment_view, new_deployment
-from celluler_node.deployments import ArmState
+from celluler_node.deployments.book import ArmState
+from celluler_node.deployments.views import changed_scale, deployment_view, new_deployment
 from tests.support.jobs import NOW_S
 
 

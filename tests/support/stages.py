@@ -22,8 +22,8 @@ from celluler.models.spec import Architecture, format_spec
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_stages import StageWorker
 from celluler_node.processes.worker_stages_words import LoadStage, StageLoaded
-from celluler_node.stages_held import Held, HeldStage
-from celluler_node.stages_running import RunningStage
+from celluler_node.stages.held import Held, HeldStage
+from celluler_node.stages.running import RunningStage
 from celluler_protocols.membership import Capabilities, Member
 from celluler_protocols.membership.table import Status
 from celluler_protocols.nursery import own_nursery

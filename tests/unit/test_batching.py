@@ -14,9 +14,9 @@ from celluler.inference.together import group_of, needs_trial
 from celluler.models.interface import Interface, read_interface
 from celluler.models.spec import parse_spec
 from celluler.models.templates import TEMPLATES, fill
-from celluler_node.batching import Batching, Told, open_batching
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_words import Predict, Predicted
+from celluler_node.serving.batching import Batching, Told, open_batching
 
 MLP = read_interface(parse_spec(fill("mlp")))
 WIDTH = MLP.body.input.shape[0]

@@ -20,8 +20,8 @@ from celluler.models.body import parse_body
 from celluler.models.interface import read_interface
 from celluler.models.transforms.decoding import ByteCodec, TextCodec, VocabularyCodec, decoded
 from celluler.models.transforms.texts import ByteTokens, Tokenise
-from celluler_node.generating import open_generating
-from celluler_node.writing import open_writing
+from celluler_node.serving.generating import open_generating
+from celluler_node.serving.writing import open_writing
 from tests.support.generating import Worked, reciting
 
 pytest.importorskip("llguidance")

@@ -33,10 +33,10 @@ from celluler.models.manifest import OpenedManifest
 from celluler.tensors import tensor_of
 from celluler.views import Prediction
 from celluler_node.callers import Caller, called_by
-from celluler_node.deploy_control import Controller
-from celluler_node.deploy_leases import Lessor
-from celluler_node.deployments import COLD_START_S, Deployments
-from celluler_node.kept_answers import KeptAnswers
+from celluler_node.deployments.book import COLD_START_S, Deployments
+from celluler_node.deployments.control import Controller
+from celluler_node.deployments.leases import Lessor
+from celluler_node.serving.kept_answers import KeptAnswers
 from celluler_protocols.leases import Kept
 
 ONE, TWO = (digest_of(bytes([place])) for place in range(2))

@@ -26,8 +26,8 @@ from celluler_node.answers.generation import GenerationAnswers
 from celluler_node.answers.inference import InferenceAnswers
 from celluler_node.answers.models import ModelAnswers
 from celluler_node.callers import Caller, called_by, caller
-from celluler_node.deployments import Deployments
-from celluler_node.kept_answers import KeptAnswers
+from celluler_node.deployments.book import Deployments
+from celluler_node.serving.kept_answers import KeptAnswers
 
 NAMES = [f"alice/digits:{version}.0.0" for version in (1, 2, 3)]
 CIDS = {name: cid_of(digest_of(name.encode()), Codec.MANIFEST) for name in NAMES}

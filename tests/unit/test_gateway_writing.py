@@ -18,7 +18,7 @@ from celluler.models.body import parse_body
 from celluler.models.interface import read_interface
 from celluler_node.answers.staged import Stopping
 from celluler_node.gateway.app import gateway_app
-from celluler_node.writing import Writing, open_writing
+from celluler_node.serving.writing import Writing, open_writing
 from tests.support.generating import Worked, reciting
 from tests.support.jobs import ALICE
 from tests.support.serving_node import ServingNode

@@ -16,9 +16,9 @@ from celluler.inference.stops import StopFilter
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_weights
-from celluler_node.generating import Generating, Queues, open_generating
 from celluler_node.processes.worker_generate_words import SlotsStepped
 from celluler_node.processes.worker_words import LoadModel
+from celluler_node.serving.generating import Generating, Queues, open_generating
 from tests.support.generating import Worked, reciting
 
 LATER_S = 1000.0

@@ -15,10 +15,10 @@ from celluler.errors import Busy, Denied, NotFound, Retracted, Unavailable, Work
 from celluler.inference.memory import bytes_served
 from celluler.models.spec import format_spec, parse_spec
 from celluler.models.templates import fill
-from celluler_node import following, preloading
-from celluler_node.following import Following
-from celluler_node.loading import Loaded, LoadedModels, State
-from celluler_node.preloading import Preloading
+from celluler_node.serving import following, preloading
+from celluler_node.serving.following import Following
+from celluler_node.serving.loading import Loaded, LoadedModels, State
+from celluler_node.serving.preloading import Preloading
 from tests.support.loading import END_S, LOAD_S, Versions, Workers, models_of, version
 
 ONE, TWO, THREE = version("1.0.0", "one"), version("1.0.0", "two"), version("1.0.0", "three")

@@ -25,10 +25,10 @@ from celluler.errors import (
 )
 from celluler.identity import PeerId
 from celluler.inference.hedging import HedgeConfig, Hedging
-from celluler_node.placement import gravest
-from celluler_node.placement_names import Names
-from celluler_node.placement_race import Race
-from celluler_node.placement_streams import Streams
+from celluler_node.placement.chooser import gravest
+from celluler_node.placement.names import Names
+from celluler_node.placement.race import Race
+from celluler_node.placement.streams import Streams
 from celluler_protocols.inference import Predict, Predicted, PredictReply, serve_inference
 from celluler_protocols.nursery import own_nursery
 

@@ -18,7 +18,7 @@ from celluler.identity import PeerId
 from celluler.inference.journal import Journal
 from celluler.inference.questions import Answering, Begun, Event, Finished, Over, Question, Said
 from celluler.inference.sampling import Sampling
-from celluler_node.placement_talk import Heard, Talk
+from celluler_node.placement.talk import Heard, Talk
 from celluler_protocols.nursery import own_nursery
 from tests.support.answering import MODEL, Script, events_of, prompt_of
 from tests.support.choosing import OPENED, Host, open_chooser

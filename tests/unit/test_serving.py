@@ -17,7 +17,7 @@ from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.repository import Repository
-from celluler_node.serving import ModelServer, blamed
+from celluler_node.serving.server import ModelServer, blamed
 from celluler_protocols.inference import MAX_DATA_BYTES, Predict
 
 ALICE = Identity(b"a" * 32)

@@ -13,7 +13,7 @@ from celluler.errors import LocalError
 from celluler_node.processes.words import Limits
 from celluler_node.processes.worker_words import WORKER
 from celluler_node.scratch import open_scratch
-from celluler_node.spares import Spares, _Spare
+from celluler_node.serving.spares import Spares, _Spare
 
 
 async def test_a_worker_that_is_taken_by_a_call_that_is_cancelled_is_ended(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from celluler.models.manifest import OpenedManifest
 from celluler.models.spec import parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_vector
-from celluler_node.judging import Bench
-from celluler_node.signing import signing_answerer, signing_predictor
-from celluler_node.spot_checks import MAX_WAITING, Caught, Judges, SpotChecks
+from celluler_node.checks.judging import Bench
+from celluler_node.checks.signing import signing_answerer, signing_predictor
+from celluler_node.checks.spot import MAX_WAITING, Caught, Judges, SpotChecks
 from celluler_protocols.answer_evidence import open_answer_evidence
 from celluler_protocols.inference import Predict, Predicted
 from celluler_protocols.scoring import Wanted

@@ -24,7 +24,7 @@ from celluler_node.processes.confinement import Confinement
 from celluler_node.processes.words import Isolation, Limits, Reply
 from celluler_node.processes.worker_stages import StageWorker
 from celluler_node.processes.worker_stages_words import STAGE_WORKER, LoadStage
-from celluler_node.stages import CALL_S, IDLE_S, StageServer
+from celluler_node.stages.server import CALL_S, IDLE_S, StageServer
 from celluler_protocols.nursery import own_nursery
 from celluler_protocols.stages_messages import DRAW, HIDDEN, Forward, OpenStage
 from tests.support.stages import ALICE, manifest

@@ -24,9 +24,9 @@ from celluler.inference.sampling import GREEDY, Sampling
 from celluler.models.spec import Architecture, parse_spec
 from celluler.models.templates import fill
 from celluler.models.weights import initial_vector, load_vector, save_vector
-from celluler_node import staging
-from celluler_node.stages_peers import StagePeers
-from celluler_node.staging import StagedAnswerer
+from celluler_node.stages import answering as staging
+from celluler_node.stages.answering import StagedAnswerer
+from celluler_node.stages.peers import StagePeers
 from celluler_protocols.nursery import own_nursery
 from tests.support.generating import reciting
 from tests.support.stages import SERVING, StageSwarm, manifest

@@ -19,7 +19,7 @@ from celluler.learning.run import Run
 from celluler.learning.standing import CARE, VESTING_ROUNDS, WORK, follow
 from celluler.learning.transcript import Opening, Transcript, TranscriptWriter
 from celluler.learning.verify import Archive
-from celluler_node.verify_arithmetic import IntegerArithmetic
+from celluler_node.verifying.arithmetic import IntegerArithmetic
 from simulations.rounds import digest, identity, roster_of
 from simulations.rounds.cast import entry_of
 from tests.support.chains import Chain, application, invite, signer_of, vouch

@@ -25,7 +25,7 @@ from celluler.learning.messages import (
 from celluler.learning.roster import RosterEntry, RosterView, open_roster, rules_for, seal_roster
 from celluler.learning.transcript import Opening, Signatures, Transcript, TranscriptWriter
 from celluler.learning.verify import Archive
-from celluler_node.verify_arithmetic import IntegerArithmetic
+from celluler_node.verifying.arithmetic import IntegerArithmetic
 from simulations.rounds import identity
 from tests.support.vectors import FOLDER
 

@@ -21,8 +21,8 @@ from celluler.learning.roster import MAX_ROSTER_BYTES, Roster, open_roster, seal
 from celluler.learning.transcript import HeightRecord, Signatures, Transcript, TranscriptWriter
 from celluler.learning.verify import Archive, Link, merge
 from celluler.models.manifest import describe_model, seal_manifest
-from celluler_node.verify_arithmetic import IntegerArithmetic
-from celluler_node.verify_papers import claim_of, open_papers
+from celluler_node.verifying.arithmetic import IntegerArithmetic
+from celluler_node.verifying.papers import claim_of, open_papers
 from simulations.rounds import identity
 from tests.support.specs import as_bytes
 from tests.support.transcripts import AUTHOR, COORDINATOR, SPEC, Played, play

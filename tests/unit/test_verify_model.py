@@ -20,8 +20,8 @@ from celluler.learning.transcript import MAX_FILE_BYTES, HeightRecord, Signature
 from celluler.wire import pack
 from celluler_node.cli import verify_commands
 from celluler_node.cli.root import run
-from celluler_node.verify_arithmetic import IntegerArithmetic
-from celluler_node.verify_sources import Gathering
+from celluler_node.verifying.arithmetic import IntegerArithmetic
+from celluler_node.verifying.sources import Gathering
 from tests.support.transcripts import AUTHOR, COORDINATOR, Played, play
 from tests.support.verifying import KnowingNode
 

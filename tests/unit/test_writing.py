@@ -22,7 +22,7 @@ from celluler.models.templates import fill
 from celluler.models.weights import initial_weights
 from celluler_node.processes.worker_generate_words import OpenSlots
 from celluler_node.processes.worker_words import LoadModel
-from celluler_node.writing import Room, Writing, open_writing, room_of
+from celluler_node.serving.writing import Room, Writing, open_writing, room_of
 from tests.support.generating import Worked, reciting
 
 MODEL = Digest(b"m" * 32)

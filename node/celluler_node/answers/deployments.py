@@ -29,10 +29,10 @@ from celluler_node.answers.inference import cid_text
 from celluler_node.answers.models import ModelAnswers
 from celluler_node.bounded import bounded
 from celluler_node.callers import called_by, caller
-from celluler_node.deploy_views import changed_scale, deployment_view, new_deployment
-from celluler_node.deployments import MAX_COMPARING, Asked, Deployments
-from celluler_node.kept_answers import Counted, is_kept
+from celluler_node.deployments.book import MAX_COMPARING, Asked, Deployments
+from celluler_node.deployments.views import changed_scale, deployment_view, new_deployment
 from celluler_node.model_views import ports_view
+from celluler_node.serving.kept_answers import Counted, is_kept
 
 COMPARE_S = 60.0
 

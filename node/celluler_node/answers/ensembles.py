@@ -16,7 +16,7 @@ from celluler.tensors import Tensor
 from celluler.views import Ensemble, EnsembleMember, Prediction
 from celluler_node.answers.inference import cid_text
 from celluler_node.answers.models import ModelAnswers
-from celluler_node.placement import final, gravest
+from celluler_node.placement.chooser import final, gravest
 from celluler_protocols.inference import Predict, Predicted
 from celluler_protocols.nursery import own_nursery
 

@@ -14,7 +14,7 @@ from celluler.inference.questions import Generated, Question
 from celluler_node.answers.inference import InferenceAnswers, cid_text
 from celluler_node.answers.staged import generate_staged
 from celluler_node.bounded import bounded
-from celluler_node.placement_talk import Heard, Talk
+from celluler_node.placement.talk import Heard, Talk
 from celluler_protocols.nursery import own_nursery
 
 

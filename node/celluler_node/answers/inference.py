@@ -14,12 +14,12 @@ from celluler.inference.questions import Answering, Question
 from celluler.models.manifest import OpenedManifest
 from celluler_node.answers.services import Answers, Services
 from celluler_node.bounded import bounded
-from celluler_node.checking import spot_checks
-from celluler_node.placement import Chooser
-from celluler_node.placement_names import Names
-from celluler_node.placement_race import ANSWER_S, Race
-from celluler_node.placement_streams import Streams
-from celluler_node.serving import ModelServer
+from celluler_node.checks.wiring import spot_checks
+from celluler_node.placement.chooser import Chooser
+from celluler_node.placement.names import Names
+from celluler_node.placement.race import ANSWER_S, Race
+from celluler_node.placement.streams import Streams
+from celluler_node.serving.server import ModelServer
 from celluler_protocols import generation
 from celluler_protocols.inference import Predict, Predicted
 

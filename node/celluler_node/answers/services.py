@@ -15,12 +15,12 @@ from celluler.models.manifest import MAX_CARD_BYTES
 from celluler.models.names import PEER_ID_START, ModelName
 from celluler_node.bounded import bounded
 from celluler_node.core import Core
-from celluler_node.deployments import Deployments
+from celluler_node.deployments.book import Deployments
 from celluler_node.job_client import JobClient
-from celluler_node.kept_answers import KeptAnswers
 from celluler_node.repository import Held, HeldDataset
-from celluler_node.serving import ModelServer
-from celluler_node.staging import StagedAnswerer
+from celluler_node.serving.kept_answers import KeptAnswers
+from celluler_node.serving.server import ModelServer
+from celluler_node.stages.answering import StagedAnswerer
 from celluler_node.summarising import Summariser
 from celluler_node.training.desk import TrainingDesk
 from celluler_protocols.membership import Member, Membership

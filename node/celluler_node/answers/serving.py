@@ -5,8 +5,8 @@ from __future__ import annotations
 from celluler.errors import NotSupported
 from celluler.views import LoadedModel, Serving
 from celluler_node.answers.services import Answers
-from celluler_node.serving import ModelServer
-from celluler_node.serving_views import loaded_view, nothing_served, serving_view
+from celluler_node.serving.server import ModelServer
+from celluler_node.serving.views import loaded_view, nothing_served, serving_view
 
 
 class ServingAnswers(Answers):

@@ -12,7 +12,7 @@ from celluler.identity import PeerId
 from celluler.inference.questions import Answering, Begun, Event, Generated, Question
 from celluler.inference.text_stops import TextStops
 from celluler.models.manifest import OpenedManifest
-from celluler_node.staging import StagedAnswerer
+from celluler_node.stages.answering import StagedAnswerer
 
 
 @asynccontextmanager

@@ -20,9 +20,9 @@ from celluler_node.cli.session import NOBODY, Join, Json, log_to, open_session, 
 from celluler_node.scratch import temporary_folder
 
 if TYPE_CHECKING:
-    from celluler_node.verify_answer import AnswerReport
-    from celluler_node.verify_evidence import EvidenceReport
-    from celluler_node.verify_model import ModelReport
+    from celluler_node.verifying.answer import AnswerReport
+    from celluler_node.verifying.evidence import EvidenceReport
+    from celluler_node.verifying.model import ModelReport
 
 TOLD_SHARE = 0.1
 """Of the training, forged: the odds that people are told."""
@@ -97,9 +97,9 @@ def verify(
 
 def _answer(report: TrainingReport | ModelReport | EvidenceReport | AnswerReport, as_json: bool) -> None:
     """Print it, and leave with the exit code that it means."""
-    from celluler_node.verify_answer import AnswerReport  # noqa: PLC0415  loaded by now
-    from celluler_node.verify_evidence import EvidenceReport, Judged  # noqa: PLC0415
-    from celluler_node.verify_model import ModelReport  # noqa: PLC0415
+    from celluler_node.verifying.answer import AnswerReport  # noqa: PLC0415  loaded by now
+    from celluler_node.verifying.evidence import EvidenceReport, Judged  # noqa: PLC0415
+    from celluler_node.verifying.model import ModelReport  # noqa: PLC0415
 
     output = Output(as_json=as_json)
     if isinstance(report, EvidenceReport | AnswerReport):

@@ -24,12 +24,12 @@ from celluler.views import Check, Model
 from celluler_node.config import load_config
 from celluler_node.limits import worker_limits
 from celluler_node.processes.worker_words import WORKER
-from celluler_node.verify_answer import AnswerReport, verify_answer
-from celluler_node.verify_command import Sample, nothing_verified, verify_training
-from celluler_node.verify_evidence import Bench, EvidenceReport, verify_evidence
-from celluler_node.verify_model import NO_JOB, NO_TRANSCRIPT, ModelReport, report_on
-from celluler_node.verify_papers import Claim, rounds_claimed
-from celluler_node.verify_sources import Consulted, Gathering
+from celluler_node.verifying.answer import AnswerReport, verify_answer
+from celluler_node.verifying.command import Sample, nothing_verified, verify_training
+from celluler_node.verifying.evidence import Bench, EvidenceReport, verify_evidence
+from celluler_node.verifying.model import NO_JOB, NO_TRANSCRIPT, ModelReport, report_on
+from celluler_node.verifying.papers import Claim, rounds_claimed
+from celluler_node.verifying.sources import Consulted, Gathering
 from celluler_protocols import answer_evidence
 
 KINDS = {"weights": "model", "data": "dataset"}

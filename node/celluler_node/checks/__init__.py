@@ -1,0 +1,1 @@
+"""Answers of other peers looked into, and our own ones signed."""

@@ -1,0 +1,1 @@
+"""Names that stand for versions of models, with replicas at peers."""

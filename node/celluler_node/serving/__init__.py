@@ -1,0 +1,1 @@
+"""Models at work in workers: loading, batching, writing, and what is remembered of answers."""

@@ -1,0 +1,1 @@
+"""Verification from outside: models with their transcripts, evidence, answers."""
