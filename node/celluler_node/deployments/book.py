@@ -1,6 +1,6 @@
 """This node's deployments: what they are, kept in a file of their own, and what became of their requests since it runs.
 
-Knows neither peers nor models: replicas are got by `deploy_control`, answers by `answers/deployments`.
+Knows neither peers nor models: replicas are got by `control`, answers by `answers/deployments`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whom to ask: who may serve a model, what is known of each, and what is learnt of each attempt.
 
 Decides nothing itself: the order is `celluler.inference.placement`'s, the deadlines `celluler.inference.hedging`'s.
-`placement_race.py` and `placement_talk.py` ask.
+`race.py` and `talk.py` ask.
 """
 
 from __future__ import annotations
