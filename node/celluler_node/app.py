@@ -53,9 +53,8 @@ from celluler_protocols.rounds import RoundsHub
 SAVE_S = 30.0
 REPLICATE_EVERY_S = 30.0
 SETTLE_S = 1.0
-MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER = 64, 32
-"""Predictions answered at once: in all, and of one peer, which may be the gateway of many clients; each may hold a
-request of 8 MiB still on its way."""
+MAX_INFERENCE_STREAMS, MAX_INFERENCE_STREAMS_A_PEER = 64, inference.STREAMS_A_PEER
+"""Predictions answered at once: in all, and of one peer; each may hold a request of 8 MiB still on its way."""
 MAX_GENERATION_STREAMS, MAX_GENERATION_STREAMS_A_PEER = 64, 32
 AVERAGER_LISTEN = "/ip4/{host}/tcp/{port}"
 

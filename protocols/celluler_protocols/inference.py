@@ -33,6 +33,8 @@ from celluler.wire import U8, U32, Bytes32, Frames, Length, Range, Text
 PROTOCOL_ID = "/celluler/infer/1"
 MAX_DATA_BYTES = 8 << 20
 MAX_RECEIPT_BYTES = 1024
+STREAMS_A_PEER = 8
+"""Taken at once of one peer, each of which may hold a request and an answer: who asks opens no more."""
 IDLE_S = 60.0
 """How long a server waits for a request to come whole, or for the next one."""
 ANSWER_S = 30.0

@@ -23,7 +23,18 @@ from celluler.content.memory import MemoryStore
 from celluler.errors import CellulerError
 from celluler.identity import Envelope, Identity, PeerId, seal
 from celluler.wire import Frames, pack, unpack
-from celluler_protocols import bulk, catalogue, content, inference, jobs_messages, rounds_messages
+from celluler_protocols import (
+    bulk,
+    catalogue,
+    content,
+    inference,
+    jobs_messages,
+    leases,
+    rounds_messages,
+    scoring,
+    stages_messages,
+)
+from celluler_protocols.generation import messages as generation
 from celluler_protocols.gossip import TOPIC
 from celluler_protocols.host import Handler, Host, open_host
 from celluler_protocols.host.kad import PROTOCOL_ID as KAD
@@ -53,6 +64,8 @@ class Spoken:
     names_truncation: bool = True
 
 
+_DRAWING = generation.Drawing(1.0, 1.0, 0, 0, 0, None)
+_LOAD = generation.Load(0, 0, 1)
 PROTOCOLS = (
     Spoken(
         content.PROTOCOL_ID,
@@ -86,6 +99,42 @@ PROTOCOLS = (
             inference.Predict("nobody/nothing", "raw", "object", (1,), bytes(4)),
             inference.Predict("nobody/nothing", "raw", "float32", (2**31, 2**31, 2**31), bytes(4)),
         ),
+    ),
+    Spoken(
+        generation.PROTOCOL_ID,
+        generation.frames,
+        generation.Generate("nobody/nothing", generation.OfText("x"), _DRAWING, 1, 5, 1000, b"", b""),
+        (
+            generation.Stop(0),
+            generation.Begun(SOME_DIGEST, bytes(4), _LOAD),
+            generation.Alive(_LOAD),
+            generation.Generate("nobody/nothing", generation.OfTokens(bytes(5)), _DRAWING, 1, 5, 1000, b"", b""),
+        ),
+    ),
+    Spoken(
+        scoring.PROTOCOL_ID,
+        scoring.frames,
+        scoring.Score("nobody/nothing", bytes(4), bytes(4), False, 0.0, 1.0, 0, 0, 0, 0, 0.0),
+        (
+            scoring.Scored(SOME_DIGEST, bytes(scoring.SCORE.itemsize)),
+            scoring.Score("nobody/nothing", bytes(5), bytes(4), False, 0.0, 1.0, 0, 0, 0, 0, 0.0),
+        ),
+    ),
+    Spoken(
+        stages_messages.PROTOCOL_ID,
+        stages_messages.frames,
+        stages_messages.OpenStage(SOME_DIGEST, 0, 1, 1, 8, "bf16"),
+        (
+            stages_messages.StageReady(1, 1, 1, False),
+            stages_messages.Forward(0, 0, 1, 0, 0, bytes(4)),
+            stages_messages.End(0),
+        ),
+    ),
+    Spoken(
+        leases.PROTOCOL_ID,
+        leases.frames,
+        leases.Release(SOME_DIGEST),
+        (leases.Kept(1, True), leases.Released()),
     ),
     Spoken(
         catalogue.PROTOCOL_ID,

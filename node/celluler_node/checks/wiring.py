@@ -32,7 +32,7 @@ SCORE_S = 60.0
 DISTRUST_S = 24 * 3600.0
 DISTRUST = 4.0
 """Of one that this node saw lying, or two others: behind all who are trusted, whatever else is known."""
-MAX_SCORING_STREAMS, MAX_SCORING_STREAMS_A_PEER = 4, 1
+MAX_SCORING_STREAMS, MAX_SCORING_STREAMS_A_PEER = 16, 1
 """Claims of other peers that wait or are scored; one at a time is, since a worker does nothing else meanwhile."""
 MAX_REMEMBERED = 64
 

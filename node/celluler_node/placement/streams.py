@@ -5,7 +5,9 @@ Kept for moments only: each takes one of the places that a server has for all.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -17,7 +19,6 @@ from celluler_protocols.inference import Predict, Predicted
 
 KEPT_S = 2.0
 MAX_KEPT = 128
-MAX_KEPT_A_PEER = 16
 
 
 class Streams:
@@ -26,9 +27,16 @@ class Streams:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._kept: OrderedDict[trio.abc.Stream, tuple[PeerId, float]] = OrderedDict()
+        self._limits: dict[PeerId, trio.CapacityLimiter] = {}
+        self._asking = Counter[PeerId]()
 
     async def predict(self, peer: PeerId, request: Predict) -> Predicted:
-        """Ask once; a kept stream that turns out to be gone is replaced by a fresh one. Raises as `exchange` does."""
+        """Ask once, as soon as the peer has a place for us. Raises as `exchange` does."""
+        async with self._place(peer):
+            return await self._predict(peer, request)
+
+    async def _predict(self, peer: PeerId, request: Predict) -> Predicted:
+        """A kept stream that turns out to be gone is replaced by a fresh one."""
         if (kept := self._take(peer)) is not None:
             try:
                 return await self._exchange(peer, kept, request)
@@ -37,6 +45,17 @@ class Streams:
                     raise
         stream = await self._host.open_stream(peer, inference.PROTOCOL_ID)
         return await self._exchange(peer, stream, request)
+
+    @asynccontextmanager
+    async def _place(self, peer: PeerId) -> AsyncIterator[None]:
+        self._asking[peer] += 1
+        try:
+            async with self._limits.setdefault(peer, trio.CapacityLimiter(inference.STREAMS_A_PEER)):
+                yield
+        finally:
+            self._asking[peer] -= 1
+            if not self._asking[peer]:
+                del self._asking[peer], self._limits[peer]
 
     async def run(self) -> None:
         """As long as the node."""
@@ -69,7 +88,7 @@ class Streams:
 
     def _keep(self, peer: PeerId, stream: trio.abc.Stream) -> bool:
         of_peer = sum(whose == peer for whose, _ in self._kept.values())
-        if len(self._kept) >= MAX_KEPT or of_peer >= MAX_KEPT_A_PEER:
+        if len(self._kept) >= MAX_KEPT or of_peer >= inference.STREAMS_A_PEER:
             return False
         self._kept[stream] = peer, trio.current_time()
         return True

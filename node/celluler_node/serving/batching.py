@@ -197,7 +197,7 @@ async def open_batching(
     ended: Callable[[], bool],
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[Batching]:
-    """Ready on entry; on exit everybody who still waits is told that the model was unloaded.
+    """Ready on entry; on exit everybody who still waits is told that the model was unloaded, or with what WorkerFailed.
 
     samples: that are computed together at most, 1 to have each prediction computed alone.
     """
@@ -210,7 +210,7 @@ async def open_batching(
             yield batching
         except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
             failure = error
-        batching.close(WorkerFailed("the model was unloaded"))
+        batching.close(failure if isinstance(failure, WorkerFailed) else WorkerFailed("the model was unloaded"))
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -203,7 +203,7 @@ async def open_generating(
             yield generating
         except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
             failure = error
-        generating.close(WorkerFailed("the model was unloaded"))
+        generating.close(failure if isinstance(failure, WorkerFailed) else WorkerFailed("the model was unloaded"))
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

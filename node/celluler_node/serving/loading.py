@@ -248,7 +248,6 @@ class LoadedModels:
         try:
             with loaded.scope, self._repository.hold(loaded.opened):
                 await self._serve(loaded, hints, before)
-                log.info("worker_ended", model=name, reason=loaded.child and loaded.child.reason)
         except CellulerError as error:
             loaded.failure = error
         except OSError as error:  # of our store: a full or broken disk is no reason for the node to end
@@ -267,6 +266,7 @@ class LoadedModels:
             loaded.gone.set()
 
     async def _serve(self, loaded: Loaded, hints: tuple[PeerId, ...], before: tuple[Loaded, ...]) -> None:
+        """Until its scope is cancelled. Raises why it was not loaded, WorkerFailed once it has ended."""
         opened, repository = loaded.opened, self._repository
         record, interface, own = opened.record, opened.interface, opened.signed.signer == self._own
         weights = await repository.sound(opened, hints=hints, on_fetched=lambda: _reach(loaded, State.VERIFYING))
@@ -315,6 +315,8 @@ class LoadedModels:
                 _reach(loaded, State.READY)
                 loaded.ready.set()
                 await child.ended.wait()
+                log.info("worker_ended", model=record.name, reason=child.reason)
+                raise WorkerFailed(f"worker: {child.reason}", limit=child.limit)  # what all who wait are told
 
     def _note_batch(self, loaded: Loaded, samples: int) -> None:
         now = trio.current_time()

@@ -84,6 +84,12 @@ class Writing:
         """Answers that wait for one."""
         return 0 if self._generating is None else self._generating.waiting
 
+    def close(self, failure: WorkerFailed) -> None:
+        """The worker has ended: whoever waits is told."""
+        self._failure = self._failure or failure
+        if self._generating is not None:
+            self._generating.close(failure)
+
     async def keep(self, on_failure: Callable[[], None]) -> None:
         """From the first question until the worker has failed; whoever asks afterwards is told why."""
         await self._wanted.wait()
@@ -214,6 +220,8 @@ async def open_writing(
             yield writing
         except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
             failure = error
+            if isinstance(error, WorkerFailed):
+                writing.close(error)
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
