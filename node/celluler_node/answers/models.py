@@ -164,7 +164,7 @@ class ModelAnswers(InferenceAnswers):
         return await self._model_view(self._core.repository.held(await self._looked_up(ref)))
 
     async def model_ports(self, ref: str) -> ModelPorts:
-        return ports_view(self._core.repository.held(await self._core.repository.resolve(ref, hints=self._hints())))
+        return ports_view(self._core.repository.held(await self._resolved(ref)))
 
     async def model_card(self, ref: str) -> str:
         opened = await self._looked_up(ref)
