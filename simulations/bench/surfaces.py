@@ -1,6 +1,6 @@
 """What a model's own rate is worth behind a node's HTTP endpoint, and behind one more peer.
 
-`python -m simulations.bench.surfaces [--seconds 3] [--tokens 48] [--repeats 3] [--json]`
+`python -m simulations.bench.surfaces [--seconds 3] [--tokens 160] [--repeats 3] [--json]`
 
 Two real nodes on loopback: one serves, the other has that role not, and asks it. Predictions of an MLP of digits' size
 by KServe with tensors in binary; texts of a Llama-shaped model by `/v1/completions`, streamed, greedy, by 16 clients at
@@ -201,7 +201,7 @@ def texts(server: NodeProcess, other: NodeProcess, tokens: int, repeats: int) ->
 def main() -> int:
     parser = argparse.ArgumentParser(prog="simulations.bench.surfaces", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
