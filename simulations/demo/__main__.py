@@ -121,12 +121,13 @@ class Demo:
         self.say(f"{publisher.name}, which published the model, was killed")
 
     def predict(self, model: str, digits: Digits, nodes: Sequence[NodeProcess]) -> float:
-        """The held-out digits, from the peer client, an equal share by way of each of these nodes."""
+        """The held-out digits, from the peer client, an equal share by each of these nodes."""
         names = {node.peer_id: node.name for node in self.swarm.nodes}
         inputs, outputs = self.client_home / "held-out.npy", []
         for node, share in zip(nodes, np.array_split(digits.x, len(nodes)), strict=True):
             np.save(inputs, share)
-            answer = celluler("run", model, str(inputs), "--join", node.address, home=self.client_home, timeout_s=JOB_S)
+            asked = ("run", model, str(inputs), "--join", node.address, "--peer", node.peer_id)
+            answer = celluler(*asked, home=self.client_home, timeout_s=JOB_S)
             outputs.append(np.asarray(answer["outputs"], dtype=np.float32))
             self.findings.served_by.setdefault(model, []).append(names[answer["peer"]])
         return digits.accuracy(np.concatenate(outputs))
