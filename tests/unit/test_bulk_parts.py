@@ -42,6 +42,8 @@ from celluler_node.bulk.words import (
 )
 from celluler_node.processes.words import Reply
 
+pytestmark = pytest.mark.thorough
+
 WAIT_S = 10.0
 ROOT = digest_of(b"root")
 

@@ -22,6 +22,8 @@ from tests.support.jobs import BOB
 from tests.support.serving_node import ServingNode
 from tests.support.writing import TALE
 
+pytestmark = pytest.mark.thorough
+
 BASE = "http://127.0.0.1:8787/v1"
 HELLO = [{"role": "user", "content": "Hello"}]
 

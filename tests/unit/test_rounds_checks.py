@@ -69,6 +69,8 @@ from tests.support.heights import (
 )
 from tests.unit.test_rounds_run import member, quiet, report_of
 
+pytestmark = pytest.mark.thorough
+
 ALL = set_of(0, 1, 2, 3)
 
 

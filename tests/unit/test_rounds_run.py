@@ -30,6 +30,8 @@ from simulations.rounds import (
 )
 from simulations.world import Network
 
+pytestmark = pytest.mark.thorough
+
 QUIET = Network(latency_s=(0.005, 0.05))
 
 
