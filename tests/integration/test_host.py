@@ -282,7 +282,7 @@ async def test_violations_are_counted_and_lead_to_a_ban_that_ends() -> None:
     async def strict(peer: str, _stream: trio.abc.Stream) -> None:
         raise ProtocolViolation("nonsense", peer=peer)
 
-    limits = HostLimits(violations_before_ban=3, ban_s=1.0)
+    limits = HostLimits(violations_before_ban=3, ban_s=4.0)
     async with hosts(2, limits=limits) as (mallory, bob):
         bob.serve("/celluler-test/strict/1", strict)
         bob.serve(ECHO, echo)

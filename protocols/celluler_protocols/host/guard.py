@@ -23,6 +23,9 @@ from celluler_protocols.host.addresses import peer_of
 from celluler_protocols.host.ledger import Slots
 from celluler_protocols.host.limits import HostLimits
 
+FORGOTTEN_S = 1.0
+"""How often a connection looks whether libp2p still knows of it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -75,11 +78,20 @@ class Guard:
         try:
             muxed = await swarm.upgrade_inbound_raw_conn(RawConnection(socket, False), address)
             if self._welcome(muxed.peer_id):
-                await muxed.event_closed.wait()
+                await self._until_closed(muxed)
             else:
                 await swarm.close_peer(muxed.peer_id)
         except Exception as error:
             log.debug("connection_failed error=%r", error)
+
+    async def _until_closed(self, muxed: Any) -> None:
+        """libp2p, while it closes its connections to a peer, forgets one that comes meanwhile, and leaves it open."""
+        while not muxed.event_closed.is_set():
+            with trio.move_on_after(FORGOTTEN_S):
+                await muxed.event_closed.wait()
+            if not any(one.muxed_conn is muxed for one in self._swarm.get_connections(muxed.peer_id)):
+                await muxed.close()
+                return
 
     def _welcome(self, identifier: ID) -> bool:
         try:
