@@ -124,12 +124,6 @@ class Replicas:
         if one is not None and not one.busy:
             one.ready, one.due = False, now
 
-    def next_due(self, now: float) -> float:
-        """When `plan` has something to do again, if nothing else changes."""
-        times = [one.due for one in self._all.values() if not one.busy]
-        times += [until for until, _ in self._resting.values() if until > now]
-        return min(times, default=now + RENEW_S)
-
     def _too_many(self, wanted: int) -> tuple[PeerId, ...]:
         """Whom to let go: first what is not ready, then from the region that has most."""
         going: list[PeerId] = []

@@ -21,6 +21,7 @@ from celluler.inference.windows import USUAL, Ask, Window, WindowLimits
 from celluler.models.interface import Interface
 from celluler_node.processes.words import Reply
 from celluler_node.processes.worker_words import Predict
+from celluler_protocols.nursery import own_nursery
 
 MAX_GROUPS = 256
 
@@ -203,14 +204,12 @@ async def open_batching(
     """
     limits = WindowLimits(samples=most_together(interface, samples), queue=queue, client_queue=max(1, queue // 2))
     batching = Batching(call, interface, limits, apart=apart, ended=ended, on_batch=on_batch)
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with own_nursery() as nursery:
         nursery.start_soon(batching.run)
         try:
             yield batching
-        except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
-            failure = error
-        batching.close(failure if isinstance(failure, WorkerFailed) else WorkerFailed("the model was unloaded"))
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        except WorkerFailed as failure:
+            batching.close(failure)
+            raise
+        finally:
+            batching.close(WorkerFailed("the model was unloaded"))

@@ -29,6 +29,7 @@ from celluler_node.processes.worker_generate_words import (
     stepped_of,
     tokens_of,
 )
+from celluler_protocols.nursery import own_nursery
 
 Call = Callable[..., Awaitable[Reply]]
 """`Child.call` of a worker in which a model is loaded."""
@@ -196,14 +197,12 @@ async def open_generating(
     """
     opened: SlotsOpen = (await call(OpenSlots(slots, length, template))).record
     generating = Generating(call, opened, slots, queues)
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with own_nursery() as nursery:
         nursery.start_soon(generating.run)
         try:
             yield generating
-        except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
-            failure = error
-        generating.close(failure if isinstance(failure, WorkerFailed) else WorkerFailed("the model was unloaded"))
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        except WorkerFailed as failure:
+            generating.close(failure)
+            raise
+        finally:
+            generating.close(WorkerFailed("the model was unloaded"))

@@ -21,6 +21,7 @@ from celluler.models.interface import Interface
 from celluler.models.memory import RUNTIME_BYTES
 from celluler_node.bounded import bounded
 from celluler_node.serving.generating import Answers, Call, Generating, open_generating
+from celluler_protocols.nursery import own_nursery
 
 MOST_SLOTS = 16
 
@@ -212,16 +213,10 @@ async def open_writing(
         yield None
         return
     writing = Writing(call, interface, model, memory_bytes, template)
-
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with own_nursery() as nursery:
         nursery.start_soon(writing.keep, on_failure)
         try:
             yield writing
-        except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
-            failure = error
-            if isinstance(error, WorkerFailed):
-                writing.close(error)
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        except WorkerFailed as failure:
+            writing.close(failure)
+            raise

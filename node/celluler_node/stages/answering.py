@@ -29,6 +29,7 @@ from celluler_node.repository import Repository
 from celluler_node.stages.answers import StagedAnswers, check_tokens
 from celluler_node.stages.lines import Line, OpenAt
 from celluler_node.stages.peers import StagePeers
+from celluler_protocols.nursery import own_nursery
 
 SLOTS = 4
 """Answers at once in a line."""
@@ -100,17 +101,10 @@ class StagedAnswerer:
             prompt = await self._tokens(line, question.prompt)
         check_tokens(prompt + question.given, line)
         ends = cut.opened.interface.ends
-        failure: BaseException | None = None
-        async with trio.open_nursery() as nursery:
+        async with own_nursery() as nursery:
             answers = StagedAnswers(self._peers.measured, line, prompt, question, ends, cut.opened.digest, deadline_s)
             nursery.start_soon(answers.run)
-            try:
-                yield answers
-            except BaseException as error:  # raised below as it is: the nursery would wrap it in a group
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+            yield answers
 
     @property
     def lines(self) -> tuple[Line, ...]:
